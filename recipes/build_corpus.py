@@ -1,0 +1,83 @@
+"""Build a pretraining corpus from your own text.
+
+    python recipes/build_corpus.py --text data/*.txt --tokenizer runs/tokenizer --output_dir runs/corpus --num_proc 8
+
+reads the same sources as train_tokenizer.py and leaves a directory that `datasets.load_from_disk` opens, with
+manifest.json beside the splits: what is in it, and what to expect of a model that only knows token frequencies.
+An interrupted build goes on with the same command. On several hosts with a shared file system, run the same command
+on each, with --num_hosts and --host_index, or under a launcher that sets WORLD_SIZE and RANK.
+
+Supports: text of any size in bounded memory, several processes and hosts with the same result, removal of exact
+duplicates, a validation split by document, corpora without next-sentence pairs (--no_nsp).
+Does not support: near-duplicate removal, language or quality filters, sentence splitters other than the built-in one
+(pass `segmenter` to `hfbert_scratch.corpus.build_corpus`).
+"""
+
+import dataclasses
+import os
+
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.corpus import BuildArguments, build_corpus
+from hfbert_scratch.errors import command_line
+from hfbert_scratch.tokenization import load_tokenizer
+
+
+@dataclasses.dataclass
+class CorpusArguments:
+    """What the command line sets."""
+
+    text: list[str] = argument(help="Files, directories, glob patterns, or hub:NAME[:CONFIGURATION[:SPLIT]]")
+    tokenizer: str = argument(help="Directory of the tokenizer, or its name on the Hub")
+    output_dir: str = argument(help="Directory for the corpus: new, or that of an interrupted build")
+    text_column: str = argument("text", help="Field or column with the text in .jsonl, .parquet and data sets")
+    encoding_errors: str = argument("strict", help="strict: refuse bytes that are not UTF-8; replace: put U+FFFD")
+    validation_share: float = argument(0.01, help="Share of the documents held out, chosen by hash; 0: none")
+    max_seq_length: int = argument(512, help="Longest sequence training will ask for, special tokens included")
+    no_nsp: bool = argument(False, help="Build for pretraining without next-sentence pairs")
+    drop_duplicates: bool = argument(True, help="Drop documents that are equal to an earlier one")
+    seed: int = argument(0, help="Decides which documents are held out")
+    shard_mb: int = argument(0, help="Text per shard in MB; 0: a 64th of the text, between 8 and 64")
+    num_proc: int = argument(1, help="Processes that split and tokenize")
+    num_hosts: int = argument(int(os.environ.get("WORLD_SIZE", 1)), help="Hosts that build together")
+    host_index: int = argument(int(os.environ.get("RANK", 0)), help="Number of this host, from 0")
+
+
+@command_line
+def main() -> None:
+    """Build, check, report."""
+    arguments = parse_arguments(CorpusArguments, description=__doc__)
+    corpus = build_corpus(
+        BuildArguments(
+            text=tuple(arguments.text),
+            tokenizer=arguments.tokenizer,
+            text_column=arguments.text_column,
+            encoding_errors=arguments.encoding_errors,
+            validation_share=arguments.validation_share,
+            max_seq_length=arguments.max_seq_length,
+            next_sentence=not arguments.no_nsp,
+            drop_duplicates=arguments.drop_duplicates,
+            seed=arguments.seed,
+            shard_mb=arguments.shard_mb,
+        ),
+        load_tokenizer(arguments.tokenizer),
+        arguments.output_dir,
+        num_proc=arguments.num_proc,
+        num_hosts=arguments.num_hosts,
+        host_index=arguments.host_index,
+    )
+    if corpus is None:
+        return
+    for warning in corpus.manifest["warnings"]:
+        print(f"warning: {warning}")
+    for name, split in corpus.manifest["splits"].items():
+        print(
+            f"{name}: {split['documents']} documents, {split['sentences']} sentences, {split['tokens']} tokens; "
+            f"unigram entropy {split['unigram_entropy']} nats, most frequent token {split['unigram_accuracy']:.1%}"
+        )
+    for length, entry in corpus.manifest["pairs"]["train"].items():
+        print(f"length {length}: " + ", ".join(f"{key} {value}" for key, value in entry.items()))
+    print(f"corpus: {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

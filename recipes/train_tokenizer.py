@@ -1,0 +1,111 @@
+"""Train a WordPiece tokenizer on your own text.
+
+    python recipes/train_tokenizer.py --text data/*.txt --output_dir runs/tokenizer --vocab_size 30522
+
+reads .txt, .jsonl and .parquet files (also .gz and .zst of the first two), directories of these, directories saved by
+`datasets`, and data sets of the Hub (hub:NAME:CONFIGURATION:SPLIT), and leaves a directory that
+`AutoTokenizer.from_pretrained` opens, with record.json beside the tokenizer's files.
+
+Supports: cased and uncased vocabularies of any size, any language BERT's word rules fit, text of any size (it is
+streamed, twice), the same result for the same text.
+Does not support: other algorithms than WordPiece, adding tokens to a trained vocabulary.
+"""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import InputError, OutputError, command_line
+from hfbert_scratch.text_sources import Source, find_sources, read_documents
+from hfbert_scratch.tokenization import Progress, save_tokenizer, tokenizer_hash, train_wordpiece
+
+
+@dataclasses.dataclass
+class TokenizerArguments:
+    """What the command line sets."""
+
+    text: list[str] = argument(help="Files, directories, glob patterns, or hub:NAME[:CONFIGURATION[:SPLIT]]")
+    output_dir: str = argument(help="Directory for the tokenizer")
+    vocab_size: int = argument(30522, help="Number of tokens, special ones and characters included")
+    lowercase: bool = argument(True, help="Uncased (lower case, no accents) or cased")
+    model_max_length: int = argument(512, help="Longest sequence the model will take, stored with the tokenizer")
+    text_column: str = argument("text", help="Field or column with the text in .jsonl, .parquet and data sets")
+    encoding_errors: str = argument("strict", help="strict: refuse bytes that are not UTF-8; replace: put U+FFFD")
+
+
+class Text:
+    """The documents of `sources`, readable several times, with progress."""
+
+    def __init__(self, arguments: TokenizerArguments, sources: list[Source]) -> None:
+        self.arguments, self.sources = arguments, sources
+        self.bytes = self.documents = self.passes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.passes += 1
+        # The first pass tells how much text there is once unpacked.
+        progress = Progress(f"pass {self.passes}", total=self.bytes)
+        self.documents = 0
+        for document in read_documents(
+            self.sources, text_column=self.arguments.text_column, encoding_errors=self.arguments.encoding_errors
+        ):
+            self.documents += 1
+            progress.add(len(document.encode("utf-8")))
+            yield document
+        self.bytes = progress.done
+        print(progress.line(), flush=True)
+
+
+@command_line
+def main() -> None:
+    """Train, save, compare, record."""
+    arguments = parse_arguments(TokenizerArguments, description=__doc__)
+    output = Path(arguments.output_dir)
+    if arguments.model_max_length < 4:
+        raise InputError(f"--model_max_length {arguments.model_max_length} leaves no room for text; use 512")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--output_dir {output} cannot be created: {error.strerror}") from None
+    start = time.monotonic()
+    text = Text(arguments, find_sources(arguments.text))
+    tokenizer = train_wordpiece(
+        text,
+        vocab_size=arguments.vocab_size,
+        lowercase=arguments.lowercase,
+        model_max_length=arguments.model_max_length,
+    )
+    save_tokenizer(tokenizer, output)
+    seconds = time.monotonic() - start
+    record = {
+        "arguments": dataclasses.asdict(arguments),
+        "vocab_size": len(tokenizer),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "documents": text.documents,
+        "bytes": text.bytes,
+        "seconds": round(seconds, 2),
+        "megabytes_per_second": round(text.bytes / 1e6 / seconds, 2),
+        "versions": {name: version(name) for name in ("tokenizers", "transformers")}
+        | {"python": platform.python_version()},
+    }
+    try:
+        (output / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {output / 'record.json'}: {error.strerror}") from None
+    print(
+        f"{output}: {len(tokenizer)} tokens from {text.documents} documents ({text.bytes / 1e6:.1f} MB) "
+        f"in {seconds:.1f} s"
+    )
+    if len(tokenizer) < arguments.vocab_size:
+        print(
+            f"the text has no more pairs that occur twice: {len(tokenizer)} tokens instead of {arguments.vocab_size}; "
+            "give the model this vocab_size, or use more text"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,426 @@
+"""Documents as flat arrays, and BERT's segment pairs drawn from them as a function of (seed, epoch).
+
+Nothing is copied per epoch: an instance is two (start, length) spans of the token array and a label. All documents of
+a shard advance in lockstep in numpy; the random B comes from the same shard, and a group mixes several shards.
+Rules of a pair: Devlin et al. 2018, appendix A.2, and the code published with it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from .errors import InputError
+
+
+# Shards whose rows are shuffled together: 8 shards of 64 MB of text are about a million rows of 128.
+SHARDS_PER_GROUP = 8
+# The dry passes that find the share of one-sentence chunks go over so many shards until they saw so many documents.
+_DRY_SHARDS, _DRY_DOCUMENTS, _DRY_PASSES = 4, 2_000, 50
+# Streams of random numbers, told apart by the last entry of the seed.
+_SHARD_ORDER, _DRAW, _ROW_ORDER, _DRY = range(4)
+
+
+class Shard(NamedTuple):
+    """A run of documents. Sentence i is tokens[sentences[i]:sentences[i + 1]], document d its sentences likewise."""
+
+    tokens: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped
+    sentences: np.ndarray  # (sentences + 1,) int64, offsets into tokens
+    documents: np.ndarray  # (documents + 1,) int64, offsets into sentences
+
+
+class Documents:
+    """The documents of one split, as zero-copy views of its Arrow files.
+
+    `files` are Arrow streams of one record batch with the columns tokens (list of unsigned integers) and
+    sentence_lengths (list of int32); `special_ids` has pad, cls and sep.
+    """
+
+    def __init__(self, files: Sequence[Path], special_ids: dict[str, int]) -> None:
+        self.special_ids = special_ids
+        # A shard needs another document to take a random B from, so a lone one joins its neighbour (by copy).
+        self._batches: list[list[pa.RecordBatch]] = []
+        lone = False
+        for batch in (_open_batch(file) for file in files):
+            if lone or (self._batches and batch.num_rows < 2):
+                self._batches[-1].append(batch)
+            else:
+                self._batches.append([batch])
+            lone = sum(part.num_rows for part in self._batches[-1]) < 2
+        self.num_documents = sum(batch.num_rows for parts in self._batches for batch in parts)
+        self._tokens = [_joined([_values(batch, "tokens") for batch in parts]) for parts in self._batches]
+        # Token positions count on from shard to shard.
+        self.first_tokens = np.cumsum([0, *(len(tokens) for tokens in self._tokens)], dtype=np.int64)
+        self.num_tokens = int(self.first_tokens[-1])
+        self.num_shards = len(self._batches)
+
+    def tokens(self, shard: int) -> np.ndarray:
+        """The token ids of a shard, (tokens,)."""
+        return self._tokens[shard]
+
+    def shard(self, shard: int) -> Shard:
+        """The arrays of a shard; the offsets are computed, the tokens are not read."""
+        parts = self._batches[shard]
+        lengths = _joined([_values(batch, "sentence_lengths") for batch in parts])
+        counts = _joined([np.diff(_offsets(batch, "sentence_lengths")) for batch in parts])
+        return Shard(self._tokens[shard], _cumulative(lengths), _cumulative(counts))
+
+
+def _open_batch(file: Path) -> pa.RecordBatch:
+    try:
+        with pa.ipc.open_stream(pa.memory_map(str(file), "r")) as stream:
+            return stream.read_next_batch()
+    except (OSError, pa.ArrowInvalid, StopIteration) as error:
+        raise InputError(f"{file} is missing or damaged ({error}); build the corpus again") from None
+
+
+def _values(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    return batch.column(column).flatten().to_numpy(zero_copy_only=True)
+
+
+def _offsets(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    return batch.column(column).offsets.to_numpy(zero_copy_only=True)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _cumulative(lengths: np.ndarray) -> np.ndarray:
+    result = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=result[1:])
+    return result
+
+
+class Cursor(NamedTuple):
+    """A place in the endless stream of instances: the next one is number `offset` of `group` in `epoch`."""
+
+    epoch: int = 0
+    group: int = 0
+    offset: int = 0
+
+
+@dataclasses.dataclass
+class Instances:
+    """Rows as parallel arrays. Spans are positions in the tokens of the split; a row without segment B has length 0.
+
+    `index` is unique within an epoch and does not depend on the order of the rows.
+    """
+
+    epoch: np.ndarray  # (rows,) int64
+    index: np.ndarray  # (rows,) uint64
+    a_start: np.ndarray  # (rows,) int64
+    a_length: np.ndarray  # (rows,) int32
+    b_start: np.ndarray  # (rows,) int64
+    b_length: np.ndarray  # (rows,) int32
+    next_sentence_label: np.ndarray  # (rows,) int64: 0 B follows A, 1 B is from another document
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Instances":
+        return Instances(*(column[rows] for column in self._columns()))
+
+    @staticmethod
+    def concatenate(parts: Sequence["Instances"]) -> "Instances":
+        """The rows of `parts` (at least one) one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return Instances(*(np.concatenate(columns) for columns in zip(*(p._columns() for p in parts), strict=True)))
+
+    def _columns(self) -> tuple[np.ndarray, ...]:
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+class Drawn(NamedTuple):
+    """One pass over a shard: spans in shard positions, and what only statistics look at."""
+
+    a_start: np.ndarray
+    a_length: np.ndarray
+    b_start: np.ndarray
+    b_length: np.ndarray
+    label: np.ndarray
+    lost: np.ndarray  # tokens taken away by truncation
+    chunk_sentences: np.ndarray  # sentences of the chunk the row came from
+
+
+class SegmentPairs:
+    """Draws the instances of `documents` for every epoch.
+
+    `max_seq_length` counts [CLS] and [SEP]. With probability `short_seq_prob` a document aims at a random shorter
+    length in a pass. `balanced_nsp` lowers the coin so that half of the rows are NotNext in spite of the one-sentence
+    chunks, which can be nothing else; False is the original's fair coin. `next_sentence=False` gives contiguous spans
+    of one document, `[CLS] A [SEP]`, without segment B (§5.1 of the paper).
+
+    Raises InputError if the split is empty, the length too small, or NSP has no second document to draw from.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        *,
+        max_seq_length: int,
+        seed: int,
+        short_seq_prob: float = 0.1,
+        balanced_nsp: bool = True,
+        next_sentence: bool = True,
+    ) -> None:
+        if documents.num_documents == 0:
+            raise InputError("this split of the corpus holds no document; build it with more text")
+        if next_sentence and documents.num_documents < 2:
+            raise InputError("next-sentence prediction needs at least 2 documents, this split has 1; use --no_nsp")
+        self.room = max_seq_length - (3 if next_sentence else 2)
+        if self.room < 2:
+            raise InputError(f"max_seq_length {max_seq_length} leaves no room for text; the smallest is 5")
+        if not 0 <= short_seq_prob <= 1:
+            raise InputError(f"short_seq_prob must be between 0 and 1, not {short_seq_prob}")
+        if seed < 0:
+            raise InputError(f"seed must not be negative, not {seed}")
+        self.documents = documents
+        self.max_seq_length, self.seed, self.short_seq_prob = max_seq_length, seed, short_seq_prob
+        self.balanced_nsp, self.next_sentence = balanced_nsp, next_sentence
+        self.num_groups = -(-documents.num_shards // SHARDS_PER_GROUP)
+
+    @cached_property
+    def coin(self) -> float:
+        """Probability of NotNext for a chunk of two or more sentences.
+
+        Balanced: (0.5 − p)/(1 − p) with p the share of one-sentence chunks, found by dry passes. p depends a little on
+        the coin itself (the unused sentences are put back), so the second pass starts from the first's answer.
+        """
+        coin = 0.5
+        if self.balanced_nsp and self.next_sentence:
+            for _ in range(3):
+                single = self.single_sentence_share(coin)
+                coin = max(0.0, (0.5 - single) / (1 - single)) if single < 1 else 0.0
+        return coin
+
+    def single_sentence_share(self, coin: float) -> float:
+        """Share of rows from chunks of one sentence, expected over all passes, from some shards, whatever the seed.
+
+        Documents with short targets have many times as many of them as others. To draw which documents those are would
+        be noise, so every document goes through once with the full and once with a short target, weighted.
+        """
+        shards = self.documents.num_shards
+        chosen = sorted({shard * shards // _DRY_SHARDS for shard in range(_DRY_SHARDS)})
+        rows = single = 0.0
+        seen = 0
+        for dry_pass in range(_DRY_PASSES):
+            for number in chosen:
+                rng = np.random.default_rng([dry_pass, number, _DRY])
+                shard = self.documents.shard(number)
+                for short, weight in ((0.0, 1 - self.short_seq_prob), (1.0, self.short_seq_prob)):
+                    sentences = draw_pairs(shard, self.room, short, coin, rng).chunk_sentences
+                    rows += weight * len(sentences)
+                    single += weight * int((sentences == 1).sum())
+                seen += len(shard.documents) - 1
+            if seen >= _DRY_DOCUMENTS:
+                break
+        return single / rows
+
+    def draw(self, epoch: int, shard: int) -> Drawn:
+        """One pass over a shard in the order of drawing; a pure function of (seed, epoch, shard)."""
+        rng = np.random.default_rng([self.seed, epoch, shard, _DRAW])
+        arrays = self.documents.shard(shard)
+        if self.next_sentence:
+            return draw_pairs(arrays, self.room, self.short_seq_prob, self.coin, rng)
+        return draw_spans(arrays, self.room, self.short_seq_prob, rng)
+
+    def group(self, epoch: int, group: int) -> Instances:
+        """The shuffled rows of a group; a pure function of (seed, epoch, group)."""
+        order = np.random.default_rng([self.seed, epoch, _SHARD_ORDER]).permutation(self.documents.num_shards)
+        parts = []
+        for shard in order[group * SHARDS_PER_GROUP : (group + 1) * SHARDS_PER_GROUP]:
+            drawn = self.draw(epoch, int(shard))
+            first, rows = self.documents.first_tokens[shard], len(drawn.label)
+            parts.append(
+                Instances(
+                    epoch=np.full(rows, epoch, dtype=np.int64),
+                    index=(np.uint64(shard) << np.uint64(32)) + np.arange(rows, dtype=np.uint64),
+                    a_start=drawn.a_start + first,
+                    a_length=drawn.a_length.astype(np.int32),
+                    b_start=drawn.b_start + first,
+                    b_length=drawn.b_length.astype(np.int32),
+                    next_sentence_label=drawn.label.astype(np.int64),
+                )
+            )
+        rows = Instances.concatenate(parts)
+        return rows[np.random.default_rng([self.seed, epoch, group, _ROW_ORDER]).permutation(len(rows))]
+
+    def batches(
+        self, batch_size: int, cursor: Cursor | None = None, *, drop_last: bool = False, epochs: int | None = None
+    ) -> Iterator[tuple[Instances, Cursor]]:
+        """Yield (batch, cursor behind it) from `cursor` on; endless unless `epochs` says where to stop.
+
+        Batches run across groups and epochs. With `epochs`, epochs 0 … epochs − 1 are passed and the last batch may
+        be smaller unless `drop_last`. The next group is drawn in a thread while this one is used.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch size must be at least 1, not {batch_size}")
+        epoch, group, offset = cursor or Cursor()
+        parts: list[Instances] = []
+        missing = batch_size
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            upcoming = executor.submit(self.group, epoch, group) if epochs is None or epoch < epochs else None
+            while upcoming is not None:
+                rows = upcoming.result()
+                following = (epoch, group + 1) if group + 1 < self.num_groups else (epoch + 1, 0)
+                more = epochs is None or following[0] < epochs
+                upcoming = executor.submit(self.group, *following) if more else None
+                while offset < len(rows):
+                    part = rows[offset : offset + missing]
+                    offset += len(part)
+                    missing -= len(part)
+                    parts.append(part)
+                    if missing == 0:
+                        batch, parts, missing = Instances.concatenate(parts), [], batch_size
+                        yield batch, Cursor(epoch, group, offset) if offset < len(rows) else Cursor(*following, 0)
+                (epoch, group), offset = following, 0
+        if parts and not drop_last:
+            yield Instances.concatenate(parts), Cursor(epoch, group, 0)
+
+    def assemble(self, instances: Instances) -> dict[str, np.ndarray]:
+        """Token ids of `instances`, padded to max_seq_length = S.
+
+        Returns input_ids and token_type_ids (rows, S) int64, lengths (rows,) int32 counting the special tokens, and
+        next_sentence_label (rows,) int64 unless next_sentence is off.
+        """
+        rows, width = len(instances), self.max_seq_length
+        a_length, b_length = instances.a_length.astype(np.int64), instances.b_length.astype(np.int64)
+        first = np.arange(rows, dtype=np.int64) * width
+        special = self.documents.special_ids
+        input_ids = np.full(rows * width, special["pad"], dtype=np.int64)
+        input_ids[first] = special["cls"]
+        input_ids[first + a_length + 1] = special["sep"]
+        lengths = a_length + 2
+        starts, counts, places = instances.a_start, a_length, first + 1
+        if self.next_sentence:
+            lengths = lengths + b_length + 1
+            input_ids[first + lengths - 1] = special["sep"]
+            starts = np.concatenate([starts, instances.b_start])
+            counts = np.concatenate([counts, b_length])
+            places = np.concatenate([places, first + a_length + 2])
+        self._copy_spans(input_ids, starts, counts, places)
+        columns = np.arange(width)
+        batch = {"input_ids": input_ids.reshape(rows, width), "lengths": lengths.astype(np.int32)}
+        if self.next_sentence:
+            in_b = (columns > a_length[:, None] + 1) & (columns < lengths[:, None])
+            batch["token_type_ids"] = in_b.astype(np.int64)
+            batch["next_sentence_label"] = instances.next_sentence_label.astype(np.int64)
+        else:
+            batch["token_type_ids"] = np.zeros((rows, width), dtype=np.int64)
+        return batch
+
+    def _copy_spans(self, target: np.ndarray, starts: np.ndarray, counts: np.ndarray, places: np.ndarray) -> None:
+        """target[place : place + count] = tokens[start : start + count] for all spans at once, shard by shard."""
+        shards = np.searchsorted(self.documents.first_tokens, starts, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        starts, counts, places = starts[order], counts[order], places[order]
+        used, first_spans = np.unique(shards[order], return_index=True)
+        borders = [*first_spans.tolist(), len(order)]
+        for shard, begin, end in zip(used.tolist(), borders[:-1], borders[1:], strict=True):
+            count = counts[begin:end]
+            behind = np.cumsum(count)
+            steps = np.arange(behind[-1])
+            source = np.repeat(starts[begin:end] - self.documents.first_tokens[shard] - behind + count, count) + steps
+            place = np.repeat(places[begin:end] - behind + count, count) + steps
+            target[place] = self.documents.tokens(shard)[source]
+
+
+# ---------------------------------------------------------------------------------------------------- drawing
+
+
+def draw_pairs(shard: Shard, room: int, short_seq_prob: float, coin: float, rng: np.random.Generator) -> Drawn:
+    """One pass of segment pairs over the documents of `shard`; `room` is max_seq_length − 3.
+
+    Step k takes the k-th chunk of every document that still has sentences. The shard needs two documents.
+    """
+    tokens_before, first_sentences = shard.sentences, shard.documents[:-1]
+    documents = len(first_sentences)
+    targets = _targets(documents, room, short_seq_prob, rng)
+    position = first_sentences.copy()
+    alive = np.arange(documents)
+    steps: list[tuple[np.ndarray, ...]] = []
+    while len(alive):
+        begin, target, stop = position[alive], targets[alive], shard.documents[alive + 1]
+        a_start = tokens_before[begin]
+        end = np.minimum(np.searchsorted(tokens_before, a_start + target), stop)
+        sentences = end - begin
+        # A: one sentence of a one-sentence chunk, else 1 … n − 1 of them.
+        a_end = begin + 1 + _uniform(np.maximum(sentences - 1, 1), rng)
+        a_length = tokens_before[a_end] - a_start
+        random_b = (rng.random(len(alive)) < coin) | (sentences == 1)
+        # Random B: never from A's document, from a uniform sentence on, until the target is reached.
+        other = _uniform(np.full(len(alive), documents - 1), rng)
+        other += other >= alive
+        other_begin = first_sentences[other] + _uniform(shard.documents[other + 1] - first_sentences[other], rng)
+        wanted = tokens_before[other_begin] + np.maximum(target - a_length, 1)
+        other_end = np.minimum(np.searchsorted(tokens_before, wanted), shard.documents[other + 1])
+        b_begin, b_end = np.where(random_b, other_begin, a_end), np.where(random_b, other_end, end)
+        b_start = tokens_before[b_begin]
+        steps.append((a_start, a_length, b_start, tokens_before[b_end] - b_start, random_b, sentences))
+        # The sentences a random B displaced are put back.
+        position[alive] = np.where(random_b, a_end, end)
+        alive = alive[position[alive] < stop]
+    a_start, a_length, b_start, b_length, label, sentences = (np.concatenate(c) for c in zip(*steps, strict=True))
+    *spans, lost = _truncate(a_start, a_length, b_start, b_length, room, rng)
+    return Drawn(*spans, label=label, lost=lost, chunk_sentences=sentences)
+
+
+def draw_spans(shard: Shard, room: int, short_seq_prob: float, rng: np.random.Generator) -> Drawn:
+    """One pass of contiguous spans over the documents of `shard`; `room` is max_seq_length − 2.
+
+    A document is cut every `room` tokens (or its shorter target) from a random phase on, so that epochs differ.
+    """
+    document_starts = shard.sentences[shard.documents[:-1]]
+    lengths = shard.sentences[shard.documents[1:]] - document_starts
+    targets = _targets(len(lengths), room, short_seq_prob, rng)
+    # The first span ends after 1 … target tokens; a document that fits into one span stays whole.
+    heads = np.where(lengths > targets, 1 + _uniform(targets, rng), lengths)
+    counts = 1 + -(-(lengths - heads) // targets)
+    document = np.repeat(np.arange(len(lengths)), counts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = np.where(number > 0, heads[document] + (number - 1) * targets[document], 0)
+    stop = np.minimum(heads[document] + number * targets[document], lengths[document])
+    none = np.zeros(len(document), dtype=np.int64)
+    begin = document_starts[document] + start
+    return Drawn(begin, stop - start, begin, none, none, lost=none, chunk_sentences=none)
+
+
+def _targets(documents: int, room: int, short_seq_prob: float, rng: np.random.Generator) -> np.ndarray:
+    short = rng.random(documents) < short_seq_prob
+    return np.where(short, 2 + _uniform(np.full(documents, room - 1), rng), room)
+
+
+def _uniform(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One uniform integer in [0, count) per entry (every count at least 1)."""
+    return (rng.random(len(counts)) * counts).astype(np.int64)
+
+
+def _truncate(
+    a_start: np.ndarray,
+    a_length: np.ndarray,
+    b_start: np.ndarray,
+    b_length: np.ndarray,
+    room: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, ...]:
+    """Take one token at a time from the longer segment (B on a tie), front or back at random, until both fit `room`.
+
+    In closed form: the longer gives the difference, the rest is shared; what comes from the front is binomial.
+    """
+    excess = np.maximum(a_length + b_length - room, 0)
+    difference = a_length - b_length
+    from_longer = np.minimum(excess, np.abs(difference))
+    shared = excess - from_longer
+    a_lost = np.where(difference > 0, from_longer, 0) + shared // 2
+    b_lost = np.where(difference < 0, from_longer, 0) + (shared + 1) // 2
+    cut = np.flatnonzero(excess)
+    a_front, b_front = np.zeros_like(a_lost), np.zeros_like(b_lost)
+    a_front[cut], b_front[cut] = rng.binomial(a_lost[cut], 0.5), rng.binomial(b_lost[cut], 0.5)
+    return a_start + a_front, a_length - a_lost, b_start + b_front, b_length - b_lost, excess
