@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import InputError
+from .shard_writing import open_batch
 
 
 # Shards whose rows are shuffled together: 8 shards of 64 MB of text are about a million rows of 128.
 SHARDS_PER_GROUP = 8
 # The dry passes that find the share of one-sentence chunks go over so many shards until they saw so many documents.
-_DRY_SHARDS, _DRY_DOCUMENTS, _DRY_PASSES = 4, 2_000, 50
+_DRY_SHARDS, _DRY_DOCUMENTS, _DRY_PASSES = 4, 2_000, 12
 # Streams of random numbers, told apart by the last entry of the seed.
 _SHARD_ORDER, _DRAW, _ROW_ORDER, _DRY = range(4)
 
@@ -46,7 +47,7 @@ class Documents:
         # A shard needs another document to take a random B from, so a lone one joins its neighbour (by copy).
         self._batches: list[list[pa.RecordBatch]] = []
         lone = False
-        for batch in (_open_batch(file) for file in files):
+        for batch in (open_batch(file) for file in files):
             if lone or (self._batches and batch.num_rows < 2):
                 self._batches[-1].append(batch)
             else:
@@ -69,14 +70,6 @@ class Documents:
         lengths = _joined([_values(batch, "sentence_lengths") for batch in parts])
         counts = _joined([np.diff(_offsets(batch, "sentence_lengths")) for batch in parts])
         return Shard(self._tokens[shard], _cumulative(lengths), _cumulative(counts))
-
-
-def _open_batch(file: Path) -> pa.RecordBatch:
-    try:
-        with pa.ipc.open_stream(pa.memory_map(str(file), "r")) as stream:
-            return stream.read_next_batch()
-    except (OSError, pa.ArrowInvalid, StopIteration) as error:
-        raise InputError(f"{file} is missing or damaged ({error}); build the corpus again") from None
 
 
 def _values(batch: pa.RecordBatch, column: str) -> np.ndarray:
@@ -195,7 +188,7 @@ class SegmentPairs:
         """
         coin = 0.5
         if self.balanced_nsp and self.next_sentence:
-            for _ in range(3):
+            for _ in range(2):
                 single = self.single_sentence_share(coin)
                 coin = max(0.0, (0.5 - single) / (1 - single)) if single < 1 else 0.0
         return coin

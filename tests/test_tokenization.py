@@ -1,0 +1,215 @@
+"""WordPiece training, saving and loading."""
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from corpus_helpers import documents, small_tokenizer, write_text
+from transformers import AutoTokenizer
+
+from hfbert_scratch.errors import InputError, OutputError
+from hfbert_scratch.text_sources import find_sources, read_documents
+from hfbert_scratch.tokenization import (
+    SPECIAL_TOKENS,
+    bert_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_hash,
+    train_wordpiece,
+    without_long_words,
+)
+
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "train_tokenizer.py"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small_tokenizer()
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def test_saved_tokenizer_needs_only_transformers(saved, tokenizer):
+    loaded = AutoTokenizer.from_pretrained(saved)
+    assert type(loaded).__name__ == "BertTokenizer" and loaded.is_fast
+    assert [loaded.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
+    assert loaded.model_max_length == 512 and loaded.do_lower_case
+    assert loaded("BaBe Ko.")["input_ids"] == tokenizer("babe ko.")["input_ids"]
+    assert loaded("ba", "be")["token_type_ids"][-1] == 1
+    lines = (saved / "vocab.txt").read_text().split("\n")
+    assert lines[-1] == "" and len(lines) - 1 == len(loaded)
+    assert lines[:5] == list(SPECIAL_TOKENS)
+    assert tokenizer_hash(load_tokenizer(saved)) == tokenizer_hash(tokenizer)
+
+
+def test_cased_keeps_case():
+    cased = train_wordpiece(["Ab aB Ab aB é É"] * 3, vocab_size=30, lowercase=False)
+    assert {"A", "B", "é", "É"} <= set(cased.get_vocab())
+    uncased = train_wordpiece(["Ab aB Ab aB é É"] * 3, vocab_size=30)
+    assert not {"A", "é"} & set(uncased.get_vocab())
+
+
+def test_same_text_same_vocabulary_also_with_windows_line_ends(tmp_path):
+    texts = documents(80)
+    plain = "\n\n".join(texts)
+    vocabularies = []
+    for name, content in {
+        "lf": plain,
+        "again": plain,
+        "crlf": plain.replace("\n", "\r\n"),
+        "bom": "\ufeff" + plain,
+        "nul": plain.replace(" ", " \0"),
+    }.items():
+        (tmp_path / f"{name}.txt").write_bytes(content.encode())
+        sources = find_sources([str(tmp_path / f"{name}.txt")])
+        save_tokenizer(train_wordpiece(list(read_documents(sources)), vocab_size=300), tmp_path / name)
+        vocabularies.append((tmp_path / name / "vocab.txt").read_bytes())
+    assert len(set(vocabularies)) == 1
+
+
+def test_deterministic_across_processes(tmp_path):
+    """Hash maps are seeded anew in every process; ties must not be broken by their order."""
+    text = write_text(tmp_path / "t.txt", documents(150, seed=4))
+    code = (
+        "import sys; from hfbert_scratch.tokenization import train_wordpiece as t;"
+        "from hfbert_scratch.text_sources import *;"
+        "v=t(list(read_documents(find_sources([sys.argv[1]]))),vocab_size=500).get_vocab();"
+        "print(sorted(v.items(), key=lambda x: x[1]))"
+    )
+    runs = {
+        subprocess.run([sys.executable, "-c", code, str(text)], capture_output=True, check=True).stdout for _ in "ab"
+    }
+    assert len(runs) == 1
+
+
+def test_size_is_checked_and_honest():
+    with pytest.raises(InputError, match=r"vocab_size 20 is too small.* together \d+"):
+        train_wordpiece(documents(5), vocab_size=20)
+    with pytest.raises(InputError, match="no character"):
+        train_wordpiece([" \n\t", "\0"], vocab_size=100)
+    assert len(train_wordpiece(documents(5), vocab_size=100_000)) < 5_000
+    with pytest.raises(InputError, match="iterated over twice"):
+        train_wordpiece(iter(documents(5)), vocab_size=100)
+
+
+def test_a_huge_word_neither_hangs_nor_counts():
+    texts = documents(20)
+    start = time.monotonic()
+    with_word = train_wordpiece([*texts, "a" * 3_000_000, "é" * 2_000_000], vocab_size=300)
+    assert time.monotonic() - start < 20
+    assert max(map(len, with_word.get_vocab())) <= 12
+    assert without_long_words("x " + "y" * 101 + " z").split() == ["x", "z"]
+    assert without_long_words("x " + "y" * 100 + " z") == "x " + "y" * 100 + " z"
+    # Punctuation and ideographs end words, so these runs without a blank are kept.
+    for kept in ("ab-" * 100, "中文" * 200, "http://" + "a.b/" * 60):
+        assert without_long_words(kept) == kept
+    assert "“" in without_long_words("“".join(["word"] * 50))
+
+
+def test_rarest_characters_get_no_place():
+    common = ["abc cab bca " * 20_000]
+    tokenizer = train_wordpiece([*common, "ϗ ☃"], vocab_size=50)
+    assert not {"ϗ", "☃"} & set(tokenizer.get_vocab())
+    assert "ϗ" in train_wordpiece(["abc cab ϗ"], vocab_size=50).get_vocab()
+
+
+def test_hash_depends_on_vocabulary_and_normalizer(tokenizer, tmp_path):
+    vocabulary = tokenizer.get_vocab()
+    assert tokenizer_hash(bert_tokenizer(vocabulary, True)) == tokenizer_hash(tokenizer)
+    assert tokenizer_hash(bert_tokenizer(vocabulary, True, 128)) == tokenizer_hash(tokenizer)
+    assert tokenizer_hash(bert_tokenizer(vocabulary, False)) != tokenizer_hash(tokenizer)
+    assert tokenizer_hash(bert_tokenizer(vocabulary | {"zzz": len(vocabulary)}, True)) != tokenizer_hash(tokenizer)
+    # The layout of the file does not matter, nor padding and truncation left over in it.
+    save_tokenizer(tokenizer, tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["truncation"] = {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert tokenizer_hash(load_tokenizer(tmp_path)) == tokenizer_hash(tokenizer)
+    assert tokenizer_hash(tokenizer.backend_tokenizer) == tokenizer_hash(tokenizer)
+
+
+@pytest.mark.parametrize("token", SPECIAL_TOKENS)
+def test_missing_special_token_is_named(saved, token):
+    (saved / "tokenizer.json").unlink()
+    vocabulary = saved / "vocab.txt"
+    vocabulary.write_text("".join(line for line in vocabulary.read_text().splitlines(True) if line.strip() != token))
+    with pytest.raises(InputError, match=rf"vocab.txt: the vocabulary lacks \[{token[1:-1]}\]"):
+        load_tokenizer(saved)
+
+
+def test_missing_special_token_in_tokenizer_json(saved):
+    content = json.loads((saved / "tokenizer.json").read_text())
+    del content["model"]["vocab"]["[MASK]"]
+    (saved / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"lacks \[MASK\]"):
+        load_tokenizer(saved)
+
+
+def test_damaged_directories(saved, tmp_path):
+    vocabulary = saved / "vocab.txt"
+    good = vocabulary.read_text()
+    vocabulary.write_text(good + "\nend\n")
+    with pytest.raises(InputError, match=r"line \d+ is blank"):
+        load_tokenizer(saved)
+    vocabulary.write_text(good + "[SEP]\n")
+    with pytest.raises(InputError, match=r"lines 4 and \d+ are both '\[SEP\]'"):
+        load_tokenizer(saved)
+    vocabulary.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_tokenizer(saved)
+    vocabulary.write_text("")
+    with pytest.raises(InputError, match=r"lacks \[PAD\], \[UNK\]"):
+        load_tokenizer(saved)
+    vocabulary.write_text(good)
+    content = (saved / "tokenizer.json").read_text()
+    (saved / "tokenizer.json").write_text(content[: len(content) // 2])
+    with pytest.raises(InputError, match="tokenizer.json is truncated or damaged"):
+        load_tokenizer(saved)
+    with pytest.raises(InputError, match="neither tokenizer.json nor vocab.txt"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(InputError, match="no tokenizer directory"):
+        load_tokenizer(tmp_path / "nothing")
+    with pytest.raises(InputError, match="is a file"):
+        load_tokenizer(vocabulary)
+
+
+def test_unwritable_directory(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write the tokenizer"):
+        save_tokenizer(tokenizer, tmp_path / "file" / "tokenizer")
+
+
+def run_recipe(*arguments):
+    return subprocess.run([sys.executable, str(RECIPE), *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_recipe(tmp_path):
+    texts = documents(60)
+    rows = "".join(json.dumps({"body": text}) + "\n" for text in texts)
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    done = run_recipe(
+        "--text",
+        tmp_path / "t.jsonl.gz",
+        "--text_column",
+        "body",
+        "--vocab_size",
+        90_000,
+        "--output_dir",
+        tmp_path / "o",
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "o" / "record.json").read_text())
+    assert record["documents"] == 60 and record["bytes"] == sum(map(len, texts))
+    assert record["vocab_size"] == len(load_tokenizer(tmp_path / "o"))
+    assert f"{record['vocab_size']} tokens instead of 90000" in done.stdout
+    wrong = run_recipe("--text", tmp_path / "no.txt", "--output_dir", tmp_path / "p")
+    assert wrong.returncode == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr
