@@ -1,0 +1,21 @@
+"""BERT from raw text to a published checkpoint, as a Hugging Face plugin.
+
+Importing this package registers HFBert with every Auto class, so that `AutoModelForMaskedLM.from_pretrained(dir)` and
+its siblings open our checkpoints.
+"""
+
+import transformers
+
+from . import modeling_hfbert
+from .configuration_hfbert import HEADS, SIZES, HFBertConfig
+from .modeling_hfbert import *  # noqa: F403
+
+
+__version__ = "0.1.0"
+
+transformers.AutoConfig.register(HFBertConfig.model_type, HFBertConfig)
+transformers.AutoTokenizer.register(HFBertConfig, transformers.BertTokenizer)
+for _auto_class, _name in HEADS.items():
+    getattr(transformers, _auto_class).register(HFBertConfig, getattr(modeling_hfbert, _name), exist_ok=True)
+
+__all__ = ["HEADS", "SIZES", "HFBertConfig", *modeling_hfbert.__all__]

@@ -1,10 +1,10 @@
-"""Command lines from dataclasses: `--config file.yaml` gives defaults, the command line wins, nothing unknown passes."""
+"""Command lines from dataclasses: `--config file.yaml` gives defaults, the command line wins, typos are errors."""
 
 import dataclasses
 import difflib
 import json
 import sys
-from argparse import ArgumentDefaultsHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -25,6 +25,10 @@ def argument(default: Any = dataclasses.MISSING, *, help: str, **options: Any) -
     return dataclasses.field(default=default, **options)
 
 
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults behind each option, and the description line by line as it is written."""
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
@@ -42,10 +46,10 @@ def parse_arguments(
     configuration file that is not there or is not a mapping.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(
-        cls, description=description, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter
+    parser = _Parser(cls, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    parser.add_argument(
+        "--config", help="YAML file with defaults for the arguments below, or the name of a shipped one"
     )
-    parser.add_argument("--config", help="YAML file with defaults for the arguments below, or the name of a shipped one")
     config, argv = _split_config(argv)
     defaults = [] if config is None else _yaml_as_argv(cls, _find_config(config, configs))
     parsed, unknown = parser.parse_known_args(defaults + argv)

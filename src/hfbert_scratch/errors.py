@@ -54,7 +54,6 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
         except HFBertError as error:
             if debug:
                 traceback.print_exc()
-            # After an error the other processes of the launch may wait in a collective: leave without waiting for them.
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:

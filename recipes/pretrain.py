@@ -1,0 +1,250 @@
+"""Pretrain a BERT on a corpus: masked LM and next sentence prediction, from scratch or from a checkpoint.
+
+    accelerate launch recipes/pretrain.py --config tiny --corpus runs/corpus --tokenizer runs/tokenizer \\
+        --output_dir runs/pretrain
+
+leaves in output_dir: model/ (opens with AutoModelForPreTraining, …ForMaskedLM and every other Auto class, with or
+without this package), checkpoints/, log.jsonl, record.json, curves.png and the trackers' files. Killed at any moment,
+the same command continues and ends with the same weights.
+
+Supports: one CPU, one GPU, several processes (accelerate launch --multi_gpu --num_processes N, also on CPUs);
+sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); AdamW and LAMB; the paper's
+ablations: no NSP, left-to-right, other masking mixes, other sizes.
+Does not support: model parallelism; precision below bfloat16.
+
+Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.corpus import Corpus
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.plots import draw_curves
+from hfbert_scratch.pretraining import PairSettings, Phase, PretrainingBatches, PretrainingEvaluation
+from hfbert_scratch.throughput import clock, model_flops_per_token, peak_flops
+from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
+from hfbert_scratch.training import Run, TrainingArguments, hardware, prepare, train
+
+
+CONFIGS = Path(__file__).parent / "configs"
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+@dataclass(kw_only=True)
+class PretrainingArguments(TrainingArguments):
+    """The command line."""
+
+    corpus: str = argument(help="directory written by build_corpus.py")
+    tokenizer: str = argument(help="directory written by train_tokenizer.py; must be the corpus's")
+    model: str | None = argument(None, help="checkpoint to start from, ours or stock bert; default: from scratch")
+    size: str = argument("base", help="tiny, mini, small, medium, base, large; the next four change single numbers")
+    num_hidden_layers: int | None = argument(None, help="default: the size's")
+    hidden_size: int | None = argument(None, help="default: the size's")
+    num_attention_heads: int | None = argument(None, help="default: the size's")
+    intermediate_size: int | None = argument(None, help="default: the size's")
+    dropout: float = argument(0.1, help="of hidden states and attention probabilities")
+    initializer_range: float = argument(0.02, help="standard deviation of the initial weights")
+    max_position_embeddings: int = argument(512, help="longest sequence the model can ever take")
+    max_seq_length: int = argument(128, help="tokens in a sequence, special ones included")
+    long_max_seq_length: int = argument(0, help="length in the last part of the run (paper: 512); 0: no such part")
+    long_share: float = argument(0.1, help="share of the steps in that part (paper: 0.1)")
+    long_micro_batch_size: int = argument(0, help="its sequences per forward pass; 0: as many tokens as before")
+    short_seq_prob: float = argument(0.1, help="share of document passes with a random shorter length")
+    balanced_nsp: bool = argument(True, help="exactly half NotNext; false: the original's fair coin, about 55 %%")
+    no_nsp: bool = argument(False, help="masked LM alone, on contiguous spans (section 5.1)")
+    left_to_right: bool = argument(False, help="causal attention and next-token labels (section 5.1); implies no_nsp")
+    masked_lm_prob: float = argument(0.15, help="share of the tokens to predict")
+    max_predictions_per_seq: int = argument(0, help="at most; 0: the share, rounded up (20 of 128, 77 of 512)")
+    mask_share: float = argument(0.8, help="of those to predict: replaced by [MASK]")
+    random_share: float = argument(0.1, help="replaced by a random token")
+    keep_share: float = argument(0.1, help="left as they are")
+    whole_word: bool = argument(False, help="mask all pieces of a word together")
+    random_special: bool = argument(False, help="random tokens may be special ones, as in the original code")
+    eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.no_nsp = self.no_nsp or self.left_to_right
+        longest = max(self.max_seq_length, self.long_max_seq_length)
+        if longest > self.max_position_embeddings:
+            raise InputError(
+                f"max_seq_length {longest} exceeds max_position_embeddings {self.max_position_embeddings}; "
+                "shorten the one or raise the other"
+            )
+        self._require("max_seq_length", self.max_seq_length >= 5, "at least 5")
+        self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        self._require("long_share", 0 < self.long_share < 1, "between 0 and 1")
+        self._require("eval_rows", self.eval_rows >= 1, "at least 1")
+
+    def phases(self) -> list[Phase]:
+        """One stretch of the run, or two with the long sequences last."""
+        if not self.long_max_seq_length:
+            return [Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, self.max_steps)]
+        border = self.max_steps - round(self.long_share * self.max_steps)
+        long_micro = self.long_micro_batch_size
+        if not long_micro:
+            long_micro = max(1, self.micro_batch_size * self.max_seq_length // self.long_max_seq_length)
+        return [
+            Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, border),
+            Phase(self.long_max_seq_length, self.batch_size, long_micro, self.max_steps),
+        ]
+
+    def pair_settings(self) -> PairSettings:
+        """How instances are drawn and masked."""
+        names = {field.name for field in dataclasses.fields(PairSettings)} - {"next_sentence"}
+        return PairSettings(next_sentence=not self.no_nsp, **{name: getattr(self, name) for name in names})
+
+
+def build_model(arguments: PretrainingArguments, tokenizer: Any) -> HFBertForPreTraining | HFBertForMaskedLM:
+    """The model to train: from `--model`, or freshly initialised from the seed."""
+    model_class = HFBertForMaskedLM if arguments.no_nsp else HFBertForPreTraining
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
+    try:
+        torch.manual_seed(arguments.seed)
+        if arguments.model:
+            model = model_class.from_pretrained(arguments.model, left_to_right=arguments.left_to_right, **dropout)
+            if model.config.vocab_size < len(tokenizer):
+                raise InputError(
+                    f"the tokenizer has {len(tokenizer)} tokens, {arguments.model} embeds {model.config.vocab_size}; "
+                    "use the tokenizer it was trained with"
+                )
+            return model
+        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+        overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+        if "hidden_size" in overrides:
+            overrides = {"intermediate_size": 4 * overrides["hidden_size"]} | overrides
+        config = HFBertConfig.from_size(
+            arguments.size,
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            initializer_range=arguments.initializer_range,
+            max_position_embeddings=arguments.max_position_embeddings,
+            left_to_right=arguments.left_to_right,
+            **dropout,
+            **overrides,
+        )
+        return model_class(config)
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:
+        raise InputError(f"no such model can be made: {' '.join(str(error).split())}") from error
+
+
+def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, corpus: Corpus) -> dict[str, Any]:
+    """What the arguments come to, known before the first step."""
+    pairs = corpus.manifest["pairs"]["train"]
+    described = pairs.get(str(arguments.max_seq_length)) or next(iter(pairs.values()))
+    share = min(1.0, described["mean_length"] / arguments.max_seq_length)
+    tokens_per_step = arguments.batch_size * arguments.max_seq_length * share
+    flops = model_flops_per_token(model.config, arguments.max_seq_length, _predicted_share(arguments))
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    peak, source = peak_flops(run.device, dtype)
+    total = flops * tokens_per_step * arguments.max_steps
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens_per_step": round(tokens_per_step),
+        "total_tokens": round(tokens_per_step * arguments.max_steps),
+        "epochs": round(
+            tokens_per_step * arguments.max_steps / max(1, corpus.manifest["splits"]["train"]["tokens"]), 2
+        ),
+        "model_flops_per_token": round(flops),
+        "total_flops": total,
+        "peak_flops": peak,
+        "peak_source": source,
+        "seconds_at_peak": round(total / peak / run.accelerator.num_processes, 1),
+        "device": hardware(run.device),
+        "precision": run.precision,
+        "attention": model.config._attn_implementation,
+    }
+
+
+def _predicted_share(arguments: PretrainingArguments) -> float:
+    return 1.0 if arguments.left_to_right else arguments.masked_lm_prob
+
+
+@command_line
+def main() -> None:
+    """Parse, open, build, train, save, record."""
+    arguments = parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)
+    phases, settings = arguments.phases(), arguments.pair_settings()
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in phases))
+    documents, held_out = corpus.split("train"), corpus.split("validation")
+    fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer_hash": tokenizer_hash(tokenizer)}
+    run = Run(arguments, fingerprint)
+
+    model, optimizer, _ = prepare(run, build_model(arguments, tokenizer))
+    unwrapped = run.accelerator.unwrap_model(model)
+    batches = PretrainingBatches(run, documents, tokenizer, phases, settings, run.progress)
+    evaluation = PretrainingEvaluation(
+        run,
+        documents,
+        held_out,
+        tokenizer,
+        settings,
+        max_seq_length=phases[-1].max_seq_length,
+        batch_size=64,
+        max_rows=arguments.eval_rows,
+    )
+    derived = derived_quantities(arguments, run, unwrapped, corpus)
+    describe(run, derived, evaluation.baseline)
+    run.start_trackers()
+
+    def evaluate() -> dict[str, float]:
+        metrics = evaluation(model)
+        run.say(evaluation.describe(metrics))
+        return metrics
+
+    done = train(
+        run,
+        model,
+        optimizer,
+        batches,
+        evaluate=evaluate,
+        save_extra=lambda directory: save_tokenizer(tokenizer, directory),
+        flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
+    )
+    results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
+    if run.is_main:
+        if done:
+            unwrapped.save_pretrained(run.directory / "model")
+            save_tokenizer(tokenizer, run.directory / "model")
+        draw_curves(run.history, evaluation.baseline, run.directory / "curves.png")
+    run.write_record(
+        status="done" if done else "stopped",
+        derived=derived,
+        baseline=evaluation.baseline,
+        results=results,
+        corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
+    )
+    run.say(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
+    run.accelerator.end_training()
+    if not done:
+        sys.exit(STOPPED)
+
+
+def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> None:
+    """Print what is about to happen."""
+    seconds = derived["seconds_at_peak"]
+    run.say(
+        f"{derived['parameters'] / 1e6:.2f} M parameters, {derived['tokens_per_step']} tokens a step, "
+        f"{derived['total_tokens'] / 1e6:.1f} M tokens in all = {derived['epochs']} epochs\n"
+        f"{derived['device']}, {run.accelerator.num_processes} process(es), precision {derived['precision']}, "
+        f"attention {derived['attention']}\n"
+        f"{derived['total_flops']:.2e} FLOPs, {clock(seconds)} at the peak of {derived['peak_flops'] / 1e12:.2f} "
+        f"TFLOP/s ({derived['peak_source']})\n"
+        f"what token counts alone reach on the {baseline['rows']} held-out sequences: "
+        f"MLM loss {baseline['loss']:.3f}, accuracy {100 * baseline['accuracy']:.1f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+# Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
+"""HFBert's configuration: BERT's field names and defaults, validated when made; the published sizes by name.
+
+This file and modeling_hfbert.py travel with every checkpoint, so they import nothing else of this package.
+"""
+
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# Auto class → our class: the one list behind the exports, the Auto registration and every config.json's auto_map.
+HEADS = {
+    "AutoModel": "HFBertModel",
+    "AutoModelForPreTraining": "HFBertForPreTraining",
+    "AutoModelForMaskedLM": "HFBertForMaskedLM",
+    "AutoModelForNextSentencePrediction": "HFBertForNextSentencePrediction",
+    "AutoModelForSequenceClassification": "HFBertForSequenceClassification",
+    "AutoModelForTokenClassification": "HFBertForTokenClassification",
+    "AutoModelForQuestionAnswering": "HFBertForQuestionAnswering",
+    "AutoModelForMultipleChoice": "HFBertForMultipleChoice",
+}
+
+# name → (layers, hidden size). BASE and LARGE: the paper, section 3. The others: the smaller models published with
+# google-research/bert (Turc et al. 2019, arXiv:1908.08962). All have heads of 64 and an intermediate size of 4·hidden.
+SIZES = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
+
+# Far above any BERT, far below what would exhaust memory before the first clear message.
+_LARGEST = {
+    "vocab_size": 10_000_000,
+    "hidden_size": 65_536,
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 1_024,
+    "intermediate_size": 1_048_576,
+    "max_position_embeddings": 1_048_576,
+    "type_vocab_size": 1_024,
+}
+
+
+@strict
+class HFBertConfig(PreTrainedConfig):
+    """Configuration of every HFBert model; a stock `bert` config.json reads as one, and the other way round.
+
+    Fields are those of `BertConfig` with the same meaning and defaults (BERT-BASE, uncased vocabulary), and:
+
+    - `sparse_prediction` (default True): in training mode with labels, the MLM heads return logits for the predicted
+      positions only, of shape (number of labels other than -100, vocab_size). The loss is the same. In eval mode, and
+      without labels, logits are always dense, (batch_size, sequence_length, vocab_size). False: dense in training too.
+    - `left_to_right` (default False): a position sees only itself and what stands before it, the paper's "LTR"
+      ablation (section 5.1).
+
+    Raises a StrictDataclass error naming the field for a value of the wrong type or outside its range, ValueError for
+    a misspelled field and for stock options this architecture does not have (decoder, relative positions).
+    """
+
+    model_type = "hfbert"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    classifier_dropout: float | int | None = None
+    tie_word_embeddings: bool = True
+    sparse_prediction: bool = True
+    left_to_right: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        model_type = kwargs.pop("model_type", None)
+        if model_type not in (None, "bert", self.model_type):
+            logger.warning(f"This configuration is of model_type {model_type!r}; its weights may not be BERT's.")
+        self._refuse_what_is_not_here(kwargs)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, **overrides: Any) -> "HFBertConfig":
+        """The configuration of a published size ("tiny", "mini", "small", "medium", "base", "large").
+
+        `overrides` replace single fields. Raises ValueError for an unknown size.
+        """
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}; the published sizes are {', '.join(SIZES)}")
+        layers, hidden_size = SIZES[size]
+        fields = {
+            "num_hidden_layers": layers,
+            "hidden_size": hidden_size,
+            "num_attention_heads": hidden_size // 64,
+            "intermediate_size": 4 * hidden_size,
+        }
+        return cls(**(fields | overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, with the full `auto_map`: a checkpoint saved from one head opens through every Auto class."""
+        fields = super().to_dict()
+        fields["auto_map"] = {"AutoConfig": "configuration_hfbert.HFBertConfig"} | {
+            auto_class: f"modeling_hfbert.{name}" for auto_class, name in HEADS.items()
+        }
+        return fields
+
+    def validate_architecture(self) -> None:
+        """Run by @strict after construction and on saving. Raises ValueError naming the field and what it may hold."""
+        super().validate_architecture()
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if not 1 <= value <= largest:
+                raise ValueError(f"{name} is {value}; it must be between 1 and {largest}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}; a dropout probability is at least 0 and below 1")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; known activations: {', '.join(sorted(ACT2FN))}")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id {self.pad_token_id} is outside the vocabulary of {self.vocab_size}")
+
+    def _refuse_what_is_not_here(self, kwargs: dict[str, Any]) -> None:
+        """A stock option this encoder lacks would silently change the result, a typo silently do nothing."""
+        for option in ("is_decoder", "add_cross_attention"):
+            if kwargs.get(option):
+                raise ValueError(f"{option}=True: HFBert is an encoder; left_to_right=True gives causal attention")
+        if kwargs.get("position_embedding_type", "absolute") != "absolute":
+            raise ValueError(
+                f"position_embedding_type {kwargs['position_embedding_type']!r}: only 'absolute' is supported"
+            )
+        fields = self.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+        for name in kwargs:
+            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.88)
+            if close and name not in fields:
+                raise ValueError(f"unknown field {name!r}; did you mean {close[0]!r}?")
+
+
+HFBertConfig.register_for_auto_class()
+
+__all__ = ["HEADS", "SIZES", "HFBertConfig"]

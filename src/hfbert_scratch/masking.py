@@ -1,0 +1,202 @@
+"""What the model has to predict: masked tokens (paper, section 3.1, appendix A.1, table 8), or the next token.
+
+Stateless: which positions are masked, and by what, is a hash of (seed, epoch, example index, position). So any number
+of processes or workers, any batch size and a resumed run see the same masks, and no generator has a state to save.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+
+IGNORED_LABEL = -100
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_LAST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+_COLUMNS = np.uint64(0xFFFF)
+
+
+def hash64(*values: Any) -> np.ndarray:
+    """Mix integers, or arrays that broadcast together, into uniform uint64 (the finaliser of SplitMix64, chained).
+
+    Source of the constants: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    state = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for value in values:
+            state = state + np.asarray(value).astype(np.uint64) * _GOLDEN + _GOLDEN
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def number_to_predict(lengths: np.ndarray, masked_lm_prob: float, max_predictions_per_seq: int) -> np.ndarray:
+    """min(max_predictions_per_seq, max(1, round(length·prob))): halves to even, length with the special tokens."""
+    return np.clip(np.rint(lengths * masked_lm_prob).astype(np.int64), 1, max_predictions_per_seq)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """The rule of what is masked and how.
+
+    masked_lm_prob: share of a sequence's tokens to predict, at most max_predictions_per_seq of them, at least one.
+    mask_share / random_share / keep_share: of those, how many become [MASK], a random token, stay as they are; they
+    sum to 1 (paper: 0.8, 0.1, 0.1; table 8 has others). whole_word: all pieces of a word together or none.
+    random_special: the random token may be a special one, as in the original code.
+    """
+
+    max_predictions_per_seq: int
+    masked_lm_prob: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    keep_share: float = 0.1
+    whole_word: bool = False
+    random_special: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_predictions_per_seq < 1:
+            raise InputError(f"max_predictions_per_seq is {self.max_predictions_per_seq}; it must be at least 1")
+        if not 0 < self.masked_lm_prob < 1:
+            raise InputError(f"masked_lm_prob is {self.masked_lm_prob}; it must lie between 0 and 1")
+        shares = (self.mask_share, self.random_share, self.keep_share)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise InputError(f"mask_share, random_share, keep_share are {shares}; they must be ≥ 0 and sum to 1")
+
+
+class PretrainingCollator:
+    """Turn assembled segment pairs into the model's batch.
+
+    Called with arrays `input_ids` and `token_type_ids` (n, sequence_length), `lengths` (n,), `epoch` and `index` (n,)
+    and optionally `next_sentence_label` (n,), it returns a dict of arrays:
+
+    - `input_ids` with the chosen tokens replaced, `token_type_ids`, `attention_mask`: (n, sequence_length)
+    - `labels` (n, sequence_length): the original token where one is to predict, else -100
+    - `masked_positions` (n, max_predictions_per_seq): where the labels are, ascending, padded with 0, the position of
+      [CLS], whose label is always -100; `masked_weights`, the same shape: 1.0 for a prediction, 0.0 for padding
+    - `next_sentence_label` as given
+
+    With `left_to_right` nothing is replaced, every label is the next token and the two masked_… arrays are absent.
+    """
+
+    def __init__(self, tokenizer: Any, masking: Masking, seed: int, left_to_right: bool = False):
+        self.masking = masking
+        self.seed = seed
+        self.left_to_right = left_to_right
+        special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "mask")}
+        for name, value in special.items():
+            if value is None:
+                raise InputError(f"the tokenizer has no [{name.upper()}] token; masked-LM training needs one")
+        self.mask_token_id = special["mask"]
+        pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        self._candidate = np.ones(len(pieces), dtype=bool)
+        self._candidate[[special["pad"], special["cls"], special["sep"]]] = False
+        self._continues_word = np.array([piece.startswith("##") for piece in pieces])
+        ordinary = np.ones(len(pieces), dtype=bool)
+        if not masking.random_special:
+            ordinary[tokenizer.all_special_ids] = False
+        self._random_tokens = np.flatnonzero(ordinary)
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        input_ids, lengths = rows["input_ids"], rows["lengths"]
+        columns = np.arange(input_ids.shape[1])
+        batch = {
+            "input_ids": input_ids,
+            "token_type_ids": rows["token_type_ids"],
+            "attention_mask": (columns < lengths[:, None]).astype(np.int64),
+        }
+        if self.left_to_right:
+            labels = np.full_like(input_ids, IGNORED_LABEL)
+            labels[:, :-1] = np.where(columns[1:] < lengths[:, None], input_ids[:, 1:], IGNORED_LABEL)
+            batch["labels"] = labels
+        else:
+            batch |= self._mask(input_ids, lengths, hash64(self.seed, rows["epoch"], rows["index"]))
+        if "next_sentence_label" in rows:
+            batch["next_sentence_label"] = rows["next_sentence_label"]
+        return batch
+
+    def _mask(self, input_ids: np.ndarray, lengths: np.ndarray, row_keys: np.ndarray) -> dict[str, np.ndarray]:
+        rule = self.masking
+        candidate = self._candidate[input_ids]
+        wanted = number_to_predict(lengths, rule.masked_lm_prob, rule.max_predictions_per_seq)
+        noise = hash64(row_keys[:, None], np.arange(input_ids.shape[1], dtype=np.uint64))
+        if rule.whole_word:
+            positions, valid = self._choose_words(input_ids, candidate, wanted, noise)
+        else:
+            wanted = np.minimum(wanted, candidate.sum(axis=1))
+            positions, valid = _choose_positions(candidate, wanted, noise, rule.max_predictions_per_seq)
+
+        originals = np.take_along_axis(input_ids, positions, axis=1)
+        # A second, independent draw for each chosen position: its high half decides the kind, its low half the token.
+        draw = hash64(np.take_along_axis(noise, positions, axis=1))
+        kind = (draw >> np.uint64(40)) * 2.0**-24
+        random = self._random_tokens[
+            ((draw & np.uint64(0xFFFF_FFFF)) * np.uint64(len(self._random_tokens))) >> np.uint64(32)
+        ]
+        replaced = np.where(kind < rule.mask_share, self.mask_token_id, originals)
+        replaced = np.where((kind >= rule.mask_share) & (kind < rule.mask_share + rule.random_share), random, replaced)
+
+        rows = np.nonzero(valid)[0]
+        masked_ids = input_ids.copy()
+        masked_ids[rows, positions[valid]] = replaced[valid]
+        labels = np.full_like(input_ids, IGNORED_LABEL)
+        labels[rows, positions[valid]] = originals[valid]
+        return {
+            "input_ids": masked_ids,
+            "labels": labels,
+            "masked_positions": positions,
+            "masked_weights": valid.astype(np.float32),
+        }
+
+    def _choose_words(
+        self, input_ids: np.ndarray, candidate: np.ndarray, wanted: np.ndarray, noise: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whole words in random order, each taken unless it would exceed what is still wanted."""
+        count, length = input_ids.shape
+        columns = np.arange(length)
+        # A word never reaches over a special token: a segment B cut to start with "##…" starts a word of its own.
+        joins = candidate & self._continues_word[input_ids]
+        joins[:, 0] = False
+        joins[:, 1:] &= candidate[:, :-1]
+        starts = candidate & ~joins
+        start_of = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
+        flat_start = (np.arange(count)[:, None] * length + start_of)[candidate]
+        sizes = np.bincount(flat_start, minlength=count * length).reshape(count, length)
+
+        order = np.argsort(np.where(starts, noise, _LAST), axis=1, kind="stable")
+        ordered_sizes = np.take_along_axis(np.where(starts, sizes, length + 1), order, axis=1)
+        taken_in_order = np.zeros((count, length), dtype=bool)
+        remaining = wanted.copy()
+        for rank in range(int(starts.sum(axis=1).max(initial=0))):
+            take = ordered_sizes[:, rank] <= remaining
+            taken_in_order[:, rank] = take
+            remaining -= np.where(take, ordered_sizes[:, rank], 0)
+            if not remaining.any():
+                break
+        taken = np.zeros((count, length), dtype=bool)
+        np.put_along_axis(taken, order, taken_in_order, axis=1)
+        chosen = candidate & np.take_along_axis(taken, start_of, axis=1)
+        return _choose_positions(chosen, chosen.sum(axis=1), noise, self.masking.max_predictions_per_seq)
+
+
+def _choose_positions(
+    candidate: np.ndarray, wanted: np.ndarray, noise: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`wanted[i]` distinct candidates of row i, uniformly: positions (n, width) ascending, padded with 0; which count.
+
+    The candidates with the smallest noise win. The column rides in the low bits, so that partitioning values does it.
+    """
+    count, length = candidate.shape
+    columns = np.arange(length, dtype=np.uint64)
+    keys = np.where(candidate, (noise & ~_COLUMNS) | columns, _LAST)
+    most = int(min(wanted.max(initial=0), length))
+    if most < length:
+        keys = np.partition(keys, most, axis=1)[:, :most]
+    keys = np.sort(keys, axis=1)
+    winners = np.where(np.arange(most) < wanted[:, None], (keys & _COLUMNS).astype(np.int64), length)
+    winners.sort(axis=1)
+    positions = np.zeros((count, width), dtype=np.int64)
+    positions[:, :most] = np.where(winners < length, winners, 0)
+    return positions, np.arange(width) < wanted[:, None]

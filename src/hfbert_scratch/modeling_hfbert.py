@@ -1,0 +1,777 @@
+# Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
+"""BERT (Devlin et al. 2018), read in the order of the forward pass: embeddings, layers, pooler, heads.
+
+Parameter names are those of the original and of stock `bert`, so checkpoints of either load here and ours load there.
+This file and configuration_hfbert.py travel with every checkpoint, so they import nothing else of this package.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel, initialization
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.pytorch_utils import apply_chunking_to_forward
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_torchdynamo_compiling
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_hfbert import HEADS, HFBertConfig
+
+
+IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
+
+
+class HFBertEmbeddings(nn.Module):
+    """Sum of word, position and segment embeddings, then LayerNorm and dropout (paper, section 3.2 and figure 2)."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # Not saved; as a buffer so that old checkpoints, which hold it, load without a complaint.
+        self.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None], persistent=False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        sequence_length = inputs_embeds.shape[1]
+        if position_ids is None:
+            limit = self.position_ids.shape[1]
+            if sequence_length > limit:
+                raise ValueError(
+                    f"a sequence of {sequence_length} tokens does not fit max_position_embeddings={limit}: "
+                    f"truncate it (tokenizer(..., truncation=True, max_length={limit}))"
+                )
+            position_ids = self.position_ids[:, :sequence_length]
+        if token_type_ids is None:
+            # Every token in segment A: one row, broadcast.
+            segments = self.token_type_embeddings.weight[0]
+        else:
+            segments = self.token_type_embeddings(token_type_ids)
+        embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(embeddings))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(QKᵀ·scaling + mask)·V on (batch, heads, length, head size); the only way that returns probabilities."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.softmax(scores, dim=-1)
+    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    output = torch.matmul(probabilities, value)
+    return output.transpose(1, 2).contiguous(), probabilities
+
+
+class HFBertSelfAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface (eager, sdpa, flex, flash, user's own)."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.config = config
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.attention_head_size**-0.5
+        self.is_causal = config.left_to_right
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.attention_head_size)
+        query = self.query(hidden_states).view(head_shape).transpose(1, 2)
+        key = self.key(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.value(hidden_states).view(head_shape).transpose(1, 2)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, probabilities = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout.p if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return output.reshape(*input_shape, -1), probabilities
+
+
+class HFBertResidual(nn.Module):
+    """dense → dropout → add the input → LayerNorm: how both halves of a layer end (post-LayerNorm)."""
+
+    def __init__(self, config: HFBertConfig, input_size: int):
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+
+
+class HFBertAttention(nn.Module):
+    """Self-attention and the residual around it."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.self = HFBertSelfAttention(config)
+        self.output = HFBertResidual(config, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        attended, _ = self.self(hidden_states, attention_mask, **kwargs)
+        return self.output(attended, hidden_states)
+
+
+class HFBertIntermediate(nn.Module):
+    """The feed-forward expansion, 4·hidden_size in the paper, and its activation."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate_act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.intermediate_act_fn(self.dense(hidden_states))
+
+
+class HFBertLayer(GradientCheckpointingLayer):
+    """One transformer block: attention, then feed-forward, each closed by residual and LayerNorm."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.chunk_size_feed_forward = config.chunk_size_feed_forward
+        self.attention = HFBertAttention(config)
+        self.intermediate = HFBertIntermediate(config)
+        self.output = HFBertResidual(config, config.intermediate_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended = self.attention(hidden_states, attention_mask, **kwargs)
+        return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, attended)
+
+    def feed_forward(self, attended: torch.Tensor) -> torch.Tensor:
+        return self.output(self.intermediate(attended), attended)
+
+
+class HFBertEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList([HFBertLayer(config) for _ in range(config.num_hidden_layers)])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class HFBertPooler(nn.Module):
+    """dense + tanh on the vector of [CLS], the sequence's summary C in the paper."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.dense(hidden_states[:, 0]))
+
+
+class HFBertPredictionHeadTransform(nn.Module):
+    """dense → activation → LayerNorm before the vocabulary projection (the original code's `cls/predictions`)."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.transform_act_fn = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.transform_act_fn(self.dense(hidden_states)))
+
+
+class HFBertLMPredictionHead(nn.Module):
+    """Vocabulary logits for any (…, hidden_size) vectors; the projection shares the word embeddings' matrix.
+
+    There is exactly one output bias. Stock ties a second name, decoder.bias, to it, which FSDP2 refuses.
+    """
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__()
+        self.transform = HFBertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.transform(hidden_states)) + self.bias
+
+
+class HFBertPreTrainingHeads(nn.Module):
+    """The two pretraining heads under the original's names; either may be absent."""
+
+    def __init__(self, config: HFBertConfig, masked_lm: bool = True, next_sentence: bool = True):
+        super().__init__()
+        if masked_lm:
+            self.predictions = HFBertLMPredictionHead(config)
+        if next_sentence:
+            self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+@dataclass
+class HFBertForPreTrainingOutput(ModelOutput):
+    """What HFBertForPreTraining returns: stock's five fields in stock's order, then the two parts of the loss.
+
+    Shapes: `prediction_logits` (batch_size, sequence_length, vocab_size), or (predicted positions, vocab_size) in
+    training with `sparse_prediction`; `seq_relationship_logits` (batch_size, 2), column 0 for "B follows A".
+    """
+
+    loss: torch.Tensor | None = None
+    prediction_logits: torch.Tensor | None = None
+    seq_relationship_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    masked_lm_loss: torch.Tensor | None = None
+    next_sentence_loss: torch.Tensor | None = None
+
+
+class HFBertPreTrainedModel(PreTrainedModel):
+    """What all HFBert models share: initialisation, capabilities, saving."""
+
+    config: HFBertConfig
+    config_class = HFBertConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HFBertEmbeddings", "HFBertLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": HFBertLayer, "attentions": HFBertSelfAttention}
+    # Stock files may hold the second name of the output bias; ours has one.
+    _keys_to_ignore_on_load_unexpected = [r"cls\.predictions\.decoder\.bias", r"position_ids"]
+    # Trainer takes any forward with **kwargs for one that divides the loss by `num_items_in_batch`. Those of ours that
+    # do say so; with the others Trainer must divide by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def _encode(
+        self, *inputs: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """The base model's output for a head, by name even where the user asked for tuples."""
+        return getattr(self, self.base_model_prefix)(*inputs, return_dict=True, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal(0, initializer_range) cut at two standard deviations, biases 0, LayerNorm 1 (the original's code)."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            std = self.config.initializer_range
+            initialization.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
+            if getattr(module, "bias", None) is not None:
+                initialization.zeros_(module.bias)
+            # A slice loses the flag of weights that came from a file, so it is asked for here.
+            padding = getattr(module, "padding_idx", None)
+            if padding is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                initialization.zeros_(module.weight[padding])
+        elif isinstance(module, HFBertLMPredictionHead):
+            initialization.zeros_(module.bias)
+        elif isinstance(module, HFBertEmbeddings):
+            initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
+        else:
+            super()._init_weights(module)
+
+
+class HFBertModel(HFBertPreTrainedModel):
+    """The encoder without a head; `add_pooling_layer=False` leaves the pooler out, as stock does for some heads."""
+
+    def __init__(self, config: HFBertConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = HFBertEmbeddings(config)
+        self.encoder = HFBertEncoder(config)
+        self.pooler = HFBertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPooling:
+        """Encode a batch.
+
+        input_ids, token_type_ids, position_ids: (batch_size, sequence_length); attention_mask: the same, 1 for tokens
+        and 0 for padding, or a ready (batch_size, 1, sequence_length, sequence_length) mask; inputs_embeds
+        (batch_size, sequence_length, hidden_size) in place of input_ids. Omitted token types mean segment A.
+
+        Returns last_hidden_state (batch_size, sequence_length, hidden_size), pooler_output (batch_size, hidden_size).
+        Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        if given.dim() != 2:
+            raise ValueError(
+                f"input_ids must have shape (batch_size, sequence_length), got {tuple(given.shape)}; "
+                "add the batch dimension with input_ids[None]"
+            )
+        for name, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.shape != given.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
+        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        mask = self._attention_mask(embeddings, attention_mask)
+        sequence_output = self.encoder(embeddings, mask, **kwargs).last_hidden_state
+        pooled_output = self.pooler(sequence_output) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=pooled_output)
+
+    def _attention_mask(self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None):
+        """The mask in the form the chosen attention implementation takes."""
+        if self.config.left_to_right:
+            return create_causal_mask(
+                config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask, past_key_values=None
+            )
+        # Dropping an all-ones mask lets inference take faster kernels, but reading it stops the host until the device
+        # has caught up: not in a training step.
+        may_skip = not (self.training and embeddings.device.type != "cpu")
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            allow_is_bidirectional_skip=may_skip,
+        )
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+    """Cross-entropy over the labels other than -100: their sum over `num_items`, or their mean when that is None.
+
+    logits (…, classes) and labels (…), any integer type. 0, not NaN, when nothing is labelled.
+    """
+    labels = labels.reshape(-1).to(logits.device, torch.long)
+    total = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    return total / _count(num_items, (labels != IGNORED_LABEL).sum(), total.device)
+
+
+def _count(num_items: torch.Tensor | int | None, counted: torch.Tensor | int, device: torch.device):
+    if num_items is None:
+        return torch.as_tensor(counted, device=device).clamp(min=1)
+    return num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
+
+
+class HFBertMaskedPrediction(HFBertPreTrainedModel):
+    """What the two models with an MLM head share: the tied projection, and predicting only where it is asked."""
+
+    _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        predictions = self.cls.predictions
+        predictions.decoder = new_embeddings
+        old, size = predictions.bias, new_embeddings.weight.shape[0]
+        if old.shape[0] != size:
+            # The vocabulary was resized: keep what is there, new tokens start from the mean, as transformers does it.
+            bias = old.detach().mean().repeat(size)
+            bias[: min(size, old.shape[0])] = old.detach()[:size]
+            predictions.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
+
+    def predict_masked(
+        self,
+        sequence_output: torch.Tensor,
+        labels: torch.Tensor | None,
+        masked_positions: torch.Tensor | None,
+        num_items: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """MLM logits and loss. In training only the predicted positions ever meet the vocabulary.
+
+        labels (batch_size, sequence_length), -100 where nothing is predicted. masked_positions (batch_size,
+        max_predictions), optional: where the labels are, padded with a position without a label; with it no shape
+        depends on the data, so that nothing waits for the device. Returns logits as `sparse_prediction` says.
+        """
+        if labels is None:
+            return self.cls.predictions(sequence_output), None
+        if labels.shape != sequence_output.shape[:2]:
+            raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(sequence_output.shape[:2])}")
+        labels = labels.to(sequence_output.device, torch.long)
+        static = masked_positions is not None
+        # Without given positions their number is known only at run time, which a compiled graph cannot hold.
+        sparse = self.training and self.config.sparse_prediction and (static or not is_torchdynamo_compiling())
+        source = sequence_output if sparse else self.cls.predictions(sequence_output)
+        if static:
+            index = masked_positions.to(torch.long)
+            targets = labels.gather(1, index)
+            chosen = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1])).flatten(0, 1)
+        elif is_torchdynamo_compiling():
+            targets, chosen = labels, source
+        else:
+            index = (labels.reshape(-1) != IGNORED_LABEL).nonzero().squeeze(1)
+            targets = labels.reshape(-1)[index]
+            chosen = source.flatten(0, 1)[index]
+        logits = self.cls.predictions(chosen) if sparse else source
+        loss = cross_entropy(logits if sparse else chosen, targets, num_items)
+        return logits, loss
+
+
+class HFBertForPreTraining(HFBertMaskedPrediction):
+    """The two tasks of the paper's section 3.1 at once: masked LM and next sentence prediction."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config)
+        self.bert = HFBertModel(config)
+        self.cls = HFBertPreTrainingHeads(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        next_sentence_label: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        num_sequences_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | HFBertForPreTrainingOutput:
+        """Loss = MLM loss + NSP loss, each averaged over what is labelled; given labels of one task, its loss alone.
+
+        labels (batch_size, sequence_length), -100 where nothing is predicted; next_sentence_label (batch_size,), 0 if
+        B follows A and 1 if not; masked_positions: see `predict_masked`. `num_items_in_batch` and
+        `num_sequences_in_batch` replace the two counts the sums are divided by, for gradients accumulated over
+        micro-batches and processes. Inputs as in HFBertModel.
+        """
+        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        prediction_logits, masked_lm_loss = self.predict_masked(
+            outputs.last_hidden_state, labels, masked_positions, num_items_in_batch
+        )
+        seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
+        next_sentence_loss = None
+        if next_sentence_label is not None:
+            next_sentence_loss = cross_entropy(seq_relationship_logits, next_sentence_label, num_sequences_in_batch)
+        losses = [loss for loss in (masked_lm_loss, next_sentence_loss) if loss is not None]
+        return HFBertForPreTrainingOutput(
+            loss=sum(losses) if losses else None,
+            prediction_logits=prediction_logits,
+            seq_relationship_logits=seq_relationship_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            masked_lm_loss=masked_lm_loss,
+            next_sentence_loss=next_sentence_loss,
+        )
+
+
+class HFBertForMaskedLM(HFBertMaskedPrediction):
+    """The MLM head alone; no pooler. With `left_to_right` and next-token labels, the paper's LTR model."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config)
+        self.bert = HFBertModel(config, add_pooling_layer=False)
+        self.cls = HFBertPreTrainingHeads(config, next_sentence=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | MaskedLMOutput:
+        """labels, masked_positions and num_items_in_batch as in HFBertForPreTraining; inputs as in HFBertModel."""
+        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits, loss = self.predict_masked(outputs.last_hidden_state, labels, masked_positions, num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class HFBertForNextSentencePrediction(HFBertPreTrainedModel):
+    """Does segment B follow segment A?"""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config)
+        self.bert = HFBertModel(config)
+        self.cls = HFBertPreTrainingHeads(config, masked_lm=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | NextSentencePredictorOutput:
+        """labels (batch_size,): 0 if B follows A, else 1. Returns logits (batch_size, 2). Inputs: see HFBertModel."""
+        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.cls.seq_relationship(outputs.pooler_output)
+        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+        return NextSentencePredictorOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class HFBertClassifier(HFBertPreTrainedModel):
+    """What the heads with a dropout and a linear layer share; its rate is classifier_dropout or, if None, hidden's."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: HFBertConfig, num_outputs: int, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.bert = HFBertModel(config, add_pooling_layer=add_pooling_layer)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, num_outputs)
+        self.post_init()
+
+
+class HFBertForSequenceClassification(HFBertClassifier):
+    """One label, several labels or a number for a sentence or a pair, from the pooled [CLS] vector."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config, config.num_labels)
+        self.num_labels = config.num_labels
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
+        """labels: (batch_size,) class ids; (batch_size,) or (batch_size, num_labels) numbers for regression; or
+        (batch_size, num_labels) of 0 and 1 for several labels at once. config.problem_type says which; when it is
+        None it is settled by the first labels seen (num_labels 1: regression; integers: single label). Returns logits
+        (batch_size, num_labels); inputs as in HFBertModel.
+        """
+        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        if self.config.problem_type is None:
+            if self.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif labels.dtype in (torch.long, torch.int):
+                self.config.problem_type = "single_label_classification"
+            else:
+                self.config.problem_type = "multi_label_classification"
+        if self.config.problem_type == "single_label_classification":
+            return cross_entropy(logits, labels, num_items)
+        labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
+        if self.config.problem_type == "regression":
+            total = F.mse_loss(logits.float(), labels, reduction="sum")
+        else:
+            total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+        return total / _count(num_items, labels.numel(), total.device)
+
+
+class HFBertForTokenClassification(HFBertClassifier):
+    """A label for every token, as for named entities; no pooler."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config, config.num_labels, add_pooling_layer=False)
+        self.num_labels = config.num_labels
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | TokenClassifierOutput:
+        """labels (batch_size, sequence_length), -100 for tokens that carry none. Returns logits (batch_size,
+        sequence_length, num_labels); inputs as in HFBertModel.
+        """
+        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class HFBertForMultipleChoice(HFBertClassifier):
+    """One score per choice, softmax over the choices (SWAG, paper section 4.4)."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config, 1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | MultipleChoiceModelOutput:
+        """Inputs as in HFBertModel with one more dimension, (batch_size, num_choices, sequence_length). labels
+        (batch_size,): the right choice. Returns logits (batch_size, num_choices).
+        """
+        given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        if given is None or given.dim() != 3:
+            shape = None if given is None else tuple(given.shape)
+            raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
+
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self._encode(*(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs), **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(given.shape[:2])
+        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class HFBertForQuestionAnswering(HFBertPreTrainedModel):
+    """Start and end of the answer span in the sequence (SQuAD, paper section 4.2); no pooler, no dropout."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config)
+        self.bert = HFBertModel(config, add_pooling_layer=False)
+        # Two outputs, start and end, whatever num_labels a classifier's configuration may carry.
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | QuestionAnsweringModelOutput:
+        """start_positions, end_positions (batch_size,): token indices; beyond the sequence they do not count.
+
+        Loss = mean of the two cross-entropies over all positions. Returns start_logits and end_logits, each
+        (batch_size, sequence_length); inputs as in HFBertModel.
+        """
+        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start_logits.shape[1]
+
+            def within(positions: torch.Tensor) -> torch.Tensor:
+                return positions.clamp(min=0).masked_fill(positions >= length, IGNORED_LABEL)
+
+            start_loss = cross_entropy(start_logits, within(start_positions), None)
+            end_loss = cross_entropy(end_logits, within(end_positions), None)
+            loss = (start_loss + end_loss) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# So that save_pretrained copies the code of whichever class is saved; config.json's auto_map names them all.
+for _auto_class, _name in HEADS.items():
+    globals()[_name].register_for_auto_class(_auto_class)
+
+__all__ = [*HEADS.values(), "HFBertForPreTrainingOutput", "HFBertPreTrainedModel"]

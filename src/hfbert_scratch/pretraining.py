@@ -1,0 +1,246 @@
+"""What pretraining adds to the training loop: its batches, and its evaluation against token counts alone."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .errors import InputError
+from .masking import IGNORED_LABEL, Masking, PretrainingCollator
+from .segment_pairs import Cursor, Instances, SegmentPairs
+from .training import Progress, Run, StepBatch, check_divides
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run with one sequence length; `last_step` is the number of steps done when it ends."""
+
+    max_seq_length: int
+    batch_size: int
+    micro_batch_size: int
+    last_step: int
+
+    def __post_init__(self) -> None:
+        check_divides(self.batch_size, self.micro_batch_size)
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How instances are drawn and masked, whatever their length; see SegmentPairs, Masking, PretrainingCollator."""
+
+    seed: int
+    short_seq_prob: float = 0.1
+    balanced_nsp: bool = True
+    next_sentence: bool = True
+    left_to_right: bool = False
+    # max_predictions_per_seq: 0 for the share of the length, rounded up (20 of 128, 77 of 512).
+    max_predictions_per_seq: int = 0
+    masked_lm_prob: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    keep_share: float = 0.1
+    whole_word: bool = False
+    random_special: bool = False
+
+    def pairs(self, documents: Any, max_seq_length: int) -> SegmentPairs:
+        """The instances of `documents` at this length."""
+        return SegmentPairs(
+            documents,
+            max_seq_length=max_seq_length,
+            seed=self.seed,
+            short_seq_prob=self.short_seq_prob,
+            balanced_nsp=self.balanced_nsp,
+            next_sentence=self.next_sentence,
+        )
+
+    def collator(self, tokenizer: Any, max_seq_length: int) -> PretrainingCollator:
+        """The masking of instances of this length."""
+        most = self.max_predictions_per_seq or math.ceil(max_seq_length * self.masked_lm_prob)
+        names = {field.name for field in dataclasses.fields(Masking)} - {"max_predictions_per_seq"}
+        masking = Masking(max_predictions_per_seq=most, **{name: getattr(self, name) for name in names})
+        return PretrainingCollator(tokenizer, masking, self.seed, self.left_to_right)
+
+
+class PretrainingBatches:
+    """The batches of a run from `progress` on, through its phases: a function of the seed and the step alone.
+
+    Every process draws the same global batches (indices, 40 bytes a row) and makes token ids only of its own
+    micro-batches, a contiguous share of the global batch's.
+
+    Raises InputError when the processes cannot share a phase's micro-batches evenly.
+    """
+
+    def __init__(
+        self, run: Run, documents: Any, tokenizer: Any, phases: list[Phase], settings: PairSettings, progress: Progress
+    ):
+        self.phases = phases
+        self.progress = progress
+        self.process = run.accelerator.process_index
+        self.processes = run.accelerator.num_processes
+        # On a CPU nothing is gained by shapes that do not depend on the data, and the padded predictions would cost.
+        self.static_shapes = run.device.type != "cpu"
+        self.pin = run.device.type == "cuda"
+        self.pairs = [settings.pairs(documents, phase.max_seq_length) for phase in phases]
+        self.collators = [settings.collator(tokenizer, phase.max_seq_length) for phase in phases]
+        for phase in phases:
+            micro_batches = phase.batch_size // phase.micro_batch_size
+            if micro_batches % self.processes:
+                raise InputError(
+                    f"{micro_batches} micro-batches (batch_size {phase.batch_size}, micro_batch_size "
+                    f"{phase.micro_batch_size}) cannot be shared by {self.processes} processes; change one of them"
+                )
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        step, saved = self.progress.step, self.progress.cursor
+        for number, phase in enumerate(self.phases):
+            if step >= phase.last_step:
+                continue
+            start = Cursor(*saved["cursor"]) if saved and saved["phase"] == number else None
+            for instances, cursor in self.pairs[number].batches(phase.batch_size, start):
+                yield self._step_batch(number, instances, cursor)
+                step += 1
+                if step == phase.last_step:
+                    break
+
+    def _step_batch(self, number: int, instances: Instances, cursor: Cursor) -> StepBatch:
+        phase, pairs, collator = self.phases[number], self.pairs[number], self.collators[number]
+        share = phase.batch_size // phase.micro_batch_size // self.processes
+        first = self.process * share
+        own = instances[first * phase.micro_batch_size : (first + share) * phase.micro_batch_size]
+        batch, lengths = collate(pairs, collator, own)
+        if not self.static_shapes:
+            batch.pop("masked_positions", None)
+        counts = {"num_items_in_batch": int((batch["labels"] != IGNORED_LABEL).sum())}
+        if "next_sentence_label" in batch:
+            counts["num_sequences_in_batch"] = len(own)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+        if self.pin:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        splits = {name: tensor.split(phase.micro_batch_size) for name, tensor in tensors.items()}
+        return StepBatch(
+            micro_batches=[{name: parts[index] for name, parts in splits.items()} for index in range(share)],
+            first=first,
+            counts=counts,
+            num_tokens=int(lengths.sum()),
+            squared_lengths=int((lengths.astype(np.int64) ** 2).sum()),
+            cursor={"phase": number, "cursor": list(cursor)},
+        )
+
+
+def collate(
+    pairs: SegmentPairs, collator: PretrainingCollator, instances: Instances
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The model's inputs for `instances`, and the rows' lengths."""
+    rows = pairs.assemble(instances) | {"epoch": instances.epoch, "index": instances.index}
+    batch = collator(rows)
+    # The labels say the same: -100 wherever masked_positions is padding.
+    batch.pop("masked_weights", None)
+    return batch, rows["lengths"]
+
+
+class PretrainingEvaluation:
+    """MLM and NSP on held-out documents: the same rows and the same masks every time.
+
+    `baseline` is what the training text's token counts alone give on these very positions: the loss of predicting by
+    frequency and the accuracy of always answering the most frequent token. A model has learned something about context
+    only when it is past both.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        train_documents: Any,
+        documents: Any,
+        tokenizer: Any,
+        settings: PairSettings,
+        *,
+        max_seq_length: int,
+        batch_size: int,
+        max_rows: int,
+    ):
+        self.run = run
+        # Validation does not change with the run's seed, so that runs can be compared.
+        settings = dataclasses.replace(settings, seed=0)
+        pairs, collator = settings.pairs(documents, max_seq_length), settings.collator(tokenizer, max_seq_length)
+        self.batches: list[dict[str, torch.Tensor]] = []
+        rows = 0
+        for instances, _ in pairs.batches(batch_size, epochs=1):
+            instances = instances[: max_rows - rows]
+            batch, _ = collate(pairs, collator, instances)
+            batch.pop("masked_positions", None)
+            self.batches.append({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()})
+            rows += len(instances)
+            if rows >= max_rows:
+                break
+        self.baseline = self._unigram_baseline(train_documents, len(tokenizer)) | {"rows": rows}
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Evaluate: `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with NSP
+        `eval_next_sentence_loss` and `eval_next_sentence_accuracy`.
+        """
+        accelerator = self.run.accelerator
+        unwrapped = accelerator.unwrap_model(model)
+        unwrapped.eval()
+        sums = torch.zeros(6, dtype=torch.float64, device=self.run.device)
+        own = self.batches[accelerator.process_index :: accelerator.num_processes]
+        with torch.no_grad(), accelerator.autocast():
+            for batch in own:
+                sums += self._sums(unwrapped, {name: tensor.to(self.run.device) for name, tensor in batch.items()})
+        loss, right, count, pair_loss, pairs_right, pairs = accelerator.reduce(sums, reduction="sum").tolist()
+        metrics = {
+            "eval_masked_lm_loss": loss / count,
+            "eval_perplexity": math.exp(min(loss / count, 700.0)),
+            "eval_masked_lm_accuracy": right / count,
+        }
+        if pairs:
+            metrics["eval_next_sentence_loss"] = pair_loss / pairs
+            metrics["eval_next_sentence_accuracy"] = pairs_right / pairs
+        return metrics
+
+    def describe(self, metrics: dict[str, float]) -> str:
+        """One line: the figures beside the unigram baseline."""
+        times = metrics["eval_masked_lm_accuracy"] / max(self.baseline["accuracy"], 1e-9)
+        text = (
+            f"held-out: MLM loss {metrics['eval_masked_lm_loss']:.3f} (unigram {self.baseline['loss']:.3f}), "
+            f"accuracy {100 * metrics['eval_masked_lm_accuracy']:.1f} % = {times:.1f} × unigram"
+        )
+        if "eval_next_sentence_accuracy" in metrics:
+            text += f", NSP accuracy {100 * metrics['eval_next_sentence_accuracy']:.1f} %"
+        return text
+
+    def _sums(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        labels = batch.pop("labels")
+        next_sentence_label = batch.pop("next_sentence_label", None)
+        outputs = model.bert(**batch)
+        predicted = labels != IGNORED_LABEL
+        # The head on the predicted positions alone: a dense head would compute vocab_size logits for every token.
+        logits = model.cls.predictions(outputs.last_hidden_state[predicted]).float()
+        sums = [*_loss_and_right(logits, labels[predicted])]
+        if next_sentence_label is None:
+            sums += [sums[0].new_zeros(())] * 3
+        else:
+            sums += _loss_and_right(model.cls.seq_relationship(outputs.pooler_output).float(), next_sentence_label)
+        return torch.stack(sums)
+
+    def _unigram_baseline(self, documents: Any, vocab_size: int) -> dict[str, float]:
+        counts = np.ones(vocab_size)  # add one: a held-out token may be new
+        for shard in range(documents.num_shards):
+            counts += np.bincount(documents.tokens(shard), minlength=vocab_size)
+        targets = np.concatenate([batch["labels"][batch["labels"] != IGNORED_LABEL].numpy() for batch in self.batches])
+        return {
+            "loss": float(-np.log(counts / counts.sum())[targets].mean()),
+            "accuracy": float((targets == counts.argmax()).mean()),
+            "most_frequent_token": int(counts.argmax()),
+        }
+
+
+def _loss_and_right(logits: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+    loss = F.cross_entropy(logits, targets, reduction="sum").double()
+    right = (logits.argmax(-1) == targets).sum().double()
+    return [loss, right, right.new_tensor(len(targets))]

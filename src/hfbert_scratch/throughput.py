@@ -1,0 +1,65 @@
+"""How much arithmetic BERT is, and how fast a run does it: FLOPs per token, tokens per second, MFU."""
+
+import time
+from typing import Any
+
+import torch
+
+
+# Dense bf16 tensor-core peaks in FLOP/s, from the makers' datasheets; the first name within the device's name counts.
+DATASHEET_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def model_flops_per_token(config: Any, mean_length: float, predicted_share: float) -> float:
+    """Useful FLOPs for one real token, forward and backward, nothing recomputed.
+
+    6·(L·(4h² + 2h·f) + p·(h² + V·h)) + 12·L·h·s̄: two FLOPs a multiply-add, the backward pass twice the forward; f the
+    intermediate size, p the share of tokens predicted, s̄ = Σs²/Σs over the sequence lengths. Padding counts nothing.
+    """
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    block = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    head = predicted_share * (hidden**2 + config.vocab_size * hidden)
+    return 6 * (layers * block + head) + 12 * layers * hidden * mean_length
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """(FLOP/s, where the figure is from): the datasheet for a known GPU in bf16, else a matrix product timed now."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        name = torch.cuda.get_device_name(device)
+        for known, peak in DATASHEET_PEAKS.items():
+            if known in name:
+                return peak, f"datasheet of {known}"
+    size = 4096 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        _synchronize(device)
+        start = time.perf_counter()
+        torch.mm(left, right)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best, f"best of 8 {str(dtype).removeprefix('torch.')} products of {size}³ on this device"
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def clock(seconds: float) -> str:
+    """12:34 or 1:02:03."""
+    minutes, seconds = divmod(int(max(0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,660 @@
+"""The one training loop, and the Run around it: accelerator, log, trackers, checkpoints, resume, signals.
+
+Counted in optimizer steps. What a step sees is a function of its number: the data (see `StepBatch`), the learning
+rate, the dropout (seeded per step and micro-batch). So a run that is killed and started again continues bit for bit,
+and how a global batch is shared by processes does not change what is learned.
+"""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import transformers
+from accelerate import Accelerator
+from safetensors.torch import load_model
+from torch import nn
+
+from .arguments import argument, read_json, save_arguments
+from .checkpoints import load_optimizer, newest_checkpoint, save_optimizer, write_checkpoint
+from .errors import CheckpointError, DivergenceError, InputError, OutputError
+from .masking import hash64
+from .optimization import create_optimizer, linear_schedule
+from .throughput import clock, peak_flops
+
+
+Item = TypeVar("Item")
+
+# Changing these between two starts of a run does not change what is learned, so a resume accepts it.
+_FREE_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
+
+
+@dataclass(kw_only=True)
+class TrainingArguments:
+    """What every training run has; recipes add their own."""
+
+    output_dir: str = argument(help="the run's directory; started again with the same command, a run continues")
+    max_steps: int = argument(help="optimizer steps")
+    batch_size: int = argument(256, help="sequences per optimizer step, over all processes")
+    micro_batch_size: int = argument(32, help="sequences per forward pass; must divide batch_size")
+    learning_rate: float = argument(1e-4, help="peak learning rate")
+    warmup_steps: int = argument(10_000, help="steps of linear warm-up; after it, linear decay to 0")
+    optimizer: str = argument("adamw", help="adamw or lamb")
+    weight_decay: float = argument(0.01, help="decoupled; not on biases and LayerNorm")
+    adam_beta1: float = argument(0.9, help="decay of the first moment")
+    adam_beta2: float = argument(0.999, help="decay of the second moment")
+    adam_epsilon: float = argument(1e-6, help="added to the root of the second moment")
+    max_grad_norm: float = argument(1.0, help="global norm the gradient is clipped to")
+    precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it")
+    attention: str = argument("auto", help="eager, sdpa, flex_attention, flash_attention_2…, or auto")
+    compile: bool = argument(False, help="torch.compile the model")
+    gradient_checkpointing: bool = argument(False, help="recompute activations in the backward pass to save memory")
+    seed: int = argument(0, help="of initialisation, data order, masks and dropout")
+    log_every: int = argument(50, help="steps between log lines")
+    eval_every: int = argument(1000, help="steps between evaluations")
+    save_every: int = argument(1000, help="steps between checkpoints")
+    keep_checkpoints: int = argument(2, help="how many of the newest to keep")
+    trackers: list[str] = argument(["tensorboard"], help="accelerate's trackers: tensorboard, wandb, trackio…; none")
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
+        self._require("learning_rate", 0 < self.learning_rate < 10, "above 0")
+        self._require("warmup_steps", 0 <= self.warmup_steps <= self.max_steps, f"0 to max_steps ({self.max_steps})")
+        self._require("weight_decay", self.weight_decay >= 0, "0 or more")
+        self._require("adam_beta1", 0 <= self.adam_beta1 < 1, "at least 0 and below 1")
+        self._require("adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
+        self._require("max_grad_norm", self.max_grad_norm > 0, "above 0")
+        self._require("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
+        self._require("optimizer", self.optimizer in ("adamw", "lamb"), "adamw or lamb")
+        self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
+        check_divides(self.batch_size, self.micro_batch_size)
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise InputError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+
+
+def check_divides(batch_size: int, micro_batch_size: int) -> None:
+    """Raise InputError unless a global batch is a whole number of micro-batches."""
+    if batch_size % micro_batch_size:
+        raise InputError(f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}")
+
+
+@dataclass
+class StepBatch:
+    """What one optimizer step of this process consumes.
+
+    micro_batches: the model's inputs, host tensors. first: the number of the first of them in the global batch; it
+    keys the dropout. counts: what this process's losses are summed over, under the names the model's forward takes
+    (`num_items_in_batch`…); their global sums normalise the loss. num_tokens: real tokens, squared_lengths: Σs² over
+    the sequences, both this process's. cursor: JSON that continues the data after this step.
+    """
+
+    micro_batches: list[dict[str, torch.Tensor]]
+    first: int
+    counts: dict[str, int]
+    num_tokens: int
+    squared_lengths: int
+    cursor: Any
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0
+    cursor: Any = None
+    tokens: int = 0
+    seconds: float = 0.0
+    # Sums since the last log line, so that the line after a resume is the line of the uninterrupted run.
+    window: dict[str, float] = field(default_factory=dict)
+    window_start: int = 0
+
+
+class Run:
+    """One training run in one directory.
+
+    Making it takes the directory's lock, sets up Accelerate and the log, and prints nothing. `settings` is what a
+    resumed run must share with the one that wrote the checkpoints, beyond the arguments (data and tokenizer hashes).
+
+    Raises InputError when the launch is not what was asked for, OutputError when the directory is not writable or
+    another run is using it.
+    """
+
+    def __init__(self, arguments: TrainingArguments, settings: dict[str, Any]):
+        self.arguments = arguments
+        self.directory = Path(arguments.output_dir)
+        self.accelerator = _create_accelerator(arguments, self.directory)
+        self.is_main = self.accelerator.is_main_process
+        self.device = self.accelerator.device
+        self.precision = self.accelerator.mixed_precision
+        self.settings = json.loads(json.dumps(settings | self._fixed_arguments()))
+        self.progress = Progress()
+        self.history: list[dict[str, Any]] = []
+        self._stop = False
+        transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
+        self._stop_votes: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+        if self.is_main:
+            self._lock = _lock_directory(self.directory)
+            save_arguments(arguments, self.directory / "arguments.yaml")
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def say(self, text: str) -> None:
+        """Print, on the main process only."""
+        if self.is_main:
+            print(text, flush=True)
+
+    # Resume and checkpoints
+
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        """Load the newest whole checkpoint, if there is one, into model and optimizer; call before they are wrapped.
+
+        Raises CheckpointError when all are damaged or when it was written with other settings, listing them.
+        """
+        checkpoint = newest_checkpoint(self.checkpoints, lambda text: self.say(f"warning: {text}"))
+        if checkpoint is None:
+            return False
+        state = read_json(checkpoint / "training_state.json", "checkpoint")
+        _compare_settings(checkpoint, state["settings"], self.settings)
+        load_model(model, checkpoint / "model.safetensors")
+        load_optimizer(optimizer, model, checkpoint / "optimizer.safetensors")
+        self.progress = Progress(**state["progress"])
+        self.history = [entry for entry in _read_log(self._log_path) if entry["step"] <= self.progress.step]
+        if self.is_main:
+            lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
+            self._log_path.write_text(lines, encoding="utf-8")
+        written_with = state["processes"]
+        self.say(f"continuing from {checkpoint} (step {self.progress.step}, written by {written_with} process(es))")
+        return True
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, save_extra: Callable[[Path], None]) -> None:
+        """Write checkpoint step-N: a model directory, the optimizer and the progress. `save_extra` adds files."""
+        if self.is_main:
+            unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+            inner = getattr(optimizer, "optimizer", optimizer)
+            state = {
+                "settings": self.settings,
+                "progress": dataclasses.asdict(self.progress),
+                "processes": self.accelerator.num_processes,
+                "versions": versions(),
+            }
+
+            def write(directory: Path) -> None:
+                unwrapped.save_pretrained(directory)
+                save_extra(directory)
+                save_optimizer(inner, unwrapped, directory / "optimizer.safetensors")
+                (directory / "training_state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+            write_checkpoint(self.checkpoints, self.progress.step, write, self.arguments.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    # Log
+
+    @property
+    def _log_path(self) -> Path:
+        return self.directory / "log.jsonl"
+
+    def start_trackers(self) -> None:
+        """Open the trackers the arguments name."""
+        config = {key: str(value) for key, value in dataclasses.asdict(self.arguments).items()}
+        self.accelerator.init_trackers("hfbert", config=config)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Append one line of metrics at the current step to log.jsonl and send it to the trackers."""
+        entry = {"step": self.progress.step} | metrics
+        self.history.append(entry)
+        self.accelerator.log(metrics, step=self.progress.step)
+        if self.is_main:
+            try:
+                with self._log_path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise OutputError(f"{self._log_path} cannot be written ({error})") from error
+
+    def write_record(self, **entries: Any) -> None:
+        """Write record.json: the arguments, what they resolved to, versions, hardware and `entries`."""
+        record = {
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "arguments": dataclasses.asdict(self.arguments),
+            "settings": self.settings,
+            "processes": self.accelerator.num_processes,
+            "versions": versions(),
+            "hardware": hardware(self.device),
+            "steps": self.progress.step,
+            "tokens": self.progress.tokens,
+            "seconds": round(self.progress.seconds, 1),
+        } | entries
+        if self.is_main:
+            temporary = self.directory / ".record.json"
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, self.directory / "record.json")
+
+    # Signals
+
+    def catch_signals(self) -> None:
+        """SIGTERM, SIGINT, SIGUSR1 end the run after the current step, with a checkpoint; a second SIGINT at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            if self._stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, stop)
+
+    def share(self, counts: dict[str, int]) -> tuple[dict[str, torch.Tensor], bool]:
+        """The global sums of `counts`, and whether some process was asked to stop; one all-reduce for both."""
+        votes = torch.tensor(
+            [*counts.values(), int(self._stop)], dtype=torch.float64 if self._on_cpu else torch.float32
+        )
+        votes = votes.to(self.device, non_blocking=True)
+        if self.accelerator.num_processes == 1:
+            return dict(zip(counts, votes, strict=False)), self._stop
+        votes = self.accelerator.reduce(votes, reduction="sum")
+        stop = self._agree(votes[-1])
+        return dict(zip(counts, votes, strict=False)), stop
+
+    def _agree(self, votes: torch.Tensor) -> bool:
+        """On a GPU every process reads the votes one step late, so that none waits for its device."""
+        if self._on_cpu:
+            return bool(votes > 0)
+        host = torch.empty((), dtype=votes.dtype, pin_memory=True)
+        host.copy_(votes, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        previous, self._stop_votes = self._stop_votes, (host, event)
+        if previous is None:
+            return False
+        previous[1].synchronize()
+        return bool(previous[0] > 0)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def _fixed_arguments(self) -> dict[str, Any]:
+        fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
+        return fixed | {"precision": {"no": "float32", "bf16": "bfloat16"}.get(self.precision, self.precision)}
+
+
+def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer, bool]:
+    """Optimizer, resume, gradient checkpointing, compilation and Accelerate's wrapping, in the order they need.
+
+    Returns the prepared model and optimizer, and whether the run was resumed.
+    """
+    arguments = run.arguments
+    attention = arguments.attention
+    if attention == "auto":
+        attention = fastest_attention(run.device, run.precision, model.config.attention_probs_dropout_prob)
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"attention {attention!r} does not work here: {' '.join(str(error).split())}") from error
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = create_optimizer(
+        arguments.optimizer,
+        model,
+        learning_rate=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        epsilon=arguments.adam_epsilon,
+    )
+    resumed = run.resume(model, optimizer)
+    model.to(run.device)
+    _optimizer_to(optimizer, run.device)
+    if arguments.compile:
+        model.compile()
+    model, optimizer = run.accelerator.prepare(model, optimizer)
+    return model, optimizer, resumed
+
+
+def train(
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[StepBatch],
+    *,
+    evaluate: Callable[[], dict[str, float]],
+    save_extra: Callable[[Path], None],
+    flops_per_token: Callable[[float], float],
+) -> bool:
+    """Run optimizer steps until `max_steps` or a signal; returns whether it got to the end.
+
+    `batches` must begin at `run.progress`. `evaluate` returns metrics to log; `save_extra` adds files (the tokenizer)
+    to checkpoints; `flops_per_token(mean_length)` is the model's useful arithmetic, for the MFU.
+    Raises DivergenceError when a gradient was not finite, before anything of it reaches a checkpoint.
+    """
+    arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
+    meter = _Meter(run, flops_per_token)
+    run.catch_signals()
+    model.train()
+    stop = False
+    for batch in meter.time_waiting(prefetch(batches)):
+        factor = linear_schedule(progress.step, arguments.warmup_steps, arguments.max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * factor
+        totals, stop = run.share(batch.counts)
+        for number, inputs in enumerate(batch.micro_batches):
+            last = number == len(batch.micro_batches) - 1
+            torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.first + number) >> 1))
+            with nullcontext() if last else accelerator.no_sync(model):
+                inputs = {key: value.to(run.device, non_blocking=True) for key, value in inputs.items()}
+                outputs = model(**inputs, **totals)
+                # DDP averages over processes; the loss is already a share of the global mean.
+                accelerator.backward(outputs.loss * accelerator.num_processes)
+            meter.add(outputs)
+        gradient_norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.step += 1
+        progress.cursor = batch.cursor
+        meter.end_step(batch, gradient_norm)
+
+        finished = progress.step >= arguments.max_steps
+        if finished or progress.step % arguments.log_every == 0:
+            meter.log(arguments.learning_rate * factor)
+        if finished or progress.step % arguments.eval_every == 0:
+            with meter.paused():
+                run.log(evaluate())
+            model.train()
+        if finished or stop or progress.step % arguments.save_every == 0:
+            with meter.paused():
+                run.save(model, optimizer, save_extra)
+        if finished or stop:
+            break
+    if stop:
+        run.say(f"stopped by a signal after step {progress.step}; the same command continues from there")
+    return progress.step >= arguments.max_steps
+
+
+class _Meter:
+    """Sums what a log line says on the device, and reads it only when a line or a checkpoint is due."""
+
+    PARTS = ("loss", "masked_lm_loss", "next_sentence_loss")
+
+    def __init__(self, run: Run, flops_per_token: Callable[[float], float]):
+        self.run = run
+        self.flops_per_token = flops_per_token
+        self.peak, _ = peak_flops(run.device, torch.bfloat16 if run.precision == "bf16" else torch.float32)
+        # In float64 a sum of float32 losses is exact, so that it may be split at a checkpoint.
+        self.losses = torch.zeros(len(self.PARTS), dtype=torch.float64, device=run.device)
+        self.gradient_norms = torch.zeros((), dtype=torch.float64, device=run.device)
+        self.first_bad_step = torch.full((), math.inf, device=run.device)
+        self.tokens = self.squared_lengths = 0
+        self.waited = 0.0
+        self.parts_seen: list[str] = []
+        self.started = time.perf_counter()
+
+    def time_waiting(self, batches: Iterable[StepBatch]) -> Iterator[StepBatch]:
+        """Pass batches through, adding up how long the loop waits for them."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, outputs: Any) -> None:
+        """Count the losses of one micro-batch."""
+        self.parts_seen = [name for name in self.PARTS if getattr(outputs, name, None) is not None]
+        for name in self.parts_seen:
+            self.losses[self.PARTS.index(name)] += getattr(outputs, name).detach()
+
+    def end_step(self, batch: StepBatch, gradient_norm: torch.Tensor) -> None:
+        """Count one optimizer step, which is `run.progress.step` from now on."""
+        self.gradient_norms += gradient_norm
+        bad = torch.where(torch.isfinite(gradient_norm), math.inf, float(self.run.progress.step))
+        self.first_bad_step = torch.minimum(self.first_bad_step, bad)
+        self.tokens += batch.num_tokens
+        self.squared_lengths += batch.squared_lengths
+        if self.run.device.type == "cpu":
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raise DivergenceError if a gradient so far was not finite."""
+        step = self.first_bad_step.item()
+        if math.isfinite(step):
+            raise DivergenceError(
+                f"the gradient of step {int(step)} is not finite; the checkpoints before it in {self.run.checkpoints} "
+                "are intact: lower the learning rate, lengthen the warm-up or use float32, and start again"
+            )
+
+    def collect(self) -> None:
+        """Move the sums, over all processes, into the progress, where they travel with a checkpoint."""
+        self.check_finite()
+        accelerator, progress = self.run.accelerator, self.run.progress
+        work = torch.tensor([self.tokens, self.squared_lengths], dtype=torch.float64, device=self.run.device)
+        sums = torch.cat([self.losses, self.gradient_norms[None] / accelerator.num_processes, work])
+        *losses, gradient_norm, tokens, squared_lengths = accelerator.reduce(sums, reduction="sum").tolist()
+        seconds = time.perf_counter() - self.started
+        added = dict(zip(self.PARTS, losses, strict=True)) | {
+            "gradient_norm": gradient_norm,
+            "tokens": tokens,
+            "squared_lengths": squared_lengths,
+            "seconds": seconds,
+            "waited": self.waited,
+        }
+        for name, value in added.items():
+            progress.window[name] = progress.window.get(name, 0.0) + value
+        progress.tokens += int(tokens)
+        progress.seconds += seconds
+        self.losses.zero_()
+        self.gradient_norms.zero_()
+        self.tokens = self.squared_lengths = 0
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Evaluation and saving are not training time."""
+        self.collect()
+        yield
+        self.started = time.perf_counter()
+
+    def log(self, learning_rate: float) -> None:
+        """Print and record the window since the last line, and begin a new one."""
+        self.collect()
+        run, progress = self.run, self.run.progress
+        window, progress.window = progress.window, {}
+        steps = progress.step - progress.window_start
+        progress.window_start = progress.step
+        rate = window["tokens"] / window["seconds"]
+        useful = rate * self.flops_per_token(window["squared_lengths"] / max(window["tokens"], 1.0))
+        metrics = {name: window[name] / steps for name in (*self.parts_seen, "gradient_norm")} | {
+            "learning_rate": learning_rate,
+            "tokens_per_second": rate,
+            "mfu": useful / (self.peak * run.accelerator.num_processes),
+            "waiting_share": window["waited"] / window["seconds"],
+        }
+        remaining = (run.arguments.max_steps - progress.step) * window["seconds"] / steps
+        parts = " ".join(f"{name.removesuffix('_loss')} {metrics[name]:.3f}" for name in self.parts_seen)
+        run.say(
+            f"step {progress.step}/{run.arguments.max_steps} {parts} lr {learning_rate:.2e} "
+            f"grad {metrics['gradient_norm']:.2f} {rate / 1e3:.1f}k tokens/s {useful / 1e12:.3f} TFLOP/s "
+            f"(MFU {100 * metrics['mfu']:.0f} %) eta {clock(remaining)}"
+        )
+        if metrics["waiting_share"] > 0.1 and steps > 1:
+            run.say(f"warning: {100 * metrics['waiting_share']:.0f} % of the time went to waiting for data")
+        run.log(metrics)
+
+
+def fastest_attention(device: torch.device, precision: str, dropout: float) -> str:
+    """The implementation for training on `device`.
+
+    On CPUs PyTorch's fused attention has no dropout and a slow bfloat16 backward pass (benchmarks/pretraining_step.py
+    --attention compares), so there it serves only float32 without dropout.
+    """
+    if device.type == "cpu" and (precision == "bf16" or dropout > 0):
+        return "eager"
+    return "sdpa"
+
+
+def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
+    """Yield `items`, made ahead in a thread (numpy and torch release the interpreter lock where it counts)."""
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(entry: Any) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            put((None, error))
+
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+        thread.join()
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "hfbert-scratch")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware(device: torch.device) -> str:
+    """One line: the GPU's name, or the processor and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.get_num_threads()} threads, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are native, rather than emulated and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu_check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and cpu_check is not None and cpu_check()
+
+
+def _create_accelerator(arguments: TrainingArguments, directory: Path) -> Accelerator:
+    # Without a GPU, accelerate must be told so, or several launched processes become independent runs.
+    cpu = not torch.cuda.is_available()
+    device = torch.device("cpu" if cpu else "cuda")
+    precision = arguments.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
+    trackers = [name for name in arguments.trackers if name != "none"]
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision={"float32": "no", "bfloat16": "bf16"}[precision],
+            gradient_accumulation_steps=1,
+            log_with=trackers or None,
+            project_dir=str(directory),
+        )
+    except ValueError as error:
+        raise InputError(f"the launch or its trackers {trackers} do not work here: {error}") from error
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise InputError(
+            f"{asked} processes were launched but {accelerator.num_processes} joined the run; "
+            "launch with accelerate launch --multi_gpu --num_processes N (also on CPUs)"
+        )
+    return accelerator
+
+
+def _lock_directory(directory: Path) -> Any:
+    """Take the directory for this run; the lock goes with the process, however it ends."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("a+")
+    except OSError as error:
+        raise OutputError(f"output_dir {directory} cannot be written ({error}); choose another") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise OutputError(f"another run is writing to {directory} ({lock.read().strip()}); stop it first") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    return lock
+
+
+def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:
+    differing = [
+        f"{key}: {written.get(key)!r} there, {asked.get(key)!r} now"
+        for key in sorted(written.keys() | asked.keys())
+        if written.get(key) != asked.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint} belongs to a run with other settings ({'; '.join(differing)}); "
+            "use those, or another output_dir"
+        )
+
+
+def _optimizer_to(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if value.dim():
+                state[key] = value.to(device)
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """The log's whole lines; a kill may have cut the last one short."""
+    entries = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return entries
