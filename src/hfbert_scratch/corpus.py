@@ -342,7 +342,7 @@ def _complete(
         stage_seconds[stage] = sum(record["seconds"][stage] for record in records)
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "arguments": dataclasses.asdict(arguments),
+        "arguments": dataclasses.asdict(arguments) | {"text": list(arguments.text)},
         "seed": arguments.seed,
         "max_seq_length": arguments.max_seq_length,
         "tokenizer_hash": identity["tokenizer_hash"],
@@ -382,7 +382,7 @@ def _complete(
     _describe_for_datasets(output, files)
     write_json(output / MANIFEST, manifest)
     shutil.rmtree(output / BUILD, ignore_errors=True)
-    return Corpus(output, manifest)
+    return Corpus.open(output)
 
 
 def _without_empty(directory: Path, files: list[str]) -> list[str]:

@@ -19,6 +19,8 @@ from .text_sources import ReadingCounts, Source, read_documents
 
 # Documents are hashed, compared and handed on in portions of so many bytes.
 _PORTION = 1 << 23
+# Documents of a shard, however long they are: random segments need some to choose from.
+_MIN_DOCUMENTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class _Digests:
 
 def form_shards(arguments: BuildArguments, sources: list[Source], counts: Counts) -> Iterator[Shard]:
     """Read everything; yield shards of about the same size, without duplicates, the split drawn."""
-    size = arguments.shard_mb * 1_000_000 or _shard_size(sources)
+    size = arguments.shard_mb * 1_000_000 or shard_size(sources)
     documents: list[bytes] = []
     hashes: list[np.ndarray] = []
     waiting: tuple[list[bytes], np.ndarray] | None = None
@@ -99,19 +101,19 @@ def form_shards(arguments: BuildArguments, sources: list[Source], counts: Counts
         counts.shards += 1
         return Shard(counts.shards - 1, content[0], _validation(arguments, content[1], first=counts.shards == 1))
 
-    for portion, digests in _portions(arguments, sources, counts):
+    for portion, digests in _portions(arguments, sources, counts, min(size, _PORTION)):
         documents += portion
         hashes.append(digests)
         held += sum(map(len, portion))
-        if held >= size:
+        if held >= size and len(documents) >= _MIN_DOCUMENTS:
             if waiting is not None:
                 yield shard(waiting)
             waiting = (documents, np.concatenate(hashes))
             documents, hashes, held = [], [], 0
     if documents:
         rest = (documents, np.concatenate(hashes))
-        # A short rest joins the shard before it: random segments need documents to choose from.
-        if waiting is not None and held < size / 2:
+        # A short rest joins the shard before it.
+        if waiting is not None and (held < size / 2 or len(documents) < _MIN_DOCUMENTS):
             waiting = (waiting[0] + rest[0], np.concatenate([waiting[1], rest[1]]))
         elif waiting is not None:
             yield shard(waiting)
@@ -122,15 +124,15 @@ def form_shards(arguments: BuildArguments, sources: list[Source], counts: Counts
         yield shard(waiting)
 
 
-def _shard_size(sources: list[Source]) -> int:
+def shard_size(sources: list[Source]) -> int:
     """Bytes of text in a shard: 64 shards if that makes them 8 to 64 MB."""
     return int(min(max(sum(source.size for source in sources) / 64, 8e6), 64e6))
 
 
 def _portions(
-    arguments: BuildArguments, sources: list[Source], counts: Counts
+    arguments: BuildArguments, sources: list[Source], counts: Counts, size: int
 ) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """Portions of new documents with their digests (uint64)."""
+    """Portions of about `size` bytes, their new documents and the digests of these (uint64)."""
     known = _Digests()
     texts = read_documents(
         sources,
@@ -145,18 +147,17 @@ def _portions(
         for text in texts:
             portion.append(text.encode("utf-8"))
             held += len(portion[-1])
-            if held >= _PORTION or len(portion) >= 10_000:
+            if held >= size or len(portion) >= 10_000:
                 break
         if not portion:
             return
         digests = np.frombuffer(
             b"".join(hashlib.blake2b(document.strip(), digest_size=8).digest() for document in portion), dtype="<u8"
         )
-        new = known.add(digests) if arguments.drop_duplicates else np.ones(len(portion), dtype=bool)
+        new = known.add(digests)
+        counts.duplicates += len(portion) - int(new.sum())
         if not arguments.drop_duplicates:
-            counts.duplicates += len(portion) - int(known.add(digests).sum())
-        else:
-            counts.duplicates += len(portion) - int(new.sum())
+            new[:] = True
         counts.documents += len(portion)
         counts.bytes += held
         counts.seconds += time.monotonic() - start

@@ -239,8 +239,8 @@ def _stream(source: Source) -> BinaryIO:
     return file
 
 
-def _pieces(source: Source, limit: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (byte offset, line with its line end); lines longer than `limit` come in several pieces.
+def _pieces(source: Source, limit: int, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, line with its line end); longer lines than `limit` are cut, or refused if `whole`.
 
     Only LF ends a line: U+2028, U+0085, form feeds and the like stay inside. The byte order mark is dropped.
     """
@@ -259,6 +259,10 @@ def _pieces(source: Source, limit: int) -> Iterator[tuple[int, bytes]]:
                     if line.startswith(b"\xef\xbb\xbf"):
                         offset, line = 3, line[3:]
                 line = rest + line
+                if whole and len(line) >= limit and not line.endswith(b"\n"):
+                    raise InputError(
+                        f"{source.name}: the line at byte {offset} is longer than {limit} bytes; cut the row"
+                    )
                 cut = len(line) if line.endswith(b"\n") or len(line) < limit else _last_break(line)
                 rest = line[cut:]
                 if cut:
@@ -322,9 +326,7 @@ def _read_text(source: Source, errors: str, counts: ReadingCounts) -> Iterator[s
 
 
 def _read_jsonl(source: Source, column: str, errors: str, counts: ReadingCounts) -> Iterator[str]:
-    for number, (offset, data) in enumerate(_pieces(source, MAX_JSON_LINE), start=1):
-        if len(data) >= MAX_JSON_LINE and not data.endswith(b"\n"):
-            raise InputError(f"{source.name}: line {number} is longer than {MAX_JSON_LINE >> 20} MiB; cut the row")
+    for number, (offset, data) in enumerate(_pieces(source, MAX_JSON_LINE, whole=True), start=1):
         place = f"{source.name}: line {number}"
         line = _decode(data, errors, lambda start, o=offset, p=place: f"{p}, byte {o + start},")
         if line.isspace():
