@@ -7,6 +7,8 @@ import ast
 import hashlib
 import inspect
 import json
+import multiprocessing
+import os
 import re
 import sysconfig
 import warnings
@@ -32,9 +34,11 @@ def documents() -> Iterator[str]:
     """
     seen: set[bytes] = set()
     for topic in topics.topics.values():
-        yield from _as_document([topic], seen)
-    for path in sorted(_source_files(), key=lambda path: _digest(path.as_posix())):
-        yield from _as_document(_docstrings(path), seen)
+        yield from _as_document(_paragraphs([topic]), seen)
+    files = sorted(_source_files(), key=lambda path: _digest(path.as_posix()))
+    with multiprocessing.get_context("spawn").Pool(min(4, os.cpu_count() or 1)) as pool:
+        for paragraphs in pool.imap(_module_paragraphs, files, chunksize=32):
+            yield from _as_document(paragraphs, seen)
 
 
 def write_documents(path: Path, limit: int) -> tuple[int, int]:
@@ -80,19 +84,27 @@ def _definitions(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFu
             yield from _definitions(child)
 
 
-def _as_document(texts: list[str], seen: set[bytes]) -> Iterator[str]:
+def _module_paragraphs(path: Path) -> list[str]:
+    return _paragraphs(_docstrings(path))
+
+
+def _paragraphs(texts: list[str]) -> list[str]:
     paragraphs = []
     for text in texts:
         for block in re.split(r"\n\s*\n", inspect.cleandoc(text)):
-            lines = [line.strip() for line in block.splitlines() if not _NOT_PROSE.match(line)]
-            paragraph = " ".join(
-                _MARKUP.sub(lambda match: next(filter(None, match.groups()), ""), " ".join(lines)).split()
-            )
-            if _is_prose(paragraph) and (digest := _digest(paragraph)) not in seen:
-                seen.add(digest)
-                paragraphs.append(paragraph)
-    if len(paragraphs) >= 2:
-        yield "\n".join(paragraphs)
+            prose = " ".join(line.strip() for line in block.splitlines() if not _NOT_PROSE.match(line))
+            prose = " ".join(_MARKUP.sub(lambda match: next(filter(None, match.groups()), ""), prose).split())
+            if _is_prose(prose):
+                paragraphs.append(prose)
+    return paragraphs
+
+
+def _as_document(paragraphs: list[str], seen: set[bytes]) -> Iterator[str]:
+    """The paragraphs that no earlier document had, if they are enough for a document."""
+    new = [paragraph for paragraph in dict.fromkeys(paragraphs) if _digest(paragraph) not in seen]
+    seen.update(map(_digest, new))
+    if len(new) >= 2:
+        yield "\n".join(new)
 
 
 def _is_prose(paragraph: str) -> bool:

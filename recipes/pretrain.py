@@ -52,6 +52,9 @@ class PretrainingArguments(TrainingArguments):
     intermediate_size: int | None = argument(None, help="default: the size's")
     dropout: float = argument(0.1, help="of hidden states and attention probabilities")
     initializer_range: float = argument(0.02, help="standard deviation of the initial weights")
+    sinusoidal_positions: bool = argument(
+        False, help="start the learned position embeddings from the Transformer's sinusoids: small runs learn sooner"
+    )
     max_position_embeddings: int = argument(512, help="longest sequence the model can ever take")
     max_seq_length: int = argument(128, help="tokens in a sequence, special ones included")
     long_max_seq_length: int = argument(0, help="length in the last part of the run (paper: 512); 0: no such part")
@@ -131,11 +134,27 @@ def build_model(arguments: PretrainingArguments, tokenizer: Any) -> HFBertForPre
             **dropout,
             **overrides,
         )
-        return model_class(config)
+        model = model_class(config)
+        if arguments.sinusoidal_positions:
+            set_sinusoidal_positions(model, 2 * arguments.initializer_range)
+        return model
     except InputError:
         raise
     except (ValueError, OSError) as error:
         raise InputError(f"no such model can be made: {' '.join(str(error).split())}") from error
+
+
+@torch.no_grad()
+def set_sinusoidal_positions(model: HFBertForPreTraining | HFBertForMaskedLM, scale: float) -> None:
+    """Start the learned positions from `scale`·sin and `scale`·cos (Vaswani et al. 2017, section 3.5).
+
+    A fixed offset is then a linear map from the first step on, so heads that look at neighbours form soon; otherwise
+    small runs spend most of their steps on the unigram plateau.
+    """
+    table = model.bert.embeddings.position_embeddings.weight
+    positions, width = table.shape
+    angles = torch.arange(positions)[:, None] * 10_000.0 ** (-torch.arange(0, width, 2) / width)
+    table.copy_(scale * torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width])
 
 
 def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, corpus: Corpus) -> dict[str, Any]:
@@ -201,6 +220,8 @@ def main() -> None:
     def evaluate() -> dict[str, float]:
         metrics = evaluation(model)
         run.say(evaluation.describe(metrics))
+        if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
+            run.say("the unigram plateau is left: the model uses context")
         return metrics
 
     done = train(
@@ -213,6 +234,7 @@ def main() -> None:
         flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
     )
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
+    past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
     if run.is_main:
         if done:
             unwrapped.save_pretrained(run.directory / "model")
@@ -222,7 +244,7 @@ def main() -> None:
         status="done" if done else "stopped",
         derived=derived,
         baseline=evaluation.baseline,
-        results=results,
+        results=results | {"plateau_left_at_step": past},
         corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
     )
     run.say(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))

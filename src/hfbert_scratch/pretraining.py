@@ -203,6 +203,13 @@ class PretrainingEvaluation:
             metrics["eval_next_sentence_accuracy"] = pairs_right / pairs
         return metrics
 
+    def is_past_plateau(self, metrics: dict[str, float]) -> bool:
+        """Whether the model is clearly better than token counts: twice their accuracy, and half a nat less loss."""
+        return (
+            metrics.get("eval_masked_lm_accuracy", 0.0) >= 2 * self.baseline["accuracy"]
+            and metrics["eval_masked_lm_loss"] <= self.baseline["loss"] - 0.5
+        )
+
     def describe(self, metrics: dict[str, float]) -> str:
         """One line: the figures beside the unigram baseline."""
         times = metrics["eval_masked_lm_accuracy"] / max(self.baseline["accuracy"], 1e-9)

@@ -1,0 +1,132 @@
+"""The whole chain on one machine in minutes: text → tokenizer → corpus → pretraining → AutoModel in a new process.
+
+    python recipes/demo.py [--output_dir runs/demo] [--text my_text.txt]
+
+By default the text is the English that every Python installation carries (demo_text.py). Each stage is the same recipe
+that a large run uses; each reads a directory and leaves one. Run again, finished stages are kept and an interrupted
+pretraining continues.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo_text import write_documents
+
+from hfbert_scratch.arguments import argument, parse_arguments, read_json
+from hfbert_scratch.errors import InputError, command_line
+
+
+RECIPES = Path(__file__).parent
+SENTENCES = (
+    "Return the number of [MASK] in the list.",
+    "If the file does not [MASK], an error is raised.",
+    "The default [MASK] is used when no argument is given.",
+    "This function returns a new [MASK] with the same shape.",
+    "Returns [MASK] if the two objects are equal.",
+    "This is the same [MASK] the previous one.",
+)
+# Runs in a process that cannot import the package: what a stranger has is the checkpoint directory alone.
+OPEN_AND_FILL = """
+import json, sys
+sys.modules["hfbert_scratch"] = None
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline, utils
+utils.logging.set_verbosity_error()
+utils.logging.disable_progress_bar()
+directory, sentences = sys.argv[1], json.loads(sys.argv[2])
+model = AutoModelForMaskedLM.from_pretrained(directory, trust_remote_code=True)
+fill = pipeline("fill-mask", model=model, tokenizer=AutoTokenizer.from_pretrained(directory))
+print(json.dumps([[(answer["token_str"], answer["score"]) for answer in fill(text, top_k=5)] for text in sentences]))
+"""
+
+
+@dataclass(kw_only=True)
+class DemoArguments:
+    """The command line."""
+
+    output_dir: str = argument("runs/demo", help="where everything goes")
+    text: str | None = argument(None, help="file or directory of your own text; default: Python's own documentation")
+    megabytes: float = argument(5.0, help="how much of Python's documentation to use")
+    vocab_size: int = argument(4000, help="WordPiece tokens; few, so that each is seen often in a short run")
+    max_steps: int | None = argument(None, help="optimizer steps; default: those of configs/demo.yaml")
+
+
+@command_line
+def main() -> None:
+    """Run the chain and show what came of it."""
+    arguments = parse_arguments(DemoArguments, description=__doc__)
+    output, start = Path(arguments.output_dir), time.monotonic()
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer, corpus, pretraining = (str(output / name) for name in ("tokenizer", "corpus", "pretraining"))
+
+    text = arguments.text
+    if text is None:
+        text = str(output / "text.jsonl")
+        if not Path(text).is_file():
+            stage("Collecting English from the Python installation")
+            documents, characters = write_documents(Path(text), int(arguments.megabytes * 1e6))
+            print(f"{text}: {documents} documents, {characters / 1e6:.1f} MB")
+    if not (Path(tokenizer) / "tokenizer.json").is_file():
+        stage("Training a WordPiece tokenizer")
+        size = str(arguments.vocab_size)
+        recipe("train_tokenizer", "--text", text, "--vocab_size", size, "--output_dir", tokenizer)
+    stage("Building the corpus")
+    share = ("--validation_share", "0.03", "--max_seq_length", "128")
+    recipe("build_corpus", "--text", text, "--tokenizer", tokenizer, "--output_dir", corpus, *share)
+    stage("Pretraining: masked LM and next sentence prediction")
+    steps = () if arguments.max_steps is None else ("--max_steps", str(arguments.max_steps))
+    inputs = ("--corpus", corpus, "--tokenizer", tokenizer, "--output_dir", pretraining)
+    recipe("pretrain", "--config", "demo", *inputs, *steps)
+    stage("Opening the checkpoint with AutoModelForMaskedLM in a process without this package")
+    show_predictions(f"{pretraining}/model")
+    stage("Result")
+    show_result(Path(pretraining), time.monotonic() - start)
+
+
+def stage(title: str) -> None:
+    """Print a heading."""
+    print(f"\n== {title}", flush=True)
+
+
+def recipe(name: str, *options: str) -> None:
+    """Run a recipe of this directory as a user would. Raises InputError with its exit code when it fails."""
+    command = [sys.executable, str(RECIPES / f"{name}.py"), *options]
+    print("$ python " + " ".join([f"recipes/{name}.py", *options]), flush=True)
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise InputError(f"recipes/{name}.py ended with exit code {code}; what it printed above says why")
+
+
+def show_predictions(model: str) -> None:
+    """Print the five likeliest words for each blank."""
+    command = [sys.executable, "-c", OPEN_AND_FILL, model, json.dumps(SENTENCES)]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    if process.returncode:
+        raise InputError(f"the checkpoint {model} could not be opened:\n{process.stderr}")
+    for sentence, answers in zip(SENTENCES, json.loads(process.stdout.splitlines()[-1]), strict=True):
+        words = ", ".join(f"{word} {100 * score:.0f} %" for word, score in answers)
+        print(f"{sentence}\n    {words}")
+
+
+def show_result(pretraining: Path, seconds: float) -> None:
+    """Print the held-out figures beside the unigram baseline."""
+    record = read_json(pretraining / "record.json", "pretraining")
+    results, baseline = record["results"], record["baseline"]
+    accuracy, unigram = results["eval_masked_lm_accuracy"], baseline["accuracy"]
+    past = results["plateau_left_at_step"]
+    print(
+        f"held-out masked LM: loss {results['eval_masked_lm_loss']:.3f}, token counts {baseline['loss']:.3f}; "
+        f"accuracy {100 * accuracy:.1f} % = {accuracy / unigram:.1f} × their {100 * unigram:.1f} %\n"
+        f"held-out next sentence: accuracy {100 * results['eval_next_sentence_accuracy']:.1f} %\n"
+        + (f"the unigram plateau was left by step {past}" if past else "the unigram plateau was NOT left")
+        + f"\ncurve: {pretraining / 'curves.png'}   checkpoint: {pretraining / 'model'}\n"
+        f"{record['steps']} steps, {record['tokens'] / 1e6:.1f} M tokens, {record['seconds'] / 60:.1f} minutes of "
+        f"training, {seconds / 60:.1f} minutes in all on {record['hardware']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
