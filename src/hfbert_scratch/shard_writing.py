@@ -21,14 +21,15 @@ from tokenizers import Tokenizer
 from .errors import InputError
 from .sentences import bounded, split_sentences
 from .tokenization import SPECIAL_TOKENS
+from .word_encoding import WordEncoder, decomposes
 
 
 Segmenter = Callable[[str], list[str]]
 
 # Directory of the records and other files that are gone when the corpus is finished.
 BUILD = ".build"
-# Text tokenized in one call, which bounds the memory of the tokenizer's result.
-_TOKENIZER_BATCH = 1 << 20
+# Characters tokenized in one call, which bounds the memory of its result.
+_ENCODER_BATCH, _TOKENIZER_BATCH = 1 << 22, 1 << 20
 
 
 @dataclasses.dataclass
@@ -56,6 +57,7 @@ class ShardWriter:
         self.tokenizer.encode_special_tokens = True
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self.segmenter = segmenter
+        self.encoder = WordEncoder(self.tokenizer, self.dtype) if decomposes(self.tokenizer) else None
 
     def write(self, shard: Shard) -> int:
         """Write the shard's train file, the documents for validation and, last, its record; return its bytes."""
@@ -109,7 +111,13 @@ class ShardWriter:
         """All token ids one after another, and the number of each sentence (0 where nothing is left of it)."""
         ids: list[np.ndarray] = [np.zeros(0, self.dtype)]
         lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
-        for batch in _batches(sentences):
+        if self.encoder is not None:
+            for batch in _batches(sentences, _ENCODER_BATCH):
+                flat, count = self.encoder.encode(batch)
+                ids.append(flat)
+                lengths.append(count)
+            return np.concatenate(ids), np.concatenate(lengths)
+        for batch in _batches(sentences, _TOKENIZER_BATCH):
             encoded = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
             count = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
             lengths.append(count)
@@ -117,11 +125,11 @@ class ShardWriter:
         return np.concatenate(ids), np.concatenate(lengths)
 
 
-def _batches(sentences: list[str]) -> Iterator[list[str]]:
+def _batches(sentences: list[str], size: int) -> Iterator[list[str]]:
     begin = held = 0
     for end, sentence in enumerate(sentences, start=1):
         held += len(sentence)
-        if held >= _TOKENIZER_BATCH:
+        if held >= size:
             yield sentences[begin:end]
             begin, held = end, 0
     if begin < len(sentences):

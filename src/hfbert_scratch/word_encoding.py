@@ -1,0 +1,101 @@
+"""Token ids of much text at once: the tokenizer sees every distinct word only once.
+
+BERT's normalizer looks at single characters (and at accents behind them), and its pre-tokenizer splits at white space
+and punctuation. So the ids of a text are the ids of its pieces between ASCII blanks and punctuation marks, one after
+the other, and most pieces have been seen before. Pieces are found and numbered in numpy and Arrow; only new ones go to
+the tokenizer, whatever they consist of. The result equals the tokenizer's on every string.
+"""
+
+import itertools
+import json
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+
+# What is remembered is thrown away when it grows beyond this: random strings would fill the memory.
+_MAX_PIECES, _MAX_BYTES = 1 << 20, 1 << 26
+
+# A byte ends the piece before it (blank), is a piece (ASCII punctuation), or belongs to one (also control characters,
+# which the normalizer removes without splitting, and all bytes of other characters).
+_BLANK, _MARK, _INSIDE = range(3)
+_KIND = np.full(256, _INSIDE, dtype=np.uint8)
+_KIND[[ord(mark) for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"]] = _MARK
+_KIND[[ord(blank) for blank in " \t\n\r"]] = _BLANK
+
+
+def decomposes(tokenizer: Tokenizer) -> bool:
+    """Whether the words of a text can be tokenized one by one: BERT's rules, and no added token that is matched."""
+    content = json.loads(tokenizer.to_str())
+    normalizer = content["normalizer"] or {}
+    return (
+        normalizer.get("type") == "BertNormalizer"
+        and normalizer["clean_text"]
+        and (content["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+        and content["model"]["type"] == "WordPiece"
+        and all(token["special"] for token in content["added_tokens"])
+        and tokenizer.encode_special_tokens
+    )
+
+
+class WordEncoder:
+    """Encodes sentences with `tokenizer`, for which `decomposes` must hold, through a dictionary of pieces."""
+
+    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype) -> None:
+        self.tokenizer, self.dtype = tokenizer, dtype
+        self._forget()
+
+    def encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all sentences one after another, and the number of ids of each, (sentences,) int64."""
+        data = np.frombuffer("\n".join([*sentences, ""]).encode("utf-8"), dtype=np.uint8)
+        kind = _KIND[data]
+        inside = kind == _INSIDE
+        begins = inside.copy()
+        begins[1:] &= ~inside[:-1]
+        begins |= kind == _MARK
+        solid = kind != _BLANK
+        # Without the blanks the pieces lie end to end, as an Arrow array of strings.
+        offsets = np.append(np.flatnonzero(begins[solid]), np.count_nonzero(solid)).astype(np.int32)
+        pieces = pa.Array.from_buffers(
+            pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data[solid])]
+        ).dictionary_encode()
+        numbers = self._numbers(pieces.dictionary.to_pylist())[pieces.indices.to_numpy(zero_copy_only=False)]
+        counts = self._counts[numbers]
+        behind = np.concatenate([[0], np.cumsum(counts)])
+        source = np.repeat(self._starts[numbers] - behind[:-1], counts) + np.arange(behind[-1])
+        pieces_before = np.searchsorted(np.flatnonzero(begins), self._ends(sentences, data))
+        return self._ids[source], np.diff(behind[pieces_before], prepend=0)
+
+    @staticmethod
+    def _ends(sentences: list[str], data: np.ndarray) -> np.ndarray:
+        """Byte offsets of the line ends that were put behind the sentences."""
+        ends = np.flatnonzero(data == 10)
+        if len(ends) != len(sentences):  # line ends inside sentences
+            ends = np.cumsum([len(sentence.encode("utf-8")) + 1 for sentence in sentences]) - 1
+        return ends
+
+    def _numbers(self, pieces: list[bytes]) -> np.ndarray:
+        """The number under which each of these distinct pieces is remembered."""
+        if len(self._known) > _MAX_PIECES or self._bytes > _MAX_BYTES:
+            self._forget()
+        known = self._known
+        new = [piece for piece in pieces if piece not in known]
+        if new:
+            texts = [piece.decode("utf-8") for piece in new]
+            encoded = [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+            ids = np.fromiter(itertools.chain.from_iterable(encoded), dtype=self.dtype, count=int(counts.sum()))
+            starts = len(self._ids) + np.cumsum(counts) - counts
+            known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))
+            self._bytes += sum(map(len, new))
+            self._ids = np.concatenate([self._ids, ids])
+            self._starts = np.concatenate([self._starts, starts])
+            self._counts = np.concatenate([self._counts, counts])
+        return np.fromiter(map(known.__getitem__, pieces), dtype=np.int64, count=len(pieces))
+
+    def _forget(self) -> None:
+        self._known: dict[bytes, int] = {}
+        self._bytes = 0
+        self._ids = np.zeros(0, dtype=self.dtype)
+        self._starts, self._counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
