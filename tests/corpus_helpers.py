@@ -80,3 +80,13 @@ def random_lengths(
         np.maximum(1, rng.lognormal(np.log(mean), 0.8, rng.integers(*sentences))).astype(int).tolist()
         for _ in range(count)
     ]
+
+
+class FailingSegmenter:
+    """Raises `error` for every document, also in a worker process."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, text: str) -> list[str]:
+        raise self.error

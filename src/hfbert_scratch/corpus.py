@@ -337,9 +337,6 @@ def _complete(
         for name, names in files.items()
         if names
     }
-    stage_seconds = {"read": counts.seconds}
-    for stage in ("split", "tokenize", "write"):
-        stage_seconds[stage] = sum(record["seconds"][stage] for record in records)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "arguments": dataclasses.asdict(arguments) | {"text": list(arguments.text)},
@@ -366,14 +363,7 @@ def _complete(
         for name, split in documents.items()
     }
     manifest["warnings"] = check_corpus(manifest, arguments.next_sentence, arguments.validation_share)
-    manifest["megabytes"] = round(counts.bytes / 1e6, 3)
-    manifest["seconds"] = round(seconds, 2)
-    manifest["megabytes_per_second"] = {
-        stage: round(counts.bytes / 1e6 / max(spent, 1e-9), 2) for stage, spent in stage_seconds.items()
-    } | {"all": round(counts.bytes / 1e6 / seconds, 2)}
-    manifest["versions"] = {name: version(name) for name in ("datasets", "numpy", "pyarrow", "tokenizers")} | {
-        "python": platform.python_version()
-    }
+    manifest |= _effort(counts, records, seconds)
     manifest["identity"] = identity
     manifest["sources"] = [
         {"name": source.name, **content}
@@ -383,6 +373,20 @@ def _complete(
     write_json(output / MANIFEST, manifest)
     shutil.rmtree(output / BUILD, ignore_errors=True)
     return Corpus.open(output)
+
+
+def _effort(counts: Counts, records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """How much text took how long, by stage and process, and with which versions."""
+    spent = {stage: sum(record["seconds"][stage] for record in records) for stage in ("split", "tokenize", "write")}
+    spent = {"read": counts.seconds, **spent, "all": seconds}
+    megabytes = counts.bytes / 1e6
+    return {
+        "megabytes": round(megabytes, 3),
+        "seconds": round(seconds, 2),
+        "megabytes_per_second": {stage: round(megabytes / max(time, 1e-9), 2) for stage, time in spent.items()},
+        "versions": {name: version(name) for name in ("datasets", "numpy", "pyarrow", "tokenizers")}
+        | {"python": platform.python_version()},
+    }
 
 
 def _without_empty(directory: Path, files: list[str]) -> list[str]:

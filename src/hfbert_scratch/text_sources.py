@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -427,15 +426,12 @@ def _without_surrogates(text: str, errors: str, place: str) -> str:
     return text
 
 
-_PARAGRAPH_END = re.compile(r"[\n ]")
-
-
 def _cut(document: str, counts: ReadingCounts) -> Iterator[str]:
     """Pieces of at most `MAX_DOCUMENT` characters, cut behind a line if there is one, else behind a blank."""
     start = 0
     while len(document) - start > MAX_DOCUMENT:
         end = start + MAX_DOCUMENT
-        cut = max(document.rfind("\n", start, end), -1) + 1 or document.rfind(" ", start, end) + 1 or end
+        cut = document.rfind("\n", start, end) + 1 or document.rfind(" ", start, end) + 1 or end
         counts.cut_documents += 1
         yield document[start:cut]
         start = cut

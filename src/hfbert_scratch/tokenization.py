@@ -184,17 +184,15 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str = "the token
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(f"{name} is not backed by the tokenizers library; save it again with a current transformers")
     vocabulary = tokenizer.get_vocab()
-    for role in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"):
+    for usual in SPECIAL_TOKENS:
+        role = f"{usual[1:-1].lower()}_token"
         token = getattr(tokenizer, role)
         if token is None:
-            raise InputError(f"{name} has no {role} ({SPECIAL_TOKENS[_ROLES[role]]}); BERT needs it")
+            raise InputError(f"{name} has no {role} ({usual}); BERT needs it")
         if token not in vocabulary or vocabulary[token] >= tokenizer.vocab_size:
             raise InputError(f"{name}: the {role} {token} is not in the vocabulary; add it and train again")
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise InputError(f"{name}: the ids are not 0 … {len(vocabulary) - 1} without gaps; two tokens share an id")
-
-
-_ROLES = {"pad_token": 0, "unk_token": 1, "cls_token": 2, "sep_token": 3, "mask_token": 4}
 
 
 def _check_files(path: Path) -> None:

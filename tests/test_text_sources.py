@@ -1,0 +1,259 @@
+"""Reading documents from every kind of file, good and bad, and splitting them into sentences."""
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from corpus_helpers import document, documents, words
+
+from hfbert_scratch import text_sources
+from hfbert_scratch.errors import InputError
+from hfbert_scratch.sentences import MAX_SENTENCE, split_sentences
+from hfbert_scratch.text_sources import ReadingCounts, find_sources, read_documents
+
+
+def read(path, **options):
+    return list(read_documents(find_sources([str(path)]), **options))
+
+
+def test_plain_text(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes("\ufeffone\r\nline two\r\n\r\n \t\r\ntwo\u2028still\x0btwo\x85yes\n\n\nthree\0".encode())
+    assert read(path) == ["one\nline two\n", "two\u2028still\x0btwo\x85yes\n", "three\0"]
+    path.write_bytes(b"a\n\nb")
+    (tmp_path / "u.txt").write_bytes(b"c\n")
+    # The end of a file ends a document; the order is that of the names.
+    assert read(tmp_path) == ["a\n", "b", "c\n"]
+    (tmp_path / "notes").write_bytes(b"of unknown suffix")
+    assert read(tmp_path / "notes") == ["of unknown suffix"]
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "v.txt").write_bytes(b"d")
+    assert read(tmp_path / "**" / "*.txt") == ["d", "a\n", "b", "c\n"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+def test_compressed(tmp_path, suffix, compression):
+    texts = documents(30)
+    if suffix == ".txt":
+        data = "\n\n".join(texts).encode()
+    else:
+        data = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
+    path = tmp_path / f"t{suffix}{compression}"
+    path.write_bytes(pack(data))
+    assert [text.strip() for text in read(path)] == texts
+    if compression:
+        # Two frames one after the other are one stream.
+        path.write_bytes(pack(data[:1000]) + pack(data[1000:]))
+        assert [text.strip() for text in read(path)] == texts
+        path.write_bytes(pack(data)[:-30])
+        with pytest.raises(InputError, match=rf"t{suffix}{compression} is truncated or damaged after \d+ bytes"):
+            read(path)
+        path.write_bytes(b"not compressed at all")
+        with pytest.raises(InputError, match="is truncated or damaged"):
+            read(path)
+
+
+def test_parquet_and_datasets(tmp_path):
+    texts = documents(300)
+    table = pa.table({"text": [*texts, None], "n": range(301)})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=100)
+    counts = ReadingCounts()
+    assert read(tmp_path / "t.parquet", counts=counts) == texts
+    assert counts.null_texts == 1
+    with pytest.raises(InputError, match=r"no column 'body', only 'text', 'n'; see --text_column"):
+        read(tmp_path / "t.parquet", text_column="body")
+    with pytest.raises(InputError, match="column 'n' holds int64"):
+        read(tmp_path / "t.parquet", text_column="n")
+    data = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="t.parquet is not a readable Parquet file"):
+        read(tmp_path / "t.parquet")
+    saved = datasets.Dataset.from_dict({"text": texts})
+    saved.save_to_disk(tmp_path / "saved")
+    assert read(tmp_path / "saved") == texts
+    datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "splits")
+    assert read(tmp_path / "splits") == texts
+    datasets.DatasetDict(test=saved).save_to_disk(tmp_path / "test")
+    with pytest.raises(InputError, match="but no train"):
+        read(tmp_path / "test")
+    with pytest.raises(InputError, match="no column 'body'"):
+        read(tmp_path / "saved", text_column="body")
+
+
+def test_hub_names(monkeypatch):
+    calls = []
+
+    def load_dataset(name, configuration, split, streaming):
+        calls.append((name, configuration, split, streaming))
+        if name == "no/where":
+            raise FileNotFoundError("not on the Hub")
+        return datasets.Dataset.from_dict({"text": ["a", None, "b"]}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(read_documents(find_sources(["hub:some/set", "hub:some/other:en:test"]))) == ["a", "b"] * 2
+    assert calls == [("some/set", None, "train", True), ("some/other", "en", "test", True)]
+    with pytest.raises(InputError, match="hub:no/where: cannot be loaded from the Hub .not on the Hub"):
+        list(read_documents(find_sources(["hub:no/where"])))
+
+
+BAD_LINES = {
+    '{"text": "a"': r"t.jsonl: line 2 is not JSON",
+    "[1, 2]": r"line 2 is a list; every line must be an object with 'text'",
+    '{"body": "a"}': r"line 2 has no field 'text', only 'body'; see --text_column",
+    '{"text": 5}': r"line 2: field 'text' is a int, not a string",
+    '{"text": "\\ud800"}': r"line 2 escapes half of a surrogate pair",
+    "[" * 100_000: r"line 2 is nested too deeply",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_jsonl(tmp_path, line):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "good"}\n' + line + "\n")
+    with pytest.raises(InputError, match=BAD_LINES[line]):
+        read(path)
+
+
+def test_jsonl_details(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('\ufeff{"text": "a\\r\\nb"}\r\n\r\n{"text": null}\n{"text": " "}\n{"text": "\\ud83d\\ude00"}')
+    counts = ReadingCounts()
+    assert read(path, counts=counts) == ["a\nb", "😀"]
+    assert counts.null_texts == 1
+    path.write_text('{"text": "x\\ud800y"}')
+    assert read(path, encoding_errors="replace") == ["x\ufffdy"]
+    path.write_bytes(b'{"text": "good"}\n{"text": "b\xe9d"}\n')
+    with pytest.raises(InputError, match="line 2, byte 28, is not valid UTF-8"):
+        read(path)
+
+
+def test_invalid_utf8(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes("é good\n\n".encode() + b"caf\xe9\n")
+    with pytest.raises(InputError, match=r"t.txt: byte 12, line 3, is not valid UTF-8 .byte 0xe9.*replace"):
+        read(path)
+    assert read(path, encoding_errors="replace")[1] == "caf\ufffd\n"
+    with pytest.raises(InputError, match="--encoding_errors must be one of strict, replace, not 'ignore'"):
+        read(path, encoding_errors="ignore")
+    path.write_bytes("text".encode("utf-16"))
+    with pytest.raises(InputError, match="t.txt is UTF-16 text; convert it first: iconv"):
+        read(path)
+    path.write_bytes(os.urandom(2000))
+    with pytest.raises(InputError):
+        read(path)
+    path.write_bytes(gzip.compress(b"x" * 50 + b"\xff"))
+    path.rename(tmp_path / "t.txt.gz")
+    with pytest.raises(InputError, match="byte 50 of the unpacked text"):
+        read(tmp_path / "t.txt.gz")
+
+
+def test_missing_things(tmp_path):
+    cases = {
+        "no.txt": "no such file or directory .*hub:",
+        "*.txt": "the pattern matches no file",
+        ".": "the directory holds no .txt",
+    }
+    for name, message in cases.items():
+        with pytest.raises(InputError, match=message):
+            find_sources([str(tmp_path / name)])
+    with pytest.raises(InputError, match="names no file"):
+        find_sources([])
+    (tmp_path / "a.txt").write_text("")
+    assert read(tmp_path / "a.txt") == []
+    with pytest.raises(InputError, match="more than once"):
+        find_sources([str(tmp_path / "a.txt"), str(tmp_path / "*.txt")])
+    (tmp_path / "p.parquet.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="unpack the file first"):
+        find_sources([str(tmp_path / "p.parquet.gz")])
+    if os.geteuid():
+        (tmp_path / "a.txt").chmod(0)
+        with pytest.raises(InputError, match="a.txt: cannot be read .Permission denied"):
+            read(tmp_path / "a.txt")
+
+
+def test_long_lines_and_documents_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_sources, "MAX_LINE", 64)
+    monkeypatch.setattr(text_sources, "MAX_DOCUMENT", 1000)
+    text = " ".join(words(400))
+    for content in (text, "é" * 3000, "x" * 3000, text.replace(" ", "\n"), "日本" * 900):
+        for suffix in (".txt", ".jsonl"):
+            path = tmp_path / f"t{suffix}"
+            path.write_text(content if suffix == ".txt" else json.dumps({"text": content}))
+            counts = ReadingCounts()
+            pieces = read(path, counts=counts)
+            assert "".join(pieces) == content
+            assert all(len(piece) <= 1000 for piece in pieces)
+            assert counts.cut_documents == len(pieces) - 1 > 0
+    assert all(piece.endswith((" ", pieces[-1][-1])) for piece in pieces)
+    monkeypatch.setattr(text_sources, "MAX_JSON_LINE", 500)
+    with pytest.raises(InputError, match="the line at byte 0 is longer than 500 bytes"):
+        read(tmp_path / "t.jsonl")
+
+
+@pytest.mark.slow
+def test_a_200_mb_line_in_bounded_memory(tmp_path):
+    path = tmp_path / "t.txt"
+    line = (" ".join(words(300)) + " ").encode()
+    with open(path, "wb") as file:
+        for _ in range(200_000_000 // len(line)):
+            file.write(line)
+    code = (
+        "import sys, resource; from hfbert_scratch.text_sources import *;"
+        "n = sum(len(d) for d in read_documents(find_sources([sys.argv[1]])));"
+        "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
+    size, megabytes = map(int, out.split())
+    assert size == path.stat().st_size and megabytes < 900
+
+
+# ---------------------------------------------------------------------------------------------------- sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. Two! Three? Four… Five", ["One.", "Two!", "Three?", "Four…", "Five"]),
+        ("Mr. Smith met Dr. Jones. They spoke.", ["Mr. Smith met Dr. Jones.", "They spoke."]),
+        (
+            "J. R. Tolkien of the U.S. Army, e.g. Mordor. End.",
+            ["J. R. Tolkien of the U.S. Army, e.g. Mordor.", "End."],
+        ),
+        ("See No. 5 and Fig. 3. He said no. Then 5 went.", ["See No. 5 and Fig. 3.", "He said no.", "Then 5 went."]),
+        ('"Go!" she said. "Now." (Later.) He went.', ['"Go!" she said.', '"Now."', "(Later.)", "He went."]),
+        ("3.14 is pi. It is 5. Six.", ["3.14 is pi.", "It is 5.", "Six."]),
+        ("line one\nline two. and on", ["line one", "line two. and on"]),
+        ("So did I. Really.", ["So did I.", "Really."]),
+        ("Élan. Été.", ["Élan.", "Été."]),
+        ("我们走吧。他说：“好！”然后走了。", ["我们走吧。", "他说：“好！”", "然后走了。"]),
+        ("Это да. А это нет.", ["Это да.", "А это нет."]),
+        ("\u2028 \x0b\n\n  \r\n", []),
+        ("", []),
+        ("a\u2028b\x0bc\x85d", ["a\u2028b\x0bc\x85d"]),
+    ],
+)
+def test_sentences(text, expected):
+    assert split_sentences(text) == expected
+
+
+def test_sentences_lose_nothing_but_blanks():
+    for text in [*documents(20), "x" * 35_000, "ab " * 20_000, "... ! ? . A " * 50, "。" * 50]:
+        sentences = split_sentences(text)
+        assert "".join("".join(sentences).split()) == "".join(text.split())
+        assert all(0 < len(sentence) <= MAX_SENTENCE and sentence == sentence.strip() for sentence in sentences)
+
+
+def test_made_up_documents_are_split_as_made():
+    rng = random.Random(0)
+    for count in (1, 2, 7, 20):
+        assert len(split_sentences(document(rng, words(50), count))) == count
