@@ -245,8 +245,18 @@ class HFBertPredictionHeadTransform(nn.Module):
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden_states)))
 
 
+class HFBertOutputProjection(nn.Linear):
+    """The projection onto the vocabulary, whose matrix is the word embeddings'. The head owns the bias and passes it.
+
+    One operation with the bias is bit for bit what stock computes, and makes no second copy of the logits.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden_states, self.weight, bias)
+
+
 class HFBertLMPredictionHead(nn.Module):
-    """Vocabulary logits for any (…, hidden_size) vectors; the projection shares the word embeddings' matrix.
+    """Vocabulary logits for any (…, hidden_size) vectors.
 
     There is exactly one output bias. Stock ties a second name, decoder.bias, to it, which FSDP2 refuses.
     """
@@ -254,11 +264,11 @@ class HFBertLMPredictionHead(nn.Module):
     def __init__(self, config: HFBertConfig):
         super().__init__()
         self.transform = HFBertPredictionHeadTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.decoder = HFBertOutputProjection(config.hidden_size, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.transform(hidden_states)) + self.bias
+        return self.decoder(self.transform(hidden_states), self.bias)
 
 
 class HFBertPreTrainingHeads(nn.Module):
@@ -375,12 +385,23 @@ class HFBertModel(HFBertPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         if given.dim() != 2:
+            name, shape = "input_ids", "(batch_size, sequence_length)"
+            if inputs_embeds is not None:
+                given, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
             raise ValueError(
-                f"input_ids must have shape (batch_size, sequence_length), got {tuple(given.shape)}; "
-                "add the batch dimension with input_ids[None]"
+                f"{name} must have shape {shape}, got {tuple(given.shape)}; add the batch dimension with {name}[None]"
             )
-        for name, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-            if isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.shape != given.shape:
+        if given.numel() == 0:
+            raise ValueError(f"the input holds no tokens: its shape is {tuple(given.shape)}")
+        for name, tensor in (
+            ("attention_mask", attention_mask),
+            ("token_type_ids", token_type_ids),
+            ("position_ids", position_ids),
+        ):
+            if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == given.shape:
+                continue
+            # One row of positions or segments serves every sequence of the batch; a mask has to be said for each.
+            if name == "attention_mask" or tensor.shape != (1, given.shape[1]):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
         embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = self._attention_mask(embeddings, attention_mask)
@@ -410,11 +431,25 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.T
 
     logits (…, classes) and labels (…), any integer type. 0, not NaN, when nothing is labelled.
     """
+    _check_label_count(labels, logits, logits.shape[:-1].numel())
     labels = labels.reshape(-1).to(logits.device, torch.long)
     total = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
     )
     return total / _count(num_items, (labels != IGNORED_LABEL).sum(), total.device)
+
+
+def _check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int) -> None:
+    if labels.numel() != expected:
+        raise ValueError(
+            f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}"
+        )
+
+
+def _check_label_shape(labels: torch.Tensor, sequence: torch.Tensor) -> None:
+    """One label per token: as many in another shape, such as transposed, would train on the wrong tokens."""
+    if labels.shape != sequence.shape[:2]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(sequence.shape[:2])}")
 
 
 def _count(num_items: torch.Tensor | int | None, counted: torch.Tensor | int, device: torch.device):
@@ -432,13 +467,15 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        predictions = self.cls.predictions
-        predictions.decoder = new_embeddings
-        old, size = predictions.bias, new_embeddings.weight.shape[0]
-        if old.shape[0] != size:
-            # The vocabulary was resized: keep what is there, new tokens start from the mean, as transformers does it.
-            bias = old.detach().mean().repeat(size)
-            bias[: min(size, old.shape[0])] = old.detach()[:size]
+        """Take over weight and bias; without a bias, ours is cut or goes on with zeros, as stock's does."""
+        predictions, size = self.cls.predictions, new_embeddings.weight.shape[0]
+        predictions.decoder.weight = new_embeddings.weight
+        predictions.decoder.out_features = size
+        old = predictions.bias
+        if getattr(new_embeddings, "bias", None) is not None:
+            predictions.bias = new_embeddings.bias
+        elif old.shape[0] != size:
+            bias = F.pad(old.detach(), (0, size - old.shape[0]))
             predictions.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
 
     def predict_masked(
@@ -456,8 +493,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         """
         if labels is None:
             return self.cls.predictions(sequence_output), None
-        if labels.shape != sequence_output.shape[:2]:
-            raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(sequence_output.shape[:2])}")
+        _check_label_shape(labels, sequence_output)
         labels = labels.to(sequence_output.device, torch.long)
         static = masked_positions is not None
         # Without given positions their number is known only at run time, which a compiled graph cannot hold.
@@ -648,6 +684,7 @@ class HFBertForSequenceClassification(HFBertClassifier):
                 self.config.problem_type = "multi_label_classification"
         if self.config.problem_type == "single_label_classification":
             return cross_entropy(logits, labels, num_items)
+        _check_label_count(labels, logits, logits.numel())
         labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
         if self.config.problem_type == "regression":
             total = F.mse_loss(logits.float(), labels, reduction="sum")
@@ -680,7 +717,10 @@ class HFBertForTokenClassification(HFBertClassifier):
         """
         outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+        loss = None
+        if labels is not None:
+            _check_label_shape(labels, logits)
+            loss = cross_entropy(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -748,11 +788,13 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         Loss = mean of the two cross-entropies over all positions. Returns start_logits and end_logits, each
         (batch_size, sequence_length); inputs as in HFBertModel.
         """
+        if (start_positions is None) != (end_positions is None):
+            raise ValueError("give both start_positions and end_positions, or neither")
         outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
         loss = None
-        if start_positions is not None and end_positions is not None:
+        if start_positions is not None:
             length = start_logits.shape[1]
 
             def within(positions: torch.Tensor) -> torch.Tensor:
