@@ -1,0 +1,172 @@
+"""Tiny models and batches, stock twins with the same weights, and processes in which our package does not exist."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import hfbert_scratch
+from hfbert_scratch import HFBertConfig
+
+
+TINY = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
+# Dropout draws are not comparable between implementations; everything else of train mode is.
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NUM_LABELS = 3
+
+# name → (our class, stock's class, configuration beside TINY)
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "base": ("HFBertModel", "BertModel", {}),
+    "pretraining": ("HFBertForPreTraining", "BertForPreTraining", {}),
+    "masked_lm": ("HFBertForMaskedLM", "BertForMaskedLM", {}),
+    "next_sentence": ("HFBertForNextSentencePrediction", "BertForNextSentencePrediction", {}),
+    "single_label": ("HFBertForSequenceClassification", "BertForSequenceClassification", {"num_labels": NUM_LABELS}),
+    "multi_label": (
+        "HFBertForSequenceClassification",
+        "BertForSequenceClassification",
+        {"num_labels": NUM_LABELS, "problem_type": "multi_label_classification"},
+    ),
+    "regression": ("HFBertForSequenceClassification", "BertForSequenceClassification", {"num_labels": 1}),
+    "token": ("HFBertForTokenClassification", "BertForTokenClassification", {"num_labels": NUM_LABELS}),
+    "multiple_choice": ("HFBertForMultipleChoice", "BertForMultipleChoice", {}),
+    "question_answering": ("HFBertForQuestionAnswering", "BertForQuestionAnswering", {}),
+}
+
+
+def tiny_config(**overrides: Any) -> HFBertConfig:
+    """A configuration small enough for a test of milliseconds."""
+    return HFBertConfig(**(TINY | overrides))
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Add noise to every parameter, so that no bias is 0 and no LayerNorm weight 1 (an ignored one would not show)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def make(case: str, **overrides: Any) -> transformers.PreTrainedModel:
+    """Our model of `case` with random weights, in eval mode."""
+    torch.manual_seed(0)
+    name, _, fields = CASES[case]
+    return randomize(getattr(hfbert_scratch, name)(tiny_config(**(fields | overrides)))).eval()
+
+
+def pair(case: str, **overrides: Any) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedModel]:
+    """Our model and stock's with the same weights, in eval mode."""
+    ours = make(case, **overrides)
+    stock_overrides = dict(overrides)
+    stock_overrides.pop("sparse_prediction", None)
+    if stock_overrides.pop("left_to_right", False):
+        stock_overrides |= {"is_decoder": True, "use_cache": False}
+    _, name, fields = CASES[case]
+    stock = getattr(transformers, name)(transformers.BertConfig(**(TINY | fields | stock_overrides)))
+    result = stock.load_state_dict(ours.state_dict(), strict=False)
+    assert not result.unexpected_keys and set(result.missing_keys) <= {"cls.predictions.decoder.bias"}
+    stock.tie_weights()
+    return ours, stock.eval()
+
+
+def batch(case: str = "base", size: int = 3, length: int = 12, seed: int = 0, labels: bool = True) -> dict[str, Any]:
+    """A padded batch with two segments for `case`; the first sequence is full, the last ends in padding."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(high: int, *shape: int, low: int = 0) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    shape = (size, 4, length) if case == "multiple_choice" else (size, length)
+    ids = random(TINY["vocab_size"], *shape, low=5)
+    mask = torch.ones_like(ids)
+    for row in range(1, size):
+        mask[row, ..., length - row % (length - 1) :] = 0
+    segments = (torch.arange(length) >= length // 2).long().expand(shape).clone()
+    inputs = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": segments * mask}
+    if not labels or case == "base":
+        return inputs
+    if case in ("pretraining", "masked_lm"):
+        chosen = (torch.rand(shape, generator=generator) < 0.3) & (mask == 1)
+        chosen[:, 1] = True
+        inputs["labels"] = ids.masked_fill(~chosen, -100)
+    elif case == "token":
+        inputs["labels"] = random(NUM_LABELS, *shape).masked_fill(mask == 0, -100)
+    elif case == "multi_label":
+        inputs["labels"] = random(2, size, NUM_LABELS).float()
+    elif case == "regression":
+        inputs["labels"] = torch.randn(size, generator=generator)
+    elif case == "question_answering":
+        # The last answer lies beyond the sequence: it was truncated away, and does not count.
+        inputs["start_positions"] = random(length, size)
+        inputs["end_positions"] = random(length, size)
+        inputs["start_positions"][-1] = inputs["end_positions"][-1] = length + 5
+    else:
+        classes = {"next_sentence": 2, "single_label": NUM_LABELS, "multiple_choice": 4}[case]
+        inputs["labels"] = random(classes, size)
+    if case == "pretraining":
+        inputs["next_sentence_label"] = random(2, size)
+    return inputs
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gradient of every parameter by name; zeros for those the loss does not reach."""
+    model.zero_grad()
+    loss.backward()
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+    }
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:
+    """The same names, and no two tensors further apart than `tolerance`; names the ones that are."""
+    assert left.keys() == right.keys()
+    far = {}
+    for name, tensor in left.items():
+        assert tensor.shape == right[name].shape, name
+        difference = (tensor - right[name]).abs().max().item() if tensor.numel() else 0.0
+        if not difference <= tolerance:
+            far[name] = difference
+    assert not far, far
+
+
+def fresh_process(
+    code: str, tmp_path: Path, *, without_package: bool = True, timeout: int = 180
+) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a new Python, offline and with an empty cache; fail with its output unless it returns 0.
+
+    `without_package`: `import hfbert_scratch` fails there, as on the machine of someone who only has a checkpoint.
+    """
+    if without_package:
+        # None in sys.modules makes the import fail however the package is installed.
+        code = "import sys\nsys.modules['hfbert_scratch'] = None\n" + code
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTEST", "COV_"))}
+    environment |= {
+        "HF_HOME": str(tmp_path / "hf_home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    return result

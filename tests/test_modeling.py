@@ -1,0 +1,688 @@
+"""The arithmetic: the same as stock BERT's on the same weights, in every way the model can be run."""
+
+import inspect
+
+import pytest
+import torch
+import transformers
+from helpers import CASES, NO_DROPOUT, TINY, assert_same, batch, gradients, make, pair, tiny_config
+
+import hfbert_scratch
+from hfbert_scratch import HFBertForMaskedLM, HFBertForPreTraining
+from hfbert_scratch.modeling_hfbert import cross_entropy
+
+
+TOLERANCE = 1e-5
+PREDICTING = ("pretraining", "masked_lm")
+# Heads that divide their loss by num_items_in_batch themselves, as transformers' Trainer asks of them.
+NORMALIZING = [case for case, (name, _, _) in CASES.items() if getattr(hfbert_scratch, name).accepts_loss_kwargs]
+
+
+def tensors(outputs) -> dict[str, torch.Tensor]:
+    """The tensors of a model's output by name; the parts of tuples by number."""
+    flat = {}
+    for name, value in outputs.items():
+        if isinstance(value, tuple):
+            flat |= {f"{name}.{i}": part for i, part in enumerate(value)}
+        elif value is not None:
+            flat[name] = value
+    return flat
+
+
+def shared_tensors(ours, stock) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Both outputs without what only ours returns, the two parts of the pretraining loss."""
+    left = {
+        name: value for name, value in tensors(ours).items() if name not in ("masked_lm_loss", "next_sentence_loss")
+    }
+    return left, tensors(stock)
+
+
+# ---------------------------------------------------------------------------------------------------- stock's numbers
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("case", CASES)
+def test_eval_outputs_are_stocks(case, attention):
+    ours, stock = pair(case)
+    ours.set_attn_implementation(attention)
+    stock.set_attn_implementation(attention)
+    left, right = shared_tensors(ours(**batch(case)), stock(**batch(case)))
+    assert_same(left, right, TOLERANCE)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "base"])
+def test_training_losses_and_gradients_are_stocks(case):
+    ours, stock = pair(case, **NO_DROPOUT)
+    ours.train()
+    stock.train()
+    left, right = ours(**batch(case)), stock(**batch(case))
+    assert abs(left.loss - right.loss) <= TOLERANCE
+    assert_same(gradients(ours, left.loss), gradients(stock, right.loss), TOLERANCE)
+
+
+def test_gradients_of_the_base_model_are_stocks():
+    ours, stock = pair("base", **NO_DROPOUT)
+    collected = []
+    for model in (ours.train(), stock.train()):
+        outputs = model(**batch())
+        loss = outputs.last_hidden_state.pow(2).mean() + outputs.pooler_output.sum()
+        collected.append(gradients(model, loss))
+    assert_same(*collected, TOLERANCE)
+
+
+def test_parity_also_at_a_width_where_matrix_products_are_blocked():
+    # From 256 columns on, adding the output bias after the product instead of in it changes the last bit.
+    wide = {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 1}
+    ours, stock = pair("masked_lm", **wide)
+    inputs = batch("masked_lm", labels=False)
+    assert torch.equal(ours(**inputs).logits, stock(**inputs).logits)
+
+
+def without(*names: str):
+    return lambda inputs: {name: value for name, value in inputs.items() if name not in names}
+
+
+def with_positions(inputs):
+    length = inputs["input_ids"].shape[-1]
+    return inputs | {"position_ids": torch.arange(length).flip(0).expand_as(inputs["input_ids"]) + 3}
+
+
+def with_shared_positions(inputs):
+    return inputs | {"position_ids": torch.arange(inputs["input_ids"].shape[-1])[None] + 7}
+
+
+def with_ready_mask(inputs):
+    return inputs | {"attention_mask": (inputs["attention_mask"] == 1)[:, None, None, :].expand(-1, 1, 12, -1)}
+
+
+VARIANTS = {
+    "no token types": without("token_type_ids"),
+    "no mask": without("attention_mask"),
+    "ids only": without("attention_mask", "token_type_ids"),
+    "position ids": with_positions,
+    "one row of position ids": with_shared_positions,
+    "int32 ids": lambda inputs: inputs | {"input_ids": inputs["input_ids"].int()},
+    "boolean mask": lambda inputs: inputs | {"attention_mask": inputs["attention_mask"].bool()},
+    "mask of zeros and ones in float": lambda inputs: inputs | {"attention_mask": inputs["attention_mask"].float()},
+    "one row": lambda inputs: {name: value[:1] for name, value in inputs.items()},
+    "one token": lambda inputs: {name: value[..., :1] for name, value in inputs.items()},
+    "ready-made mask": with_ready_mask,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_input_variants_are_stocks(variant):
+    for case in ("base", "multiple_choice"):
+        if case == "multiple_choice" and variant in ("ready-made mask", "one row of position ids"):
+            continue
+        inputs = VARIANTS[variant](batch(case, labels=False))
+        ours, stock = pair(case)
+        assert_same(*shared_tensors(ours(**inputs), stock(**inputs)), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["base", "masked_lm", "multiple_choice"])
+def test_inputs_embeds_are_stocks_and_those_of_the_ids(case):
+    ours, stock = pair(case)
+    inputs = batch(case, labels=False)
+    by_ids = ours(**inputs)
+    inputs["inputs_embeds"] = ours.get_input_embeddings()(inputs.pop("input_ids"))
+    assert_same(*shared_tensors(ours(**inputs), stock(**inputs)), TOLERANCE)
+    assert torch.equal(ours(**inputs)[0], by_ids[0])
+
+
+@pytest.mark.parametrize("case", ["base", "pretraining", "masked_lm", "token"])
+def test_left_to_right_is_stocks_decoder(case):
+    ours, stock = pair(case, left_to_right=True)
+    inputs = batch(case, labels=False)
+    left, right = shared_tensors(ours(**inputs), stock(**inputs))
+    assert_same(left, {name: right[name] for name in left}, TOLERANCE)
+
+
+def test_left_to_right_is_stocks_language_model_and_sees_nothing_to_the_right():
+    ours, _ = pair("masked_lm", left_to_right=True)
+    stock = transformers.BertLMHeadModel(transformers.BertConfig(**TINY, is_decoder=True)).eval()
+    stock.load_state_dict(ours.state_dict(), strict=False)
+    stock.tie_weights()
+    inputs = batch(labels=False)
+    for attention in ("eager", "sdpa"):
+        ours.set_attn_implementation(attention)
+        torch.testing.assert_close(ours(**inputs).logits, stock(**inputs).logits, atol=TOLERANCE, rtol=0)
+        changed = inputs | {"input_ids": inputs["input_ids"].clone()}
+        changed["input_ids"][:, 6] = 7
+        before, after = ours(**inputs).logits, ours(**changed).logits
+        torch.testing.assert_close(after[:, :6], before[:, :6])
+        assert (after[:, 6:] - before[:, 6:]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("options", [{"chunk_size_feed_forward": 4}, {"hidden_act": "relu"}, {"layer_norm_eps": 0.1}])
+def test_options_of_the_configuration_are_stocks(options):
+    ours, stock = pair("masked_lm", **options)
+    assert_same(*shared_tensors(ours(**batch("masked_lm")), stock(**batch("masked_lm"))), TOLERANCE)
+    plain = make("masked_lm")
+    plain.load_state_dict(ours.state_dict())
+    changed = not torch.allclose(plain(**batch("masked_lm")).logits, ours(**batch("masked_lm")).logits, atol=1e-6)
+    assert changed == ("chunk_size_feed_forward" not in options)
+
+
+def test_an_untied_projection_is_its_own_matrix():
+    model = make("masked_lm", tie_word_embeddings=False)
+    assert model.cls.predictions.decoder.weight is not model.bert.embeddings.word_embeddings.weight
+    tied = make("masked_lm")
+    assert tied.cls.predictions.decoder.weight is tied.bert.embeddings.word_embeddings.weight
+
+
+# ---------------------------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("left_to_right", [False, True])
+def test_attention_implementations_agree(left_to_right):
+    model = make("base", left_to_right=left_to_right)
+    inputs = batch(length=16)
+    real = inputs["attention_mask"].bool()
+    results = {}
+    # Flex attention compiles itself, which takes a minute; its uncompiled form takes the same masks.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for attention in ("eager", "sdpa", "flex_attention"):
+            model.set_attn_implementation(attention)
+            results[attention] = model(**inputs).last_hidden_state[real]
+    for attention in ("sdpa", "flex_attention"):
+        torch.testing.assert_close(results[attention], results["eager"], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_does_not_reach_the_tokens(attention):
+    model = make("base")
+    model.set_attn_implementation(attention)
+    inputs = batch()
+    changed = inputs | {"input_ids": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 50)}
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(
+        model(**changed).last_hidden_state[real], model(**inputs).last_hidden_state[real], atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_row_of_padding_alone_gives_finite_numbers(attention):
+    model = make("base")
+    model.set_attn_implementation(attention)
+    inputs = batch()
+    inputs["attention_mask"][1] = 0
+    assert model(**inputs).last_hidden_state.isfinite().all()
+
+
+def test_a_users_own_attention_function_is_called():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    calls = []
+
+    def counting(module, query, key, value, attention_mask, **kwargs):
+        calls.append((module.is_causal, kwargs["scaling"]))
+        return query.transpose(1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS["counting"] = counting
+    try:
+        model = make("base")
+        model.set_attn_implementation("counting")
+        model(**batch())
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["counting"]
+    assert calls == [(False, 8**-0.5)] * 2
+
+
+# ---------------------------------------------------------------------------------------------------- predicting
+
+
+def static_positions(labels: torch.Tensor, width: int) -> torch.Tensor:
+    """Where `labels` are, padded with position 0, which has none."""
+    positions = torch.zeros(labels.shape[0], width, dtype=torch.long)
+    for row, row_labels in enumerate(labels):
+        found = (row_labels != -100).nonzero().squeeze(1)
+        positions[row, : len(found)] = found
+    return positions
+
+
+def prediction_batch(case, **options):
+    inputs = batch(case, **options)
+    inputs["labels"][:, 0] = -100
+    return inputs
+
+
+@pytest.mark.parametrize("case", PREDICTING)
+def test_sparse_prediction_is_the_dense_one_at_the_labels(case):
+    inputs = prediction_batch(case)
+    chosen = inputs["labels"] != -100
+    sparse = make(case, **NO_DROPOUT).train()
+    dense = make(case, **NO_DROPOUT, sparse_prediction=False).train()
+    left, right = sparse(**inputs), dense(**inputs)
+    assert left[1].shape == (chosen.sum(), TINY["vocab_size"])
+    assert right[1].shape == (*chosen.shape, TINY["vocab_size"])
+    torch.testing.assert_close(left[1], right[1][chosen], atol=1e-6, rtol=0)
+    assert abs(left.loss - right.loss) <= 1e-6
+    assert_same(gradients(sparse, left.loss), gradients(dense, right.loss), 1e-6)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("case", PREDICTING)
+def test_given_positions_predict_as_the_labels_do(case, sparse):
+    inputs = prediction_batch(case)
+    model = make(case, **NO_DROPOUT, sparse_prediction=sparse).train()
+    dynamic = model(**inputs)
+    dynamic_gradients = gradients(model, dynamic.loss)
+    static = model(**inputs, masked_positions=static_positions(inputs["labels"], width=11))
+    assert abs(static.loss - dynamic.loss) <= 1e-6
+    assert_same(gradients(model, static.loss), dynamic_gradients, 1e-6)
+    if sparse:
+        assert static[1].shape == (3 * 11, TINY["vocab_size"])
+
+
+@pytest.mark.parametrize("case", PREDICTING)
+def test_eval_and_unlabelled_logits_are_dense(case):
+    inputs = prediction_batch(case)
+    shape = (3, 12, TINY["vocab_size"])
+    model = make(case)
+    position = 1 if "labels" in inputs else 0
+    assert model(**inputs)[position].shape == shape
+    assert model(**inputs, masked_positions=static_positions(inputs["labels"], 11))[position].shape == shape
+    unlabelled = batch(case, labels=False)
+    assert model.train()(**unlabelled)[0].shape == shape
+
+
+def test_one_task_of_pretraining_alone():
+    inputs = batch("pretraining")
+    model = make("pretraining")
+    both = model(**inputs)
+    assert torch.equal(both.loss, both.masked_lm_loss + both.next_sentence_loss)
+    nsp = inputs.pop("next_sentence_label")
+    only_mlm = model(**inputs)
+    assert torch.equal(only_mlm.loss, both.masked_lm_loss) and only_mlm.next_sentence_loss is None
+    del inputs["labels"]
+    only_nsp = model(**inputs, next_sentence_label=nsp)
+    assert torch.equal(only_nsp.loss, both.next_sentence_loss) and only_nsp.masked_lm_loss is None
+    assert model(**inputs).loss is None
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("case", [*NORMALIZING, "pretraining"])
+def test_micro_batches_with_the_global_count_sum_to_the_whole_batch(case):
+    model = make(case, **NO_DROPOUT).train()
+    whole = batch(case, size=4)
+    labels = whole["labels"]
+    counts = {"num_items_in_batch": (labels != -100).sum() if labels.dtype == torch.long else labels.numel()}
+    if case == "pretraining":
+        counts["num_sequences_in_batch"] = 4
+    loss = model(**whole).loss
+    expected = gradients(model, loss)
+    parts = [{name: value[rows] for name, value in whole.items()} for rows in (slice(0, 1), slice(1, 4))]
+    summed = sum(model(**part, **counts).loss for part in parts)
+    assert abs(summed - loss) <= 1e-6 * loss.abs()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    assert_same(gradients(model, summed), expected, 1e-6 * largest)
+
+
+def test_uneven_micro_batches_show_that_the_count_matters():
+    # Guards the test above: plain means over the same parts must not pass for it.
+    model = make("masked_lm")
+    whole = batch("masked_lm", size=4)
+    parts = [{name: value[rows] for name, value in whole.items()} for rows in (slice(0, 1), slice(1, 4))]
+    mean_of_means = sum(model(**part).loss for part in parts) / 2
+    assert abs(mean_of_means - model(**whole).loss) > 1e-3
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", ["masked_lm", "pretraining", "token", "question_answering"])
+def test_nothing_labelled_is_loss_zero_and_not_nan(case, training):
+    inputs = batch(case)
+    inputs.pop("next_sentence_label", None)
+    for name in ("labels", "start_positions", "end_positions"):
+        if name in inputs:
+            inputs[name] = torch.full_like(inputs[name], 99 if case == "question_answering" else -100)
+    model = make(case).train(training)
+    loss = model(**inputs).loss
+    assert loss.item() == 0.0
+    assert all(gradient.isfinite().all() for gradient in gradients(model, loss).values())
+    if case in PREDICTING:
+        assert model(**inputs, masked_positions=torch.zeros(3, 4, dtype=torch.long)).loss.item() == 0.0
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("base", "regression", "multi_label")])
+def test_labels_may_be_int32_and_not_contiguous(case):
+    model = make(case)
+    inputs = batch(case)
+    expected = model(**inputs).loss
+    for name in ("labels", "next_sentence_label", "start_positions", "end_positions"):
+        if name in inputs:
+            inputs[name] = torch.stack([inputs[name].int()] * 2, dim=-1)[..., 0]
+    assert torch.equal(model(**inputs).loss, expected)
+
+
+def test_labels_of_a_classifier_may_be_a_column():
+    for case in ("single_label", "regression", "next_sentence"):
+        model = make(case)
+        inputs = batch(case)
+        expected = model(**inputs).loss
+        inputs["labels"] = inputs["labels"][:, None]
+        assert torch.equal(model(**inputs).loss, expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "base"])
+def test_a_batch_of_one(case):
+    ours, stock = pair(case)
+    inputs = {name: value[:1] for name, value in batch(case).items()}
+    left, right = shared_tensors(ours(**inputs), stock(**inputs))
+    assert_same(left, right, TOLERANCE)
+
+
+def test_problem_type_is_settled_by_the_first_labels():
+    for labels, classes, expected in [
+        (torch.tensor([0, 1, 2]), 3, "single_label_classification"),
+        (torch.rand(3, 3), 3, "multi_label_classification"),
+        (torch.rand(3), 1, "regression"),
+    ]:
+        model = make("single_label", num_labels=classes)
+        model(**batch(labels=False), labels=labels)
+        assert model.config.problem_type == expected
+
+
+def test_loss_is_in_float32_under_autocast():
+    model = make("pretraining").train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(**batch("pretraining"))
+    assert outputs.loss.dtype == torch.float32
+    assert abs(outputs.loss - make("pretraining", **NO_DROPOUT)(**batch("pretraining")).loss) < 1.0
+
+
+# ---------------------------------------------------------------------------------------------------- outputs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_and_attentions_are_stocks(case):
+    ours, stock = pair(case, attn_implementation="eager")
+    options = {"output_hidden_states": True, "output_attentions": True}
+    left, right = shared_tensors(ours(**batch(case), **options), stock(**batch(case), **options))
+    assert_same(left, right, TOLERANCE)
+    # The embeddings and two layers; two layers of probabilities.
+    assert {"hidden_states.2", "attentions.1"} <= left.keys()
+    assert "hidden_states.3" not in left and "attentions.2" not in left
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tuples_are_stocks(case):
+    ours, stock = pair(case, attn_implementation="eager")
+    options = {"output_hidden_states": True, "output_attentions": True, "return_dict": False}
+    left, right = ours(**batch(case), **options), stock(**batch(case), **options)
+    assert isinstance(left, tuple)
+    # Ours may go on: the two parts of the pretraining loss come last.
+    for mine, theirs in zip(left, right, strict=False):
+        assert isinstance(mine, tuple) == isinstance(theirs, tuple)
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, theirs, atol=TOLERANCE, rtol=0)
+    # Stock's base model ends with its empty cross-attentions.
+    assert len(left) == len(right) + {"pretraining": 2, "base": -1}.get(case, 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_arguments_are_stocks_in_stocks_order(case):
+    name, stock_name, _ = CASES[case]
+    ours = list(inspect.signature(getattr(hfbert_scratch, name).forward).parameters)
+    stock = [
+        parameter
+        for parameter in inspect.signature(getattr(transformers, stock_name).forward).parameters
+        if not parameter.startswith("encoder_") and parameter not in ("past_key_values", "use_cache")
+    ]
+    assert [parameter for parameter in ours if parameter in stock] == stock
+
+
+# ---------------------------------------------------------------------------------------------------- training aids
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
+    for case in ("pretraining", "token"):
+        model = make(case, **NO_DROPOUT).train()
+        expected = gradients(model, model(**batch(case)).loss)
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        layer = model.bert.encoder.layer[0]
+        calls = []
+        layer.attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        assert_same(gradients(model, model(**batch(case)).loss), expected, 0.0)
+        assert len(calls) == 2, "the layer must have been computed again in the backward pass"
+
+
+def test_gradient_checkpointing_keeps_dropout():
+    model = make("masked_lm", hidden_dropout_prob=0.5).train()
+    torch.manual_seed(3)
+    expected = gradients(model, model(**batch("masked_lm")).loss)
+    model.gradient_checkpointing_enable()
+    torch.manual_seed(3)
+    assert_same(gradients(model, model(**batch("masked_lm")).loss), expected, 0.0)
+
+
+def test_dropout_acts_in_training_only():
+    model = make("base")
+    assert torch.equal(model(**batch())[0], model(**batch())[0])
+    model.train()
+    assert not torch.equal(model(**batch())[0], model(**batch())[0])
+    for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        lone = make("base", **(NO_DROPOUT | {field: 0.5})).train()
+        assert not torch.equal(lone(**batch())[0], lone(**batch())[0]), field
+
+
+@pytest.mark.parametrize("case", PREDICTING)
+@pytest.mark.parametrize("size", [120, 64])
+def test_resizing_the_vocabulary_is_stocks(case, size):
+    models = pair(case)
+    for model in models:
+        torch.manual_seed(1)
+        model.resize_token_embeddings(size)
+    ours, stock = models
+    assert ours.config.vocab_size == ours.cls.predictions.bias.shape[0] == size
+    assert ours.get_output_embeddings().weight is ours.get_input_embeddings().weight
+    assert ours.get_output_embeddings().out_features == size
+    kept = min(size, TINY["vocab_size"])
+    inputs = batch(case, labels=False)
+    inputs["input_ids"] %= kept
+    torch.testing.assert_close(ours(**inputs)[0], stock(**inputs)[0], atol=TOLERANCE, rtol=0)
+    labels = torch.full_like(inputs["input_ids"], size - 1)
+    loss = ours.train()(**inputs, labels=labels).loss
+    assert gradients(ours, loss)["cls.predictions.bias"][size - 1] != 0
+
+
+def test_a_resized_model_survives_saving(tmp_path):
+    model = make("masked_lm")
+    model.resize_token_embeddings(101, pad_to_multiple_of=8)
+    model.save_pretrained(tmp_path)
+    again = HFBertForMaskedLM.from_pretrained(tmp_path)
+    assert again.config.vocab_size == 104
+    assert torch.equal(again(**batch()).logits, model(**batch()).logits)
+
+
+def test_a_replaced_output_layer_is_used_with_its_bias():
+    model = make("masked_lm")
+    replacement = torch.nn.Linear(32, 50)
+    model.set_output_embeddings(replacement)
+    hidden = model.bert(**batch()).last_hidden_state
+    expected = replacement(model.cls.predictions.transform(hidden))
+    torch.testing.assert_close(model(**batch()).logits, expected)
+
+
+# ---------------------------------------------------------------------------------------------------- compilation
+
+
+@pytest.fixture
+def dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_without_a_graph_break(case, dynamo):
+    model = make(case, num_hidden_layers=1)
+    inputs = batch(case)
+    expected = tensors(model(**inputs))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert_same(tensors(compiled(**inputs)), expected, 1e-6)
+
+
+def test_the_training_step_compiles_without_a_graph_break(dynamo):
+    model = make("pretraining", num_hidden_layers=1, **NO_DROPOUT).train()
+    inputs = prediction_batch("pretraining")
+    inputs["masked_positions"] = static_positions(inputs["labels"], width=11)
+    counts = {"num_items_in_batch": torch.tensor(9), "num_sequences_in_batch": torch.tensor(3)}
+    expected = model(**inputs, **counts)
+    expected_gradients = gradients(model, expected.loss)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    loss = compiled(**inputs, **counts).loss
+    assert abs(loss - expected.loss) <= 1e-6
+    assert_same(gradients(model, loss), expected_gradients, 1e-6)
+
+
+def test_exports_with_any_batch_size_and_length():
+    model = make("base", num_hidden_layers=1)
+    inputs = batch(size=2, length=8)
+    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=TINY["max_position_embeddings"])}
+    exported = torch.export.export(model, (), inputs, dynamic_shapes=dict.fromkeys(inputs, dynamic))
+    other = batch(size=3, length=15, seed=1)
+    torch.testing.assert_close(exported.module()(**other)[0], model(**other)[0], atol=TOLERANCE, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------- initialisation
+
+
+def test_initial_weights_are_a_normal_cut_at_two_standard_deviations():
+    torch.manual_seed(0)
+    model = HFBertForPreTraining(tiny_config(vocab_size=3000, hidden_size=128, initializer_range=0.05))
+    for name, parameter in model.named_parameters():
+        if "LayerNorm.weight" in name:
+            assert (parameter == 1).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            assert parameter.abs().max() <= 0.1, name
+            if parameter.numel() > 10_000:
+                # The standard deviation of a normal cut at ±2σ is 0.8796σ.
+                assert parameter.std().item() == pytest.approx(0.8796 * 0.05, rel=0.03), name
+                assert parameter.mean().abs() < 0.002, name
+    assert (model.bert.embeddings.word_embeddings.weight[0] == 0).all()
+    assert (model.bert.embeddings.word_embeddings.weight[1:] != 0).any(dim=1).all()
+
+
+def test_initial_loss_is_that_of_a_guess():
+    torch.manual_seed(0)
+    outputs = HFBertForPreTraining(tiny_config()).eval()(**batch("pretraining"))
+    assert outputs.masked_lm_loss.item() == pytest.approx(torch.tensor(TINY["vocab_size"]).log().item(), rel=0.05)
+    assert outputs.next_sentence_loss.item() == pytest.approx(0.693, rel=0.05)
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def edit(**changes):
+    return lambda inputs: {name: changes[name](inputs) if name in changes else value for name, value in inputs.items()}
+
+
+BAD_INPUTS = {
+    "too long": (
+        "base",
+        lambda inputs: {"input_ids": torch.ones(1, 41, dtype=torch.long)},
+        "41 tokens does not fit max_position_embeddings=40: truncate",
+    ),
+    "too long by embeddings": (
+        "base",
+        lambda inputs: {"inputs_embeds": torch.ones(1, 41, 32)},
+        "41 tokens does not fit max_position_embeddings=40",
+    ),
+    "one dimension": (
+        "base",
+        lambda inputs: {"input_ids": inputs["input_ids"][0]},
+        r"input_ids must have shape \(batch_size, sequence_length\), got \(12,\); add the batch dimension",
+    ),
+    "embeddings of one dimension too few": (
+        "base",
+        lambda inputs: {"inputs_embeds": torch.ones(12, 32)},
+        r"inputs_embeds must have shape \(batch_size, sequence_length, hidden_size\), got \(12, 32\)",
+    ),
+    "no tokens": ("base", lambda inputs: {"input_ids": torch.ones(2, 0, dtype=torch.long)}, r"no tokens.*\(2, 0\)"),
+    "no sequences": ("base", lambda inputs: {"input_ids": torch.ones(0, 7, dtype=torch.long)}, r"no tokens.*\(0, 7\)"),
+    "neither ids nor embeddings": ("base", without("input_ids"), "exactly one of input_ids and inputs_embeds"),
+    "both ids and embeddings": (
+        "base",
+        lambda inputs: inputs | {"inputs_embeds": torch.ones(3, 12, 32)},
+        "exactly one of input_ids and inputs_embeds",
+    ),
+    "long mask": (
+        "base",
+        lambda inputs: inputs | {"attention_mask": torch.ones(3, 15)},
+        r"attention_mask has shape \(3, 15\), the input \(3, 12\)",
+    ),
+    "short token types": (
+        "base",
+        lambda inputs: inputs | {"token_type_ids": inputs["token_type_ids"][:, :5]},
+        r"token_type_ids has shape \(3, 5\), the input \(3, 12\)",
+    ),
+    "long positions": (
+        "base",
+        lambda inputs: inputs | {"position_ids": torch.arange(13)[None]},
+        r"position_ids has shape \(1, 13\), the input \(3, 12\)",
+    ),
+    "transposed token labels": (
+        "token",
+        edit(labels=lambda inputs: inputs["labels"].T),
+        r"labels have shape \(12, 3\), the input \(3, 12\)",
+    ),
+    "transposed predictions": (
+        "pretraining",
+        edit(labels=lambda inputs: inputs["labels"].T),
+        r"labels have shape \(12, 3\), the input \(3, 12\)",
+    ),
+    "labels of another batch": (
+        "single_label",
+        edit(labels=lambda inputs: inputs["labels"][:2]),
+        r"2 labels of shape \(2,\) do not fit logits of shape \(3, 3\)",
+    ),
+    "sentence labels of another batch": (
+        "pretraining",
+        edit(next_sentence_label=lambda inputs: inputs["next_sentence_label"][:2]),
+        r"2 labels of shape \(2,\) do not fit logits of shape \(3, 2\)",
+    ),
+    "regression labels of another batch": (
+        "regression",
+        edit(labels=lambda inputs: inputs["labels"][:2]),
+        r"2 labels of shape \(2,\) do not fit logits of shape \(3, 1\)",
+    ),
+    "one column of several labels": (
+        "multi_label",
+        edit(labels=lambda inputs: inputs["labels"][:, 0]),
+        r"3 labels of shape \(3,\) do not fit logits of shape \(3, 3\)",
+    ),
+    "flat multiple choice": (
+        "multiple_choice",
+        lambda inputs: {"input_ids": inputs["input_ids"][0]},
+        r"\(batch_size, num_choices, sequence_length\), got \(4, 12\)",
+    ),
+    "empty multiple choice": (
+        "multiple_choice",
+        lambda inputs: {},
+        r"\(batch_size, num_choices, sequence_length\), got None",
+    ),
+    "start without end": ("question_answering", without("end_positions"), "start_positions and end_positions"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUTS)
+def test_bad_input_is_named(kind):
+    case, change, message = BAD_INPUTS[kind]
+    with pytest.raises(ValueError, match=message):
+        make(case)(**change(batch(case)))
+
+
+def test_cross_entropy_counts_labels_only():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    labels = torch.tensor([0, -100, 1])
+    expected = torch.nn.functional.cross_entropy(logits[[0, 2]], labels[[0, 2]])
+    torch.testing.assert_close(cross_entropy(logits, labels, None), expected)
+    torch.testing.assert_close(cross_entropy(logits, labels, 4), expected / 2)
+    assert cross_entropy(logits, torch.full((3,), -100), None) == 0
