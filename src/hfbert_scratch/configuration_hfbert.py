@@ -5,6 +5,7 @@ This file and modeling_hfbert.py travel with every checkpoint, so they import no
 """
 
 import difflib
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -132,8 +133,10 @@ class HFBertConfig(PreTrainedConfig):
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; a dropout probability is at least 0 and below 1")
         for name in ("initializer_range", "layer_norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        if self.chunk_size_feed_forward < 0:
+            raise ValueError(f"chunk_size_feed_forward is {self.chunk_size_feed_forward}; 0 means no chunks")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
