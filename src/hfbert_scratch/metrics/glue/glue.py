@@ -1,0 +1,104 @@
+"""The metrics of GLUE (Wang et al. 2018, arXiv:1804.07461) and of its diagnostic set AX."""
+
+import warnings
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from hfbert_scratch.errors import InputError
+
+
+def _accuracy(references, predictions):
+    return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+def _accuracy_and_f1(references, predictions):
+    f1 = f1_score(references, predictions, pos_label=1, average="binary", zero_division=0.0)
+    return _accuracy(references, predictions) | {"f1": float(f1)}
+
+
+def _matthews(references, predictions):
+    if len(np.unique(references)) < 2 or len(np.unique(predictions)) < 2:
+        warnings.warn("all labels or all predictions are the same class; its correlation counts as 0", stacklevel=2)
+        return {"matthews_correlation": 0.0}
+    return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
+
+
+def _correlations(references, predictions):
+    if len(references) < 2 or np.ptp(references) == 0 or np.ptp(predictions) == 0:
+        warnings.warn("all labels or all predictions are the same number; their correlation counts as 0", stacklevel=2)
+        return {"pearson": 0.0, "spearmanr": 0.0}
+    return {
+        "pearson": float(pearsonr(predictions, references).statistic),
+        "spearmanr": float(spearmanr(predictions, references).statistic),
+    }
+
+
+def _classification(references, predictions):
+    f1 = f1_score(references, predictions, average="macro", zero_division=0.0)
+    return _accuracy(references, predictions) | {"f1": float(f1)} | _matthews(references, predictions)
+
+
+_CONFIGS = {
+    "cola": _matthews,
+    "sst2": _accuracy,
+    "mrpc": _accuracy_and_f1,
+    "stsb": _correlations,
+    "qqp": _accuracy_and_f1,
+    "mnli": _accuracy,
+    "mnli_matched": _accuracy,
+    "mnli_mismatched": _accuracy,
+    "qnli": _accuracy,
+    "rte": _accuracy,
+    "wnli": _accuracy,
+    "ax": _matthews,  # R3, the three-class Matthews correlation
+    "classification": _classification,  # any other data: accuracy, macro-F1, Matthews correlation
+    "regression": _correlations,
+}
+
+
+class Glue(evaluate.Metric):
+    """`compute(predictions=…, references=…)`: class ids, or numbers for stsb and regression.
+
+    cola, ax: matthews_correlation; mrpc, qqp: accuracy and f1 of class 1; stsb, regression: pearson and spearmanr;
+    classification: accuracy, f1 (macro), matthews_correlation; the others: accuracy. A constant input has the
+    correlation 0 and a warning. Raises InputError for ids that are negative (no label) or not whole, and for NaN.
+    """
+
+    def _info(self):
+        if self.config_name not in _CONFIGS:
+            raise InputError(f"the glue metric has no configuration {self.config_name!r}; use {', '.join(_CONFIGS)}")
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="",
+            inputs_description=self.__doc__ or "",
+            # Both kinds as float64: evaluate would silently cut the fraction off to fit an integer feature.
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+            ),
+        )
+
+    def _compute(self, predictions, references):
+        # evaluate's own numpy format would make float32 of them.
+        predictions, references = np.array(predictions, dtype=np.float64), np.array(references, dtype=np.float64)
+        for name, values in (("predictions", predictions), ("references", references)):
+            self._check(name, values)
+        if _CONFIGS[self.config_name] is not _correlations:
+            predictions, references = predictions.astype(np.int64), references.astype(np.int64)
+        return _CONFIGS[self.config_name](references, predictions)
+
+    def _check(self, name, values):
+        if not len(values):
+            raise InputError(f"{name} are empty; there is nothing to score")
+        finite = np.isfinite(values)
+        if not finite.all():
+            raise InputError(f"{name}[{int(np.argmin(finite))}] is not a finite number")
+        if _CONFIGS[self.config_name] is _correlations:
+            return
+        usable = (values >= 0) & (values == np.floor(values))
+        if not usable.all():
+            at = int(np.argmin(usable))
+            raise InputError(f"{name}[{at}] is {values[at]:g}; {self.config_name} needs class ids, 0 or more")

@@ -1,0 +1,78 @@
+"""How SQuAD compares answers, shared by the metrics of both versions and the threshold search.
+
+The rules are those of the official evaluation scripts (Rajpurkar et al. 2016, arXiv:1606.05250; 2018,
+arXiv:1806.03822), their differences between the versions included.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation (deleted, not replaced), without articles, blanks joined."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def score_v1(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
+    """SQuAD 1.1: exact match and F1 in 0…1, each the best over the gold answers.
+
+    Two answers that normalize to nothing match exactly, and yet have the F1 0.
+    """
+    return _best(prediction, golds, both_empty_f1=0.0)
+
+
+def score_v2(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
+    """SQuAD 2.0: exact match and F1 in 0…1; no gold answer, or none with a word, means that "" is right."""
+    return _best(prediction, [gold for gold in golds if normalize_answer(gold)] or [""], both_empty_f1=1.0)
+
+
+def _best(prediction: str, golds: Sequence[str], both_empty_f1: float) -> tuple[float, float]:
+    normal = normalize_answer(prediction)
+    tokens = normal.split()
+    exact = f1 = 0.0
+    for gold in golds:
+        gold_normal = normalize_answer(gold)
+        if normal == gold_normal:
+            exact = 1.0
+            f1 = max(f1, 1.0 if tokens else both_empty_f1)
+        else:
+            f1 = max(f1, _f1(tokens, gold_normal.split()))
+    return exact, f1
+
+
+def _f1(tokens: list[str], gold: list[str]) -> float:
+    same = sum((Counter(tokens) & Counter(gold)).values())
+    if not same:
+        return 0.0
+    precision, recall = same / len(tokens), same / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def best_threshold(
+    differences: np.ndarray, answered: np.ndarray, unanswered: np.ndarray
+) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """The threshold that gives the best mean score, when an example is answered iff difference ≤ threshold.
+
+    differences, answered, unanswered: (n,): null score minus the best answer's; the scores if the example is answered
+    and if it is not. Returns the threshold, its mean score, and the whole curve: the candidate thresholds, ascending,
+    and their mean scores. Candidates are −inf (answer nothing) and every difference that occurs; equal differences
+    fall on the same side. Of equally good candidates the lowest is taken.
+    """
+    order = np.argsort(differences, kind="stable")
+    ordered = differences[order]
+    gains = np.cumsum((answered - unanswered)[order])
+    last_of_ties = np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
+    # A difference of +inf has no span to answer with; answering it is not reachable.
+    last_of_ties &= ordered != np.inf
+    thresholds = np.concatenate([[-np.inf], ordered[last_of_ties]])
+    scores = (unanswered.sum() + np.concatenate([[0.0], gains[last_of_ties]])) / max(len(ordered), 1)
+    best = int(np.argmax(scores))
+    return float(thresholds[best]), float(scores[best]), thresholds, scores
