@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.arguments import argument, parse_arguments
@@ -140,7 +141,7 @@ def build_model(arguments: PretrainingArguments, tokenizer: Any) -> HFBertForPre
         return model
     except InputError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         raise InputError(f"no such model can be made: {' '.join(str(error).split())}") from error
 
 
@@ -191,15 +192,21 @@ def _predicted_share(arguments: PretrainingArguments) -> float:
 
 @command_line
 def main() -> None:
-    """Parse, open, build, train, save, record."""
+    """Parse, open, run."""
     arguments = parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)
-    phases, settings = arguments.phases(), arguments.pair_settings()
     tokenizer = load_tokenizer(arguments.tokenizer)
-    corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in phases))
-    documents, held_out = corpus.split("train"), corpus.split("validation")
+    corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer_hash": tokenizer_hash(tokenizer)}
-    run = Run(arguments, fingerprint)
+    with Run(arguments, fingerprint) as run:
+        done = pretrain(run, arguments, corpus, tokenizer)
+    if not done:
+        sys.exit(STOPPED)
 
+
+def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any) -> bool:
+    """Build, train, save and record; returns whether the run got to its end."""
+    phases, settings = arguments.phases(), arguments.pair_settings()
+    documents, held_out = corpus.split("train"), corpus.split("validation")
     model, optimizer, _ = prepare(run, build_model(arguments, tokenizer))
     unwrapped = run.accelerator.unwrap_model(model)
     batches = PretrainingBatches(run, documents, tokenizer, phases, settings, run.progress)
@@ -248,9 +255,7 @@ def main() -> None:
         corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
     )
     run.say(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
-    run.accelerator.end_training()
-    if not done:
-        sys.exit(STOPPED)
+    return done
 
 
 def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> None:

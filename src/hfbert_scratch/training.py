@@ -53,7 +53,9 @@ class TrainingArguments:
     batch_size: int = argument(256, help="sequences per optimizer step, over all processes")
     micro_batch_size: int = argument(32, help="sequences per forward pass; must divide batch_size")
     learning_rate: float = argument(1e-4, help="peak learning rate")
-    warmup_steps: int = argument(10_000, help="steps of linear warm-up; after it, linear decay to 0")
+    warmup_steps: int | None = argument(
+        None, help="steps of linear warm-up, then linear decay to 0; default: 1 %% of max_steps, the paper's share"
+    )
     optimizer: str = argument("adamw", help="adamw or lamb")
     weight_decay: float = argument(0.01, help="decoupled; not on biases and LayerNorm")
     adam_beta1: float = argument(0.9, help="decay of the first moment")
@@ -75,6 +77,8 @@ class TrainingArguments:
         for name in ("max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
+        if self.warmup_steps is None:
+            self.warmup_steps = self.max_steps // 100
         self._require("learning_rate", 0 < self.learning_rate < 10, "above 0")
         self._require("warmup_steps", 0 <= self.warmup_steps <= self.max_steps, f"0 to max_steps ({self.max_steps})")
         self._require("weight_decay", self.weight_decay >= 0, "0 or more")
@@ -129,9 +133,9 @@ class Progress:
 
 
 class Run:
-    """One training run in one directory.
+    """One training run in one directory; a context manager that holds the directory's lock.
 
-    Making it takes the directory's lock, sets up Accelerate and the log, and prints nothing. `settings` is what a
+    Making it sets up Accelerate and prints nothing. `settings` is what a
     resumed run must share with the one that wrote the checkpoints, beyond the arguments (data and tokenizer hashes).
 
     Raises InputError when the launch is not what was asked for, OutputError when the directory is not writable or
@@ -155,6 +159,15 @@ class Run:
             self._lock = _lock_directory(self.directory)
             save_arguments(arguments, self.directory / "arguments.yaml")
         self.accelerator.wait_for_everyone()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.is_main:
+            self._lock.close()
+        if error[0] is None:  # after an error the other processes may not come to this point
+            self.accelerator.end_training()
 
     @property
     def checkpoints(self) -> Path:
@@ -312,7 +325,10 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     except (ValueError, ImportError) as error:
         raise InputError(f"attention {attention!r} does not work here: {' '.join(str(error).split())}") from error
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(
+            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+        )  # renamed in 5.x
+        enable({"use_reentrant": False})
     optimizer = create_optimizer(
         arguments.optimizer,
         model,

@@ -1,0 +1,302 @@
+"""Pretraining through its recipe: it learns, leaves everything, resumes bit for bit, and layouts do not matter."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_helpers import arguments, finish, make_inputs, pretrain_here, read_losses, start
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hfbert_scratch import HFBertForPreTraining
+
+
+GOLDEN_LOSSES = [6.681051, 6.692506, 6.696513, 6.687856, 6.665943]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(autouse=True)
+def restore_signals():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(monkeypatch, inputs):
+    """Run the recipe in this process; returns its exit code."""
+    return lambda output, **changes: pretrain_here(monkeypatch, arguments(inputs, output, **changes))
+
+
+def weights(output):
+    return load_file(output / "model" / "model.safetensors")
+
+
+def assert_same_run(left, right):
+    assert read_losses(left) == read_losses(right)
+    ours, theirs = weights(left), weights(right)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_it_learns_and_leaves_everything(run, tmp_path, capsys):
+    assert run(tmp_path, max_steps=60, log_every=20, eval_every=30, save_every=30, trackers="tensorboard") == 0
+    printed = capsys.readouterr().out
+    assert "what token counts alone reach" in printed
+    assert "step 60/60" in printed and "tokens/s" in printed and "MFU" in printed and "eta 0:00" in printed
+    losses = [entry["masked_lm_loss"] for entry in read_losses(tmp_path) if "masked_lm_loss" in entry]
+    assert losses[-1] < losses[0] - 0.1
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["status"] == "done" and record["steps"] == 60
+    assert record["results"]["eval_masked_lm_loss"] == read_losses(tmp_path)[-1]["eval_masked_lm_loss"]
+    assert 0 < record["baseline"]["accuracy"] < 0.5
+    assert record["derived"]["parameters"] > 0 and record["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-30", "step-60"]
+    for directory in (tmp_path / "model", tmp_path / "checkpoints" / "step-60"):
+        model = AutoModelForMaskedLM.from_pretrained(directory)
+        tokens = AutoTokenizer.from_pretrained(directory)("ba be", return_tensors="pt")
+        assert model(**tokens).logits.shape[-1] == model.config.vocab_size
+
+
+def test_golden_losses(run, tmp_path):
+    """A change here changes what every user's run learns: explain it in the commit that changes these numbers."""
+    assert run(tmp_path, max_steps=5, eval_every=5) == 0
+    losses = [entry["loss"] for entry in read_losses(tmp_path) if "loss" in entry]
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-4)
+
+
+def test_how_a_batch_is_cut_does_not_change_the_update(run, tmp_path):
+    """1×16, 2×8 and 8×2 micro-batches with different numbers of masks: one global loss."""
+    for micro_batch_size in (16, 8, 2):
+        output = tmp_path / str(micro_batch_size)
+        assert run(output, max_steps=3, dropout=0.0, micro_batch_size=micro_batch_size) == 0
+    reference = read_losses(tmp_path / "16")
+    for micro_batch_size in (8, 2):
+        for ours, theirs in zip(read_losses(tmp_path / str(micro_batch_size)), reference, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
+        for name, weight in weights(tmp_path / str(micro_batch_size)).items():
+            torch.testing.assert_close(weight, weights(tmp_path / "16")[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("phases", [{}, {"long_max_seq_length": 64, "long_share": 0.5}], ids=["one", "two phases"])
+def test_kill_9_at_random_moments_then_the_same_losses_and_weights(inputs, tmp_path, phases):
+    """Killed after a random step beyond a fresh checkpoint, twice; a step in front of any log or save border too."""
+    rng = random.Random(os.environ.get("HFBERT_TEST_SEED", "1"))
+    changes = {"max_steps": 60, "log_every": 7, "save_every": 4, "eval_every": 30} | phases
+    process = start(arguments(inputs, tmp_path / "whole", **changes))
+    assert finish(process)[0] == 0
+    command = arguments(inputs, tmp_path / "killed", **changes)
+    for goal in (rng.randrange(4, 28), rng.randrange(32, 52)):
+        process = start(command)
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "killed" / "checkpoints").glob(f"step-{goal // 4 * 4}")):
+            assert process.poll() is None and time.monotonic() < deadline, finish(process)
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        process.kill()
+        finish(process)
+    code, printed = finish(start(command))
+    assert code == 0 and "continuing from" in printed
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_sigterm_saves_and_loses_no_step(inputs, tmp_path):
+    changes = {"max_steps": 400, "save_every": 1000, "eval_every": 1000, "keep_checkpoints": 1}
+    process = start(arguments(inputs, tmp_path, **changes))
+    while "step 20/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    code, printed = finish(process)
+    assert code == 75 and "stopped by a signal after step" in printed
+    assert json.loads((tmp_path / "record.json").read_text())["status"] == "stopped"
+    step = int(printed.split("stopped by a signal after step ")[1].split(";")[0])
+    assert 20 <= step < 400
+    assert (tmp_path / "checkpoints" / f"step-{step}").is_dir()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
+def test_two_processes_see_the_same_batches_and_resume_as_one(inputs, run, tmp_path):
+    """The same global batches and dropout whatever the number of processes; stopped with 2, continued with 1."""
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no")
+    launcher += ("--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0")
+    code, printed = finish(start(arguments(inputs, tmp_path / "two"), *launcher))
+    assert code == 0, printed
+    assert "2 process(es)" in printed
+    assert run(tmp_path / "one") == 0
+    for ours, theirs in zip(read_losses(tmp_path / "two"), read_losses(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-20")
+    assert run(tmp_path / "two") == 0
+    for ours, theirs in zip(read_losses(tmp_path / "two"), read_losses(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_gives_the_same_end(run, tmp_path, capsys):
+    assert run(tmp_path / "whole") == 0
+    assert run(tmp_path / "damaged") == 0
+    torn = tmp_path / "damaged" / "checkpoints" / "step-20" / "optimizer.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    assert run(tmp_path / "damaged") == 0
+    printed = capsys.readouterr().out
+    assert "optimizer.safetensors" in printed and "continuing from" in printed and "step 15" in printed
+    assert_same_run(tmp_path / "whole", tmp_path / "damaged")
+
+
+def test_other_settings_are_refused_and_listed(run, tmp_path, capsys):
+    assert run(tmp_path) == 0
+    before = (tmp_path / "record.json").read_bytes()
+    assert run(tmp_path, learning_rate=1e-3, seed=5) == 6
+    error = capsys.readouterr().err
+    assert "learning_rate: 0.002 there, 0.001 now" in error and "seed: 0 there, 5 now" in error
+    assert (tmp_path / "record.json").read_bytes() == before
+    assert run(tmp_path, log_every=7, keep_checkpoints=1) == 0, "what does not change the result may change"
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(run, tmp_path, monkeypatch, capsys):
+    forward = HFBertForPreTraining.forward
+    calls = []
+
+    def poisoned(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 2 * 12:  # two micro-batches a step: step 12
+            outputs.loss = outputs.loss * float("nan")
+        return outputs
+
+    monkeypatch.setattr(HFBertForPreTraining, "forward", poisoned)
+    assert run(tmp_path) == 5
+    assert "step 12 is not finite" in capsys.readouterr().err
+    newest = tmp_path / "checkpoints" / "step-10"
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["step-10", "step-5"]
+    assert all(value.isfinite().all() for value in load_file(newest / "model.safetensors").values())
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint_and_the_run_goes_on_later(run, tmp_path, monkeypatch, capsys):
+    from hfbert_scratch import checkpoints
+
+    assert run(tmp_path / "whole") == 0
+    save_file = checkpoints.save_file
+
+    def full(tensors, path):
+        if "step-15" in str(path):
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    assert run(tmp_path / "full") == 7
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    assert run(tmp_path / "full") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+@pytest.mark.parametrize(
+    "ablation", [{"no_nsp": "true"}, {"left_to_right": "true"}], ids=lambda value: next(iter(value))
+)
+def test_the_papers_ablations_train(run, tmp_path, ablation):
+    assert run(tmp_path, max_steps=6, **ablation) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert "eval_next_sentence_accuracy" not in record["results"]
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    assert model.config.left_to_right == ("left_to_right" in ablation)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "lamb"},
+        {"precision": "bfloat16"},
+        {"gradient_checkpointing": "true"},
+        {"whole_word": "true", "attention": "sdpa"},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_options_train(run, tmp_path, options):
+    assert run(tmp_path, max_steps=6, eval_every=6, **options) == 0
+    losses = [entry["loss"] for entry in read_losses(tmp_path) if "loss" in entry]
+    assert all(loss == loss for loss in losses) and losses[-1] < losses[0]
+
+
+def test_gradient_checkpointing_changes_nothing(run, tmp_path):
+    assert run(tmp_path / "plain", max_steps=3) == 0
+    assert run(tmp_path / "checkpointed", max_steps=3, gradient_checkpointing="true") == 0
+    for ours, theirs in zip(read_losses(tmp_path / "checkpointed"), read_losses(tmp_path / "plain"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5), "dropout is drawn the same in the recomputation"
+
+
+def test_a_second_run_starts_from_the_first_ones_model(run, tmp_path):
+    """Phase 2 as a run of its own."""
+    assert run(tmp_path / "first", max_steps=10) == 0
+    options = {"model": tmp_path / "first" / "model", "max_seq_length": 64, "max_steps": 4}
+    assert run(tmp_path / "second", **options) == 0
+    first = [entry["loss"] for entry in read_losses(tmp_path / "first") if "loss" in entry]
+    second = [entry["loss"] for entry in read_losses(tmp_path / "second") if "loss" in entry]
+    assert second[0] < first[0]
+
+
+BAD_ARGUMENTS = [
+    ({"learning_rte": 1}, "learning_rate"),
+    ({"max_steps": "many"}, "max_steps"),
+    ({"max_steps": 0}, "max_steps is 0"),
+    ({"batch_size": 20, "micro_batch_size": 16}, "multiple of micro_batch_size"),
+    ({"warmup_steps": 21}, "warmup_steps is 21; it must be 0 to max_steps"),
+    ({"learning_rate": -1}, "learning_rate is -1.0"),
+    ({"max_seq_length": 128}, "exceeds max_position_embeddings 64"),
+    ({"max_seq_length": 128, "max_position_embeddings": 128}, "128"),
+    ({"max_seq_length": 4}, "max_seq_length is 4"),
+    ({"num_attention_heads": 5}, "num_attention_heads 5"),
+    ({"size": "huge"}, "tiny, mini, small, medium, base, large"),
+    ({"precision": "float8"}, "float32 or bfloat16"),
+    ({"optimizer": "adafactor"}, "adamw or lamb"),
+    ({"attention": "nosuch"}, "nosuch"),
+    ({"mask_share": 0.5}, "mask_share"),
+    ({"trackers": "nosuch"}, "nosuch"),
+    ({"corpus": "/nonexistent"}, "/nonexistent"),
+    ({"tokenizer": "/nonexistent"}, "/nonexistent"),
+    ({"model": "/nonexistent"}, "/nonexistent"),
+    ({"config": "nosuch"}, "demo"),
+]
+
+
+@pytest.mark.parametrize(("changes", "named"), BAD_ARGUMENTS, ids=lambda value: str(value)[:40])
+def test_bad_arguments_end_in_one_sentence(run, tmp_path, capsys, changes, named):
+    assert run(tmp_path / "run", **changes) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and named in error
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_corpus_of_another_tokenizer_is_refused(run, tmp_path, inputs, capsys):
+    from corpus_helpers import documents, small_tokenizer
+
+    from hfbert_scratch.tokenization import save_tokenizer
+
+    save_tokenizer(small_tokenizer(documents(50, seed=9), vocab_size=300), tmp_path / "other")
+    assert run(tmp_path / "run", tokenizer=tmp_path / "other") == 2
+    assert "another tokenizer" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_or_is_in_use(run, inputs, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert run(tmp_path / "file" / "run") == 7
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    process = start(arguments(inputs, tmp_path / "used", max_steps=100_000))
+    while "step 1/" not in process.stdout.readline():
+        assert process.poll() is None
+    assert run(tmp_path / "used", max_steps=100_000) == 7
+    assert f"another run is writing to {tmp_path / 'used'} (process {process.pid}" in capsys.readouterr().err
+    process.kill()
+    finish(process)

@@ -1,0 +1,93 @@
+"""Tiny pretraining runs for tests: in this process for speed, in processes of their own where they get killed."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+from corpus_helpers import build, documents, small_tokenizer
+
+from hfbert_scratch.tokenization import save_tokenizer
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+LOSSES = ("loss", "masked_lm_loss", "next_sentence_loss", "gradient_norm", "eval_masked_lm_loss")
+
+
+def make_inputs(directory: Path) -> dict[str, Path]:
+    """A tokenizer and a corpus with both splits."""
+    tokenizer = small_tokenizer()
+    save_tokenizer(tokenizer, directory / "tokenizer")
+    build(directory, documents(200), tokenizer, max_seq_length=64, validation_share=0.1)
+    return {"tokenizer": directory / "tokenizer", "corpus": directory / "corpus"}
+
+
+def arguments(inputs: dict[str, Path], output: Path, **changes) -> list[str]:
+    """The command line of a run that takes a second or two."""
+    settings = {
+        "corpus": inputs["corpus"],
+        "tokenizer": inputs["tokenizer"],
+        "output_dir": output,
+        "size": "tiny",
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "max_seq_length": 32,
+        "batch_size": 16,
+        "micro_batch_size": 8,
+        "max_steps": 20,
+        "learning_rate": 2e-3,
+        "precision": "float32",
+        "log_every": 1,
+        "eval_every": 10,
+        "save_every": 5,
+        "eval_rows": 32,
+        "trackers": "none",
+    } | changes
+    settings.setdefault("warmup_steps", min(4, settings["max_steps"]) if isinstance(settings["max_steps"], int) else 0)
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def pretrain_here(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> int:
+    """Run recipes/pretrain.py in this process; returns its exit code."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # what a new process would start with
+    monkeypatch.syspath_prepend(str(RECIPES))
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *command])
+    try:
+        importlib.import_module("pretrain").main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def environment() -> dict[str, str]:
+    """For processes of their own: one thread each, so that sums are added in one order, and no network."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def start(command: list[str], *launcher: str) -> subprocess.Popen:
+    """Start recipes/pretrain.py in a process of its own, or through a launcher (`-m accelerate.commands.launch …`)."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(RECIPES / "pretrain.py"), *command],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+    """Wait for a process; returns its exit code and what it printed."""
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def read_losses(output: Path) -> list[dict[str, float]]:
+    """The log's losses and gradient norms, which must not depend on the machine's speed."""
+    lines = (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key in ("step", *LOSSES)} for line in lines]
