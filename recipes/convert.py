@@ -1,0 +1,48 @@
+"""Convert a checkpoint directory between ours and stock `bert`, exactly.
+
+    python recipes/convert.py --to stock --model runs/base/model --output_dir runs/base/stock
+    python recipes/convert.py --to hfbert --model google-bert/bert-base-uncased --output_dir runs/bert-base-uncased
+
+`--to stock` gives a directory for everyone and everything that knows `bert` but not this package, without
+trust_remote_code. `--to hfbert` takes any stock checkpoint, old ones included, to train on or to fine-tune here.
+The outputs of both models are compared at the end; they are the same to the last bit.
+
+Supports: directories and models on the Hub, every head, safetensors and pytorch_model.bin, one file or shards.
+Does not support: decoders with cross-attention, relative positions, other architectures, TensorFlow checkpoints.
+"""
+
+import dataclasses
+from typing import Literal
+
+import transformers
+
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.conversion import from_stock, to_stock
+from hfbert_scratch.errors import command_line
+
+
+@dataclasses.dataclass
+class ConversionArguments:
+    """What the command line sets."""
+
+    to: Literal["stock", "hfbert"] = argument(help="Format to write")
+    model: str = argument(help="Directory of the checkpoint, or its name on the Hub")
+    output_dir: str = argument(help="Directory to write, new or empty")
+
+
+@command_line
+def main() -> None:
+    """Convert, compare, tell."""
+    arguments = parse_arguments(ConversionArguments, description=__doc__)
+    # What is missing or not used is told below, by name.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    convert = to_stock if arguments.to == "stock" else from_stock
+    result = convert(arguments.model, arguments.output_dir)
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"{result.directory}: {result.architecture}, largest difference of outputs {result.largest_difference}")
+
+
+if __name__ == "__main__":
+    main()
