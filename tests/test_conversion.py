@@ -1,0 +1,397 @@
+"""Ours ⇄ stock `bert`: the same tensors both ways, old files, and what is refused."""
+
+import json
+import runpy
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from helpers import CASES, TINY, batch, make
+from safetensors.torch import load_file, save_file
+
+import hfbert_scratch
+from hfbert_scratch import conversion
+from hfbert_scratch.conversion import from_stock, to_stock
+from hfbert_scratch.errors import InputError, OutputError
+from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "convert.py"
+
+
+def tokenizer():
+    words = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(TINY["vocab_size"] - len(SPECIAL_TOKENS)))]
+    return bert_tokenizer({word: i for i, word in enumerate(words)}, lowercase=True, model_max_length=40)
+
+
+def ours(directory, case="pretraining", **options):
+    model = make(case, **options)
+    model.save_pretrained(directory)
+    return model
+
+
+def stock(directory, name="BertForPreTraining", **options):
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(transformers.BertConfig(**(TINY | options))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(directory)
+    return model
+
+
+def edit_config(directory, *, remove=(), **fields):
+    path = directory / "config.json"
+    config = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in remove}))
+
+
+def edit_weights(directory, change):
+    path = directory / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def assert_same_weights(left, right):
+    one, other = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]), name
+
+
+# ---------------------------------------------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_there_and_back_for_every_head(case, tmp_path):
+    options = {"num_labels": 3} if case == "question_answering" else {}
+    model = ours(tmp_path / "ours", case, **options)
+    save_tokenizer(tokenizer(), tmp_path / "ours")
+    result = to_stock(tmp_path / "ours", tmp_path / "stock")
+    assert (result.architecture, result.largest_difference, result.notes) == (CASES[case][1], 0.0, [])
+    files = {path.name for path in (tmp_path / "stock").iterdir()}
+    assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert stat.S_IMODE((tmp_path / "stock").stat().st_mode) == stat.S_IMODE((tmp_path / "ours").stat().st_mode)
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert config["model_type"] == "bert" and config["architectures"] == [CASES[case][1]]
+    assert config["position_embedding_type"] == "absolute"
+    assert not config.keys() & {"auto_map", "sparse_prediction", "left_to_right", "_name_or_path"}
+    assert str(tmp_path) not in (tmp_path / "stock" / "config.json").read_text()
+    assert_same_weights(tmp_path / "ours", tmp_path / "stock")
+
+    theirs, info = getattr(transformers, CASES[case][1]).from_pretrained(tmp_path / "stock", output_loading_info=True)
+    assert not any(info.values()), info
+    inputs = batch(case, labels=False)
+    assert torch.equal(theirs(**inputs)[0], model(**inputs)[0])
+
+    result = from_stock(tmp_path / "stock", tmp_path / "again")
+    assert (result.architecture, result.largest_difference, result.notes) == (CASES[case][0], 0.0, [])
+    assert_same_weights(tmp_path / "ours", tmp_path / "again")
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("ours", "again"))
+    labels = {"id2label", "label2id"} if options else set()
+    assert {key: after.get(key) for key in before.keys() - labels} == {
+        key: before[key] for key in before.keys() - labels
+    }
+    assert {path.name for path in (tmp_path / "again").iterdir()} == files | {
+        "configuration_hfbert.py",
+        "modeling_hfbert.py",
+    }
+
+
+def test_a_left_to_right_model_is_a_decoder_and_comes_back(tmp_path):
+    model = ours(tmp_path / "ours", "masked_lm", left_to_right=True)
+    result = to_stock(tmp_path / "ours", tmp_path / "stock")
+    assert result.architecture == "BertLMHeadModel"
+    assert any("is_decoder=True" in note for note in result.notes)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    assert torch.equal(theirs(**batch()).logits, model(**batch()).logits)
+    result = from_stock(tmp_path / "stock", tmp_path / "again")
+    assert hfbert_scratch.HFBertConfig.from_pretrained(tmp_path / "again").left_to_right
+    assert_same_weights(tmp_path / "ours", tmp_path / "again")
+
+
+def test_an_untied_projection_keeps_matrix_and_bias(tmp_path):
+    ours(tmp_path / "ours", "masked_lm", tie_word_embeddings=False)
+    assert to_stock(tmp_path / "ours", tmp_path / "stock").largest_difference == 0.0
+    assert from_stock(tmp_path / "stock", tmp_path / "again").largest_difference == 0.0
+    assert_same_weights(tmp_path / "ours", tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_as_it_is(dtype, tmp_path):
+    make("pretraining").to(dtype).save_pretrained(tmp_path / "ours")
+    to_stock(tmp_path / "ours", tmp_path / "stock")
+    assert_same_weights(tmp_path / "ours", tmp_path / "stock")
+    assert transformers.AutoModel.from_pretrained(tmp_path / "stock").dtype == dtype
+
+
+def test_a_fraction_that_is_whole_is_a_float_for_stock(tmp_path):
+    ours(tmp_path / "ours", initializer_range=1, hidden_dropout_prob=0)
+    to_stock(tmp_path / "ours", tmp_path / "stock")
+
+
+def test_weights_in_shards(tmp_path):
+    model = make("pretraining")
+    model.save_pretrained(tmp_path / "ours", max_shard_size="20KB")
+    assert not (tmp_path / "ours" / "model.safetensors").exists()
+    to_stock(tmp_path / "ours", tmp_path / "stock")
+    model.save_pretrained(tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "stock")
+
+
+# ---------------------------------------------------------------------------------------------------- old checkpoints
+
+
+def old_names(tensors):
+    renamed = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in tensors.items()}
+    return {name.replace("LayerNorm.bias", "LayerNorm.beta"): tensor for name, tensor in renamed.items()}
+
+
+def test_a_checkpoint_as_of_2019(tmp_path):
+    model = stock(tmp_path / "stock")
+    (tmp_path / "stock" / "model.safetensors").unlink()
+    tensors = old_names(model.state_dict())
+    assert "bert.embeddings.LayerNorm.gamma" in tensors and "cls.predictions.decoder.bias" in tensors
+    tensors["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    torch.save(tensors, tmp_path / "stock" / "pytorch_model.bin")
+    edit_config(tmp_path / "stock", remove=("model_type", "architectures"), gradient_checkpointing=False)
+    vocabulary = tokenizer().get_vocab()
+    lines = [f"{word}\n" for word in sorted(vocabulary, key=vocabulary.get)]
+    (tmp_path / "stock" / "vocab.txt").write_text("".join(lines))
+
+    result = from_stock(tmp_path / "stock", tmp_path / "ours")
+    assert result.architecture == "HFBertForPreTraining" and result.largest_difference == 0.0
+    assert len(result.notes) == 1 and "taken for HFBertForPreTraining" in result.notes[0]
+    stock(tmp_path / "today")
+    assert_same_weights(tmp_path / "today", tmp_path / "ours")
+    again = hfbert_scratch.HFBertForPreTraining.from_pretrained(tmp_path / "ours")
+    assert torch.equal(again(**batch())[0], model(**batch())[0])
+    stated = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())
+    assert (stated["tokenizer_class"], stated["model_max_length"]) == ("BertTokenizer", 40)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert loaded("w3 w4")["input_ids"] == [2, 8, 9, 3]
+
+
+def test_an_old_bias_name_alone_is_enough(tmp_path):
+    stock(tmp_path / "stock")
+
+    def rename(tensors):
+        tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
+        return tensors
+
+    edit_weights(tmp_path / "stock", rename)
+    assert from_stock(tmp_path / "stock", tmp_path / "ours").largest_difference == 0.0
+    assert "cls.predictions.bias" in load_file(tmp_path / "ours" / "model.safetensors")
+
+
+def test_a_projection_unlike_the_embeddings_is_kept(tmp_path):
+    stock(tmp_path / "stock")
+    edit_weights(tmp_path / "stock", lambda tensors: tensors | {"cls.predictions.decoder.weight": torch.randn(99, 32)})
+    result = from_stock(tmp_path / "stock", tmp_path / "ours")
+    assert result.largest_difference == 0.0
+    assert result.notes[0].startswith("the output projection differs from the word embeddings")
+    assert not hfbert_scratch.HFBertConfig.from_pretrained(tmp_path / "ours").tie_word_embeddings
+
+
+def test_a_base_model_without_prefix_and_without_pooler(tmp_path):
+    stock(tmp_path / "stock", "BertModel")
+    edit_weights(tmp_path / "stock", lambda tensors: {k: v for k, v in tensors.items() if "pooler" not in k})
+    result = from_stock(tmp_path / "stock", tmp_path / "ours")
+    assert result.architecture == "HFBertModel" and result.largest_difference == 0.0
+    assert result.notes[0] == (
+        "not in the weights, so HFBertModel starts with random ones: pooler.dense.weight, pooler.dense.bias"
+    )
+    assert "no tokenizer" in result.notes[1]
+
+
+def test_a_missing_head_is_named_and_a_spare_one_kept(tmp_path):
+    stock(tmp_path / "stock")
+    spare = load_file(tmp_path / "stock" / "model.safetensors")
+    edit_weights(tmp_path / "stock", lambda tensors: {k: v for k, v in tensors.items() if "seq_relation" not in k})
+    result = from_stock(tmp_path / "stock", tmp_path / "ours")
+    assert "random ones: cls.seq_relationship.weight, cls.seq_relationship.bias" in result.notes[0]
+    assert result.largest_difference == 0.0
+
+    # As in bert-base-uncased: the weights of pretraining, under the name of the masked LM.
+    edit_weights(tmp_path / "stock", lambda _: spare)
+    edit_config(tmp_path / "stock", architectures=["BertForMaskedLM"])
+    result = from_stock(tmp_path / "stock", tmp_path / "full")
+    assert result.architecture == "HFBertForMaskedLM"
+    assert "kept in the weights, but not used by HFBertForMaskedLM: cls.seq_relationship.bias" in result.notes[0]
+    assert_same_weights(tmp_path / "stock", tmp_path / "full")
+
+
+# ---------------------------------------------------------------------------------------------------- refusals
+
+
+def no_config(directory):
+    (directory / "config.json").unlink()
+
+
+def no_weights(directory):
+    (directory / "model.safetensors").unlink()
+
+
+def truncated(directory):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty(directory):
+    (directory / "model.safetensors").write_bytes(b"")
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("code in the file was run",)
+
+
+def pickled(value):
+    def change(directory):
+        no_weights(directory)
+        torch.save(value, directory / "pytorch_model.bin")
+
+    return change
+
+
+def truncated_pickle(directory):
+    pickled({"a": torch.ones(9)})(directory)
+    path = directory / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def index(content):
+    def change(directory):
+        no_weights(directory)
+        (directory / "model.safetensors.index.json").write_text(json.dumps(content))
+
+    return change
+
+
+def config(**fields):
+    return lambda directory: edit_config(directory, **fields)
+
+
+def weights(change):
+    return lambda directory: edit_weights(directory, change)
+
+
+BAD_STOCK = {
+    "no config": (no_config, "is not a checkpoint: it has no config.json"),
+    "no weights": (no_weights, "is not a checkpoint: it has neither model.safetensors nor pytorch_model.bin"),
+    "config not JSON": (lambda path: (path / "config.json").write_text("{"), "config.json is not readable JSON"),
+    "config a list": (lambda path: (path / "config.json").write_text("[]"), "must hold a JSON object, not a list"),
+    "other model": (config(model_type="gpt2"), "config.json: model_type is 'gpt2'; only 'bert' can be converted"),
+    "already ours": (config(model_type="hfbert"), "model_type is 'hfbert'; it need not be converted"),
+    "no model": (config(remove=("model_type", "num_hidden_layers")), "model_type is None; only 'bert'"),
+    "own code": (config(auto_map={"AutoModel": "m.M"}), "names code of its own"),
+    "cross-attention": (
+        config(is_decoder=True, add_cross_attention=True),
+        "config.json: add_cross_attention is True; only False can be converted",
+    ),
+    "relative positions": (
+        config(position_embedding_type="relative_key"),
+        "position_embedding_type is 'relative_key'; only 'absolute'",
+    ),
+    "bad field": (config(hidden_act="nosuch"), "config.json: .*hidden_act is 'nosuch'"),
+    "wider": (
+        config(hidden_size=64),
+        r"word_embeddings.weight has shape \(99, 32\) in the weights, but \(99, 64\) by config.json",
+    ),
+    "deeper": (
+        config(num_hidden_layers=3),
+        "the weights lack 16 parameters of the encoder .* the first bert.encoder.layer.2.attention.self.query.weight",
+    ),
+    "truncated": (truncated, "model.safetensors is truncated or damaged"),
+    "empty file": (empty, "model.safetensors is truncated or damaged"),
+    "not finite": (
+        weights(lambda tensors: tensors | {"cls.predictions.bias": torch.full((99,), float("nan"))}),
+        "cls.predictions.bias holds values that are not finite",
+    ),
+    "code in a pickle": (pickled({"a": Code()}), "pytorch_model.bin is damaged, or holds code .* which is not run"),
+    "pickle of something else": (pickled({"a": [1]}), "pytorch_model.bin holds no dictionary of tensors"),
+    "truncated pickle": (truncated_pickle, "pytorch_model.bin is (truncated or )?damaged"),
+    "index to the outside": (index({"weight_map": {"a": "../b.safetensors"}}), "points outside its directory"),
+    "index to nothing": (index({"weight_map": {"a": "b.safetensors"}}), "b.safetensors is missing"),
+    "index of nothing": (index({}), "has no weight_map"),
+}
+
+
+@pytest.fixture(scope="module")
+def stock_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("stock")
+    stock(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", BAD_STOCK)
+def test_what_cannot_be_converted_is_named(kind, stock_directory, tmp_path, capsys):
+    damage, message = BAD_STOCK[kind]
+    shutil.copytree(stock_directory, tmp_path / "stock")
+    damage(tmp_path / "stock")
+    with pytest.raises(InputError, match=message) as caught:
+        from_stock(tmp_path / "stock", tmp_path / "ours")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["stock"], "nothing may be left behind"
+    assert "was run" not in capsys.readouterr().out
+
+
+def test_sources_and_targets_that_are_not_possible(stock_directory, tmp_path):
+    (tmp_path / "file").write_text("")
+    for source, message in [
+        (tmp_path / "nothing", "no checkpoint directory"),
+        (tmp_path / "file", "is a file; name the directory"),
+        ("no-such-user/no-such-model", "neither a directory nor a model that the Hub gives"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            from_stock(source, tmp_path / "ours")
+    with pytest.raises(InputError, match="model_type is 'bert'; it need not be converted"):
+        to_stock(stock_directory, tmp_path / "ours")
+    with pytest.raises(InputError, match="is not empty; name a new one"):
+        from_stock(stock_directory, stock_directory)
+    with pytest.raises(InputError, match="file is a file"):
+        from_stock(stock_directory, tmp_path / "file")
+    with pytest.raises(OutputError, match="cannot write .*Not a directory"):
+        from_stock(stock_directory, tmp_path / "file" / "below")
+    (tmp_path / "empty").mkdir()
+    assert from_stock(stock_directory, tmp_path / "empty").largest_difference == 0.0
+
+
+def test_a_conversion_that_changes_an_output_fails(stock_directory, tmp_path, monkeypatch):
+    # What the check at the end is for: a mistake in the conversion.
+    def mistaken(checkpoint):
+        use_todays_names(checkpoint)
+        checkpoint.tensors["bert.encoder.layer.1.output.dense.bias"][3] += 1e-3
+
+    use_todays_names = conversion._use_todays_names
+    monkeypatch.setattr(conversion, "_use_todays_names", mistaken)
+    with pytest.raises(RuntimeError, match="differ by"):
+        from_stock(stock_directory, tmp_path / "ours")
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------- the recipe
+
+
+def test_the_recipe_converts_and_reports(stock_directory, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *arguments])
+        runpy.run_path(str(RECIPE), run_name="__main__")
+
+    verbosity = transformers.logging.get_verbosity()
+    try:
+        run("--to", "hfbert", "--model", str(stock_directory), "--output_dir", str(tmp_path / "ours"))
+        printed = capsys.readouterr().out
+        assert "HFBertForPreTraining, largest difference of outputs 0.0" in printed
+        assert "note: there is no tokenizer" in printed
+        for bad in (["--to", "stock", "--model", str(stock_directory)], ["--to", "onnx", "--model", "x"]):
+            with pytest.raises(SystemExit) as ended:
+                run(*bad, "--output_dir", str(tmp_path / "stock"))
+            assert ended.value.code == 2
+            assert capsys.readouterr().err.startswith("error: ")
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
