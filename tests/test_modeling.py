@@ -393,6 +393,45 @@ def test_loss_is_in_float32_under_autocast():
     assert abs(outputs.loss - make("pretraining", **NO_DROPOUT)(**batch("pretraining")).loss) < 1.0
 
 
+def trainer_update(case: str, data: list[dict], accumulation: int, directory) -> dict[str, torch.Tensor]:
+    """What one SGD step of transformers' Trainer on all of `data`, in `accumulation` parts, adds to the weights."""
+    model = make(case, **NO_DROPOUT)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    arguments = transformers.TrainingArguments(
+        str(directory),
+        per_device_train_batch_size=len(data) // accumulation,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        use_cpu=True,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    transformers.Trainer(model, arguments, train_dataset=data).train()
+    return {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "base"])
+def test_accumulation_in_transformers_trainer_does_not_change_the_update(case, tmp_path):
+    inputs = batch(case, size=8)
+    if case == "question_answering":
+        inputs["start_positions"][-1] = inputs["end_positions"][-1] = 3
+    if case == "pretraining":
+        # No normaliser reaches this head through Trainer: means of means are equal for equal counts only.
+        inputs["labels"] = inputs["input_ids"].where(torch.arange(12) < 3, -100)
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    data = [{name: value[row] for name, value in inputs.items()} for row in range(8)]
+    whole, parts = (trainer_update(case, data, accumulation, tmp_path) for accumulation in (1, 4))
+    largest = max(update.abs().max().item() for update in whole.values())
+    assert largest > 0
+    assert_same(parts, whole, 1e-5 * largest)
+
+
 # ---------------------------------------------------------------------------------------------------- outputs
 
 
@@ -467,6 +506,18 @@ def test_dropout_acts_in_training_only():
     for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         lone = make("base", **(NO_DROPOUT | {field: 0.5})).train()
         assert not torch.equal(lone(**batch())[0], lone(**batch())[0]), field
+
+
+@pytest.mark.parametrize("case", ["single_label", "token", "multiple_choice"])
+def test_classifier_dropout_is_its_own_rate_or_else_that_of_the_layers(case):
+    assert make(case).dropout.p == 0.1
+    assert make(case, hidden_dropout_prob=0.3).dropout.p == 0.3
+    model = make(case, **NO_DROPOUT, classifier_dropout=0.5)
+    assert torch.equal(model(**batch(case)).logits, model(**batch(case)).logits)
+    model.train()
+    assert not torch.equal(model(**batch(case)).logits, model(**batch(case)).logits)
+    silent = make(case, hidden_dropout_prob=0.5, classifier_dropout=0.0)
+    assert silent.dropout.p == 0.0
 
 
 @pytest.mark.parametrize("case", PREDICTING)
