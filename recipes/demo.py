@@ -38,7 +38,8 @@ utils.logging.set_verbosity_error()
 utils.logging.disable_progress_bar()
 directory, sentences = sys.argv[1], json.loads(sys.argv[2])
 model = AutoModelForMaskedLM.from_pretrained(directory, trust_remote_code=True)
-fill = pipeline("fill-mask", model=model, tokenizer=AutoTokenizer.from_pretrained(directory))
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
 print(json.dumps([[(answer["token_str"], answer["score"]) for answer in fill(text, top_k=5)] for text in sentences]))
 """
 

@@ -259,8 +259,10 @@ class _Workers:
 
             yield now
             return
-        # Not forked: the tokenizer's and Arrow's threads do not survive it.
-        context = multiprocessing.get_context("spawn")
+        # Not forked from here: the tokenizer's and Arrow's threads do not survive it. The server they are forked from
+        # has imported everything once and started nothing.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         pool = ProcessPoolExecutor(self.num_proc, context, _start_worker, self._setup)
         try:
             yield lambda shard: pool.submit(_write_shard, shard)
@@ -369,7 +371,7 @@ def _complete(
         {"name": source.name, **content}
         for source, content in zip(find_sources(arguments.text), identity["sources"], strict=True)
     ]
-    _describe_for_datasets(output, files)
+    describe_for_datasets(output, files)
     write_json(output / MANIFEST, manifest)
     shutil.rmtree(output / BUILD, ignore_errors=True)
     return Corpus.open(output)
@@ -418,8 +420,8 @@ def _collect_validation(output: Path, shards: int) -> list[str]:
     return files
 
 
-def _describe_for_datasets(output: Path, files: dict[str, list[str]]) -> None:
-    """The JSON files `datasets.load_from_disk` looks for."""
+def describe_for_datasets(output: Path, files: dict[str, list[str]]) -> None:
+    """Write the JSON files `datasets.load_from_disk` looks for; `files` names each split's Arrow files."""
     import datasets
 
     kept = [split for split, names in files.items() if names]

@@ -17,6 +17,10 @@ from .segment_pairs import Cursor, Instances, SegmentPairs
 from .training import Progress, Run, StepBatch, check_divides
 
 
+# Rows of a file of static instances: at a length of 128, 26 MB.
+_STATIC_ROWS = 20_000
+
+
 @dataclass(frozen=True)
 class Phase:
     """A stretch of a run with one sequence length; `last_step` is the number of steps done when it ends."""
@@ -251,3 +255,22 @@ def _loss_and_right(logits: torch.Tensor, targets: torch.Tensor) -> list[torch.T
     loss = F.cross_entropy(logits, targets, reduction="sum").double()
     right = (logits.argmax(-1) == targets).sum().double()
     return [loss, right, right.new_tensor(len(targets))]
+
+
+def static_instances(
+    corpus: Any, split: str, tokenizer: Any, settings: PairSettings, max_seq_length: int, dupe_factor: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The original's static data: `dupe_factor` passes over a split, each with its own pairs and masks, baked in.
+
+    Yields batches of columns for `datasets`: input_ids, token_type_ids, attention_mask, labels (-100 where nothing is
+    predicted), all (rows, max_seq_length), and with NSP next_sentence_label (rows,): what any BertForPreTraining takes.
+    The same rows and masks as `dupe_factor` epochs of training from the corpus itself.
+    """
+    pairs, collator = settings.pairs(corpus.split(split), max_seq_length), settings.collator(tokenizer, max_seq_length)
+    for instances, _ in pairs.batches(_STATIC_ROWS, epochs=dupe_factor):
+        batch, _ = collate(pairs, collator, instances)
+        batch.pop("masked_positions", None)
+        yield {
+            name: array.astype(np.int8 if name in ("token_type_ids", "attention_mask") else np.int32)
+            for name, array in batch.items()
+        }

@@ -1,0 +1,122 @@
+"""A full pretraining step (forward, backward, clipping, AdamW, dropout 0.1): HFBert against stock BertForPreTraining.
+
+    python benchmarks/pretraining_step.py --size base --batch_size 16 --sequence_length 128 --precision bfloat16
+
+Both sides get the same batch, a tenth of its rows short. Stock is what a user would write: BertForPreTraining with
+sdpa attention, autocast and torch.optim.AdamW. Useful FLOP/s count real tokens and predicted positions alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from harness import compare, record
+from torch import nn
+from transformers import BertConfig, BertForPreTraining
+
+from hfbert_scratch import HFBertConfig, HFBertForPreTraining
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import command_line
+from hfbert_scratch.optimization import create_optimizer
+from hfbert_scratch.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.training import fastest_attention
+
+
+@dataclass(kw_only=True)
+class BenchmarkArguments:
+    """The command line."""
+
+    size: str = argument("base", help="tiny, mini, small, medium, base, large")
+    batch_size: int = argument(16, help="sequences per step")
+    sequence_length: int = argument(128, help="tokens a row is padded to")
+    real_share: float = argument(0.0, help="share of real tokens; 0: full rows but for a tenth of short ones")
+    precision: str = argument("bfloat16", help="bfloat16 (autocast) or float32")
+    vocab_size: int = argument(30522, help="tokens")
+    dropout: float = argument(0.1, help="of hidden states and attention")
+    pairs: int = argument(5, help="timed steps of each side")
+
+
+def make_batch(arguments: BenchmarkArguments, device: torch.device) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A batch as the collator makes it, and the rows' lengths."""
+    torch.manual_seed(0)
+    rows, width = arguments.batch_size, arguments.sequence_length
+    if arguments.real_share:
+        lengths = torch.randint(4, max(5, int(2 * arguments.real_share * width)), (rows,)).clamp(max=width)
+    else:
+        lengths = torch.where(torch.arange(rows) % 10 == 0, width // 2, width)
+    real = torch.arange(width) < lengths[:, None]
+    input_ids = torch.where(real, torch.randint(5, arguments.vocab_size, (rows, width)), 0)
+    labels = torch.full((rows, width), -100)
+    for row, length in enumerate(lengths.tolist()):
+        chosen = 1 + torch.randperm(length - 2)[: max(1, round(0.15 * length))]
+        labels[row, chosen] = input_ids[row, chosen]
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": real.long(),
+        "token_type_ids": (torch.arange(width) > lengths[:, None] // 2).long() * real,
+        "labels": labels,
+        "next_sentence_label": torch.arange(rows) % 2,
+    }
+    return {name: tensor.to(device) for name, tensor in batch.items()}, lengths
+
+
+def step_function(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], precision: str
+) -> Callable[[], None]:
+    """One optimizer step of `model` on `batch`."""
+    device = next(model.parameters()).device
+    model.train()
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = model(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+@command_line
+def main() -> None:
+    """Compare and record."""
+    arguments = parse_arguments(BenchmarkArguments, description=__doc__)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch, lengths = make_batch(arguments, device)
+    config = HFBertConfig.from_size(
+        arguments.size,
+        vocab_size=arguments.vocab_size,
+        hidden_dropout_prob=arguments.dropout,
+        attention_probs_dropout_prob=arguments.dropout,
+    )
+    ours = HFBertForPreTraining(config).to(device)
+    ours.set_attn_implementation(
+        fastest_attention(device, "bf16" if arguments.precision == "bfloat16" else "no", arguments.dropout)
+    )
+    optimizer = create_optimizer("adamw", ours, learning_rate=1e-4)
+    names = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    stock = BertForPreTraining(BertConfig(**{k: v for k, v in config.to_dict().items() if k in names})).to(device)
+    stock_optimizer = torch.optim.AdamW(stock.parameters(), lr=1e-4)
+    result = compare(
+        step_function(ours, optimizer, batch, arguments.precision),
+        step_function(stock, stock_optimizer, batch, arguments.precision),
+        arguments.pairs,
+    )
+    tokens, squared = int(lengths.sum()), int((lengths**2).sum())
+    predicted = int((batch["labels"] != -100).sum())
+    flops = tokens * model_flops_per_token(config, squared / tokens, predicted / tokens)
+    peak, _ = peak_flops(device, torch.bfloat16 if arguments.precision == "bfloat16" else torch.float32)
+    result |= {
+        "tokens_per_second": tokens / result["ours_seconds"],
+        "useful_gflops": flops / result["ours_seconds"] / 1e9,
+        "theirs_useful_gflops": flops / result["theirs_seconds"] / 1e9,
+        "share_of_peak": flops / result["ours_seconds"] / peak,
+    }
+    shape = f"{arguments.size} {arguments.batch_size}x{arguments.sequence_length}"
+    lengths_name = f", {arguments.real_share:.0%} real tokens" if arguments.real_share else ""
+    record(f"pretraining step, {shape}, {arguments.precision}{lengths_name}", result)
+
+
+if __name__ == "__main__":
+    main()
