@@ -262,8 +262,9 @@ def static_instances(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The original's static data: `dupe_factor` passes over a split, each with its own pairs and masks, baked in.
 
-    Yields batches of columns for `datasets`: input_ids, token_type_ids, attention_mask, labels (-100 where nothing is
-    predicted), all (rows, max_seq_length), and with NSP next_sentence_label (rows,): what any BertForPreTraining takes.
+    Yields batches of columns for `datasets`, what any BertForPreTraining takes: input_ids, token_type_ids,
+    attention_mask, labels (-100 where nothing is predicted), all (rows, max_seq_length), and with NSP
+    next_sentence_label (rows,).
     The same rows and masks as `dupe_factor` epochs of training from the corpus itself.
     """
     pairs, collator = settings.pairs(corpus.split(split), max_seq_length), settings.collator(tokenizer, max_seq_length)

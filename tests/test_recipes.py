@@ -1,0 +1,150 @@
+"""Recipes as a user meets them: the demo's whole chain, the shipped configurations, static data, help and errors."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from corpus_helpers import documents, write_text
+from training_helpers import RECIPES, environment, make_inputs
+
+from hfbert_scratch.arguments import parse_arguments
+from hfbert_scratch.corpus import Corpus
+from hfbert_scratch.masking import IGNORED_LABEL
+from hfbert_scratch.pretraining import PairSettings, collate
+from hfbert_scratch.tokenization import load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def recipes_importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+
+
+def call(monkeypatch, name: str, *options: object) -> int:
+    """Run a recipe's main in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+    try:
+        importlib.import_module(name).main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_demo_goes_from_text_to_a_checkpoint_that_a_process_without_the_package_opens(tmp_path):
+    text = write_text(tmp_path / "text.txt", documents(150))
+    command = [sys.executable, str(RECIPES / "demo.py"), "--text", str(text), "--output_dir", str(tmp_path / "demo")]
+    command += ["--vocab_size", "300", "--max_steps", "300"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = done.stdout.split("== Result")[1]
+    assert "held-out masked LM: loss" in result and "held-out next sentence: accuracy" in result
+    answers = [line for line in done.stdout.splitlines() if line.startswith("    ") and line.endswith("%")]
+    assert len(answers) == 6, "five words for each of the six sentences"
+    assert all(line.count("%") == 5 for line in answers)
+    record = json.loads((tmp_path / "demo" / "pretraining" / "record.json").read_text())
+    assert f"{record['results']['eval_masked_lm_loss']:.3f}" in result
+
+
+def test_the_demos_own_text_is_prose_and_the_same_every_time(tmp_path):
+    demo_text = importlib.import_module("demo_text")
+    counts = [demo_text.write_documents(tmp_path / f"{number}.jsonl", 400_000) for number in range(2)]
+    assert counts[0] == counts[1] and counts[0][1] >= 400_000
+    assert (tmp_path / "0.jsonl").read_bytes() == (tmp_path / "1.jsonl").read_bytes()
+    texts = [json.loads(line)["text"] for line in (tmp_path / "0.jsonl").read_text(encoding="utf-8").splitlines()]
+    paragraphs = [paragraph for text in texts for paragraph in text.split("\n")]
+    assert len(set(paragraphs)) == len(paragraphs) and min(text.count("\n") for text in texts) >= 1
+    assert not any(">>>" in paragraph or paragraph.startswith(":param") for paragraph in paragraphs)
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_shipped_launch_configurations(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= config.num_machines >= 1
+    assert config.distributed_type in ("NO", "MULTI_GPU")
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_settings_are_valid(path):
+    pretrain = importlib.import_module("pretrain")
+    command = ["--config", path.stem, "--corpus", "c", "--tokenizer", "t", "--output_dir", "o"]
+    arguments = parse_arguments(pretrain.PretrainingArguments, command, configs=RECIPES / "configs")
+    phases = arguments.phases()
+    assert phases[-1].last_step == arguments.max_steps
+    assert arguments.pair_settings().collator(_Tokenizer(), phases[0].max_seq_length)
+
+
+class _Tokenizer:
+    """The least a collator asks of a tokenizer."""
+
+    pad_token_id, cls_token_id, sep_token_id, mask_token_id = 0, 2, 3, 4
+    all_special_ids = [0, 1, 2, 3, 4]
+
+    def __len__(self):
+        return 10
+
+    def convert_ids_to_tokens(self, ids):
+        return [str(number) for number in ids]
+
+
+def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
+    inputs = make_inputs(tmp_path)
+    options = ("--corpus", inputs["corpus"], "--tokenizer", inputs["tokenizer"], "--output_dir", tmp_path / "static")
+    assert call(monkeypatch, "static_instances", *options, "--max_seq_length", 64, "--dupe_factor", 2) == 0
+    written = datasets.load_from_disk(str(tmp_path / "static"))
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    settings = PairSettings(seed=0)
+    pairs = settings.pairs(Corpus.open(inputs["corpus"], tokenizer).split("train"), 64)
+    collator = settings.collator(tokenizer, 64)
+    drawn = [collate(pairs, collator, rows)[0] for rows, _ in pairs.batches(500, epochs=2)]
+    for name in ("input_ids", "token_type_ids", "attention_mask", "labels", "next_sentence_label"):
+        expected = np.concatenate([batch[name] for batch in drawn])
+        assert (np.array(written["train"][name]) == expected).all(), name
+    predicted = np.array(written["train"]["labels"]) != IGNORED_LABEL
+    assert predicted.sum(axis=1).max() == 10, "15 % of 64, rounded up"
+    assert json.loads((tmp_path / "static" / "record.json").read_text())["rows"]["train"] == len(written["train"])
+    assert call(monkeypatch, "static_instances", *options) == 2, "never over something that is there"
+
+
+@pytest.mark.parametrize(
+    "name", ["train_tokenizer", "build_corpus", "pretrain", "static_instances", "convert", "demo"]
+)
+def test_every_recipe_explains_itself(name, monkeypatch, capsys):
+    assert call(monkeypatch, name, "--help") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("--") > 3
+    assert importlib.import_module(name).__doc__.splitlines()[0] in printed
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path, monkeypatch, capsys):
+    options = ("--corpus", tmp_path / "none", "--tokenizer", tmp_path / "none", "--output_dir", tmp_path / "o")
+    assert call(monkeypatch, "static_instances", *options) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert call(monkeypatch, "static_instances", *options, "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_configuration_files_are_checked_like_the_command_line(tmp_path):
+    pretrain = importlib.import_module("pretrain")
+    required = ["--corpus", "c", "--tokenizer", "t", "--output_dir", "o", "--max_steps", "10"]
+
+    def parse(content: str, *options: str):
+        Path(tmp_path / "my.yaml").write_text(content)
+        command = ["--config", str(tmp_path / "my.yaml"), *required, *options]
+        return parse_arguments(pretrain.PretrainingArguments, command, configs=RECIPES / "configs")
+
+    assert parse("batch_size: 64\nlearning_rate: 2e-5\ncompile: true\nmodel: null\n").learning_rate == 2e-5
+    assert parse("batch_size: 64", "--batch_size", "128").batch_size == 128, "the command line wins"
+    for content, named in (
+        ("learning_rat: 1", "'learning_rat'; did you mean 'learning_rate'"),
+        ("batch_size: many", "batch_size"),
+        ("- a\n- b", "mapping"),
+        ("batch_size: {a: 1}", "batch_size"),
+        ("a: [", "not readable YAML"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            parse(content)
