@@ -1,0 +1,141 @@
+"""Choosing the ending of a story: SWAG (Zellers et al. 2018, arXiv:1808.05326) and data in its shape."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from ..errors import InputError
+from .loading import Columns
+from .task import (
+    INPUT_FEATURES,
+    Defaults,
+    FeatureSettings,
+    Task,
+    cached_map,
+    check_strings,
+    class_ids,
+    make_dataset,
+    metric_scores,
+    refuse_unlabelled,
+    token_ids,
+    with_special_tokens,
+    write_lines,
+)
+
+
+CHOICES = 4
+_TEXTS = ("sent1", "sent2", *(f"ending{number}" for number in range(CHOICES)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwagTask(Task):
+    """A sentence and the begin of the next → which of four endings follows.
+
+    Each choice is a pair: `sent1`, and `sent2` with the ending. Features are nested: input_ids and token_type_ids are
+    lists of four lists.
+    """
+
+    head: ClassVar[str] = "AutoModelForMultipleChoice"
+
+    columns: Columns = field(default_factory=lambda: {name: (name,) for name in (*_TEXTS, "label")})
+    main_metric: str = "accuracy"
+
+    def validate(self, tables: dict[str, pa.Table], classes: Sequence[str] | None) -> dict[str, datasets.Dataset]:
+        return {split: self._dataset(split, table) for split, table in tables.items()}
+
+    def _dataset(self, split: str, table: pa.Table) -> datasets.Dataset:
+        where = f"{self.name}, split {split}"
+        columns: dict[str, Any] = {
+            name: check_strings(table.column(name), f"{where}: column {name!r}") for name in _TEXTS
+        }
+        features: dict[str, Any] = {name: datasets.Value("string") for name in _TEXTS}
+        if "label" in table.column_names:
+            names = [str(number) for number in range(CHOICES)]
+            labels = class_ids(table.column("label"), names, where, by_position=True)
+            if refuse_unlabelled(labels < 0, split, where):
+                columns["label"], features["label"] = pa.array(labels), datasets.Value("int64")
+        elif not split.startswith("test"):
+            raise InputError(f"{where} has no label column; to predict it, name it --test_file")
+        return make_dataset(columns, datasets.Features(features))
+
+    def config_overrides(self, raw: datasets.Dataset) -> dict[str, Any]:
+        return {}
+
+    def features(
+        self, raw: datasets.Dataset, tokenizer: Any, settings: FeatureSettings, training: bool = False
+    ) -> datasets.Dataset:
+        if training:
+            self.require_labels(raw)
+        labels = self.is_labelled(raw)
+        kinds: dict[str, Any] = {
+            name: datasets.List(INPUT_FEATURES[name]) if name in self.inputs else INPUT_FEATURES[name]
+            for name in INPUT_FEATURES
+        }
+        if labels:
+            kinds["labels"] = datasets.Value("int64")
+        return cached_map(raw, swag_features, datasets.Features(kinds), tokenizer, settings, labels=labels)
+
+    def predict(
+        self,
+        raw: datasets.Dataset,
+        features: datasets.Dataset,
+        outputs: Mapping[str, Any],
+        id2label: Mapping[int, str] | None = None,
+    ) -> list[int]:
+        """The number of the chosen ending for every row. outputs: `logits`, (rows, 4)."""
+        logits = np.asarray(outputs["logits"]).reshape(len(raw), -1)
+        if logits.shape[1] != CHOICES:
+            raise InputError(f"the model gave {logits.shape[1]} scores per question, but {self.name} has {CHOICES}")
+        return logits.argmax(axis=1).tolist()
+
+    def score(self, raw: datasets.Dataset, predictions: list[int]) -> dict[str, float]:
+        self.require_labels(raw)
+        # Plain accuracy, which several of GLUE's configurations are.
+        return metric_scores("glue", "sst2", predictions, raw["label"][:])
+
+    def write_predictions(
+        self, directory: Path, raw: datasets.Dataset, predictions: list[int], split: str
+    ) -> list[Path]:
+        """`predictions_<split>.tsv`: index, prediction (0 to 3), as a header says."""
+        lines = [f"{row}\t{prediction}" for row, prediction in enumerate(predictions)]
+        return [write_lines(Path(directory) / f"predictions_{split}.tsv", ["index\tprediction", *lines])]
+
+
+def swag_features(
+    batch: Mapping[str, list],
+    indices: list[int],
+    *,
+    tokenizer: Any,
+    settings: FeatureSettings,
+    labels: bool,
+) -> dict[str, list]:
+    """`cached_map` function: one feature of four pairs per row."""
+    first = token_ids(tokenizer, batch["sent1"])
+    pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in indices]
+    for number in range(CHOICES):
+        second = token_ids(
+            tokenizer, [f"{a} {b}" for a, b in zip(batch["sent2"], batch[f"ending{number}"], strict=True)]
+        )
+        for row, (a, b) in enumerate(zip(first, second, strict=True)):
+            pairs[row].append(with_special_tokens(tokenizer, a, b, settings.max_seq_length))
+    result: dict[str, list] = {
+        "input_ids": [[ids for ids, _ in choices] for choices in pairs],
+        "token_type_ids": [[types for _, types in choices] for choices in pairs],
+        "example": indices,
+    }
+    return result | ({"labels": batch["label"]} if labels else {})
+
+
+# The paper's section 4.4; it does not give a length, and few examples have more than 128 tokens.
+SWAG_TASKS = (
+    SwagTask(
+        name="swag",
+        hub=("allenai/swag", "regular"),
+        defaults=Defaults(learning_rates=(2e-5,), batch_sizes=(16,), epochs=(3,), max_seq_length=128),
+    ),
+)
