@@ -44,6 +44,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+PREDICTING = ("pretraining", "masked_lm")
+# Heads that divide their loss by num_items_in_batch themselves, as transformers' Trainer asks of them.
+NORMALIZING = [case for case, (name, _, _) in CASES.items() if getattr(hfbert_scratch, name).accepts_loss_kwargs]
+
+
 def tiny_config(**overrides: Any) -> HFBertConfig:
     """A configuration small enough for a test of milliseconds."""
     return HFBertConfig(**(TINY | overrides))
@@ -117,6 +122,32 @@ def batch(case: str = "base", size: int = 3, length: int = 12, seed: int = 0, la
     if case == "pretraining":
         inputs["next_sentence_label"] = random(2, size)
     return inputs
+
+
+def static_positions(labels: torch.Tensor, width: int) -> torch.Tensor:
+    """Where `labels` are, padded with position 0, which has none."""
+    positions = torch.zeros(labels.shape[0], width, dtype=torch.long)
+    for row, row_labels in enumerate(labels):
+        found = (row_labels != -100).nonzero().squeeze(1)
+        positions[row, : len(found)] = found
+    return positions
+
+
+def prediction_batch(case, **options):
+    inputs = batch(case, **options)
+    inputs["labels"][:, 0] = -100
+    return inputs
+
+
+def tensors(outputs) -> dict[str, torch.Tensor]:
+    """The tensors of a model's output by name; the parts of tuples by number."""
+    flat = {}
+    for name, value in outputs.items():
+        if isinstance(value, tuple):
+            flat |= {f"{name}.{i}": part for i, part in enumerate(value)}
+        elif value is not None:
+            flat[name] = value
+    return flat
 
 
 def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -339,7 +339,8 @@ def test_what_cannot_be_converted_is_named(kind, stock_directory, tmp_path, caps
     assert "was run" not in capsys.readouterr().out
 
 
-def test_sources_and_targets_that_are_not_possible(stock_directory, tmp_path):
+def test_sources_and_targets_that_are_not_possible(stock_directory, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "file").write_text("")
     for source, message in [
         (tmp_path / "nothing", "no checkpoint directory"),

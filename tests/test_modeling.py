@@ -5,28 +5,27 @@ import inspect
 import pytest
 import torch
 import transformers
-from helpers import CASES, NO_DROPOUT, TINY, assert_same, batch, gradients, make, pair, tiny_config
+from helpers import (
+    CASES,
+    NO_DROPOUT,
+    NORMALIZING,
+    PREDICTING,
+    TINY,
+    assert_same,
+    batch,
+    gradients,
+    make,
+    pair,
+    prediction_batch,
+    static_positions,
+    tensors,
+)
 
 import hfbert_scratch
-from hfbert_scratch import HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.modeling_hfbert import cross_entropy
 
 
 TOLERANCE = 1e-5
-PREDICTING = ("pretraining", "masked_lm")
-# Heads that divide their loss by num_items_in_batch themselves, as transformers' Trainer asks of them.
-NORMALIZING = [case for case, (name, _, _) in CASES.items() if getattr(hfbert_scratch, name).accepts_loss_kwargs]
-
-
-def tensors(outputs) -> dict[str, torch.Tensor]:
-    """The tensors of a model's output by name; the parts of tuples by number."""
-    flat = {}
-    for name, value in outputs.items():
-        if isinstance(value, tuple):
-            flat |= {f"{name}.{i}": part for i, part in enumerate(value)}
-        elif value is not None:
-            flat[name] = value
-    return flat
 
 
 def shared_tensors(ours, stock) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -210,6 +209,11 @@ def test_a_row_of_padding_alone_gives_finite_numbers(attention):
     assert model(**inputs).last_hidden_state.isfinite().all()
 
 
+def test_other_servers_may_bring_their_attention():
+    # What vLLM asks of a model before it runs it on its own attention.
+    assert make("base").is_backend_compatible()
+
+
 def test_a_users_own_attention_function_is_called():
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -230,21 +234,6 @@ def test_a_users_own_attention_function_is_called():
 
 
 # ---------------------------------------------------------------------------------------------------- predicting
-
-
-def static_positions(labels: torch.Tensor, width: int) -> torch.Tensor:
-    """Where `labels` are, padded with position 0, which has none."""
-    positions = torch.zeros(labels.shape[0], width, dtype=torch.long)
-    for row, row_labels in enumerate(labels):
-        found = (row_labels != -100).nonzero().squeeze(1)
-        positions[row, : len(found)] = found
-    return positions
-
-
-def prediction_batch(case, **options):
-    inputs = batch(case, **options)
-    inputs["labels"][:, 0] = -100
-    return inputs
 
 
 @pytest.mark.parametrize("case", PREDICTING)
@@ -393,45 +382,6 @@ def test_loss_is_in_float32_under_autocast():
     assert abs(outputs.loss - make("pretraining", **NO_DROPOUT)(**batch("pretraining")).loss) < 1.0
 
 
-def trainer_update(case: str, data: list[dict], accumulation: int, directory) -> dict[str, torch.Tensor]:
-    """What one SGD step of transformers' Trainer on all of `data`, in `accumulation` parts, adds to the weights."""
-    model = make(case, **NO_DROPOUT)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    arguments = transformers.TrainingArguments(
-        str(directory),
-        per_device_train_batch_size=len(data) // accumulation,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        optim="sgd",
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        use_cpu=True,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    transformers.Trainer(model, arguments, train_dataset=data).train()
-    return {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case != "base"])
-def test_accumulation_in_transformers_trainer_does_not_change_the_update(case, tmp_path):
-    inputs = batch(case, size=8)
-    if case == "question_answering":
-        inputs["start_positions"][-1] = inputs["end_positions"][-1] = 3
-    if case == "pretraining":
-        # No normaliser reaches this head through Trainer: means of means are equal for equal counts only.
-        inputs["labels"] = inputs["input_ids"].where(torch.arange(12) < 3, -100)
-        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
-    data = [{name: value[row] for name, value in inputs.items()} for row in range(8)]
-    whole, parts = (trainer_update(case, data, accumulation, tmp_path) for accumulation in (1, 4))
-    largest = max(update.abs().max().item() for update in whole.values())
-    assert largest > 0
-    assert_same(parts, whole, 1e-5 * largest)
-
-
 # ---------------------------------------------------------------------------------------------------- outputs
 
 
@@ -471,161 +421,6 @@ def test_arguments_are_stocks_in_stocks_order(case):
         if not parameter.startswith("encoder_") and parameter not in ("past_key_values", "use_cache")
     ]
     assert [parameter for parameter in ours if parameter in stock] == stock
-
-
-# ---------------------------------------------------------------------------------------------------- training aids
-
-
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
-    for case in ("pretraining", "token"):
-        model = make(case, **NO_DROPOUT).train()
-        expected = gradients(model, model(**batch(case)).loss)
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-        layer = model.bert.encoder.layer[0]
-        calls = []
-        layer.attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        assert_same(gradients(model, model(**batch(case)).loss), expected, 0.0)
-        assert len(calls) == 2, "the layer must have been computed again in the backward pass"
-
-
-def test_gradient_checkpointing_keeps_dropout():
-    model = make("masked_lm", hidden_dropout_prob=0.5).train()
-    torch.manual_seed(3)
-    expected = gradients(model, model(**batch("masked_lm")).loss)
-    model.gradient_checkpointing_enable()
-    torch.manual_seed(3)
-    assert_same(gradients(model, model(**batch("masked_lm")).loss), expected, 0.0)
-
-
-def test_dropout_acts_in_training_only():
-    model = make("base")
-    assert torch.equal(model(**batch())[0], model(**batch())[0])
-    model.train()
-    assert not torch.equal(model(**batch())[0], model(**batch())[0])
-    for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        lone = make("base", **(NO_DROPOUT | {field: 0.5})).train()
-        assert not torch.equal(lone(**batch())[0], lone(**batch())[0]), field
-
-
-@pytest.mark.parametrize("case", ["single_label", "token", "multiple_choice"])
-def test_classifier_dropout_is_its_own_rate_or_else_that_of_the_layers(case):
-    assert make(case).dropout.p == 0.1
-    assert make(case, hidden_dropout_prob=0.3).dropout.p == 0.3
-    model = make(case, **NO_DROPOUT, classifier_dropout=0.5)
-    assert torch.equal(model(**batch(case)).logits, model(**batch(case)).logits)
-    model.train()
-    assert not torch.equal(model(**batch(case)).logits, model(**batch(case)).logits)
-    silent = make(case, hidden_dropout_prob=0.5, classifier_dropout=0.0)
-    assert silent.dropout.p == 0.0
-
-
-@pytest.mark.parametrize("case", PREDICTING)
-@pytest.mark.parametrize("size", [120, 64])
-def test_resizing_the_vocabulary_is_stocks(case, size):
-    models = pair(case)
-    for model in models:
-        torch.manual_seed(1)
-        model.resize_token_embeddings(size)
-    ours, stock = models
-    assert ours.config.vocab_size == ours.cls.predictions.bias.shape[0] == size
-    assert ours.get_output_embeddings().weight is ours.get_input_embeddings().weight
-    assert ours.get_output_embeddings().out_features == size
-    kept = min(size, TINY["vocab_size"])
-    inputs = batch(case, labels=False)
-    inputs["input_ids"] %= kept
-    torch.testing.assert_close(ours(**inputs)[0], stock(**inputs)[0], atol=TOLERANCE, rtol=0)
-    labels = torch.full_like(inputs["input_ids"], size - 1)
-    loss = ours.train()(**inputs, labels=labels).loss
-    assert gradients(ours, loss)["cls.predictions.bias"][size - 1] != 0
-
-
-def test_a_resized_model_survives_saving(tmp_path):
-    model = make("masked_lm")
-    model.resize_token_embeddings(101, pad_to_multiple_of=8)
-    model.save_pretrained(tmp_path)
-    again = HFBertForMaskedLM.from_pretrained(tmp_path)
-    assert again.config.vocab_size == 104
-    assert torch.equal(again(**batch()).logits, model(**batch()).logits)
-
-
-def test_a_replaced_output_layer_is_used_with_its_bias():
-    model = make("masked_lm")
-    replacement = torch.nn.Linear(32, 50)
-    model.set_output_embeddings(replacement)
-    hidden = model.bert(**batch()).last_hidden_state
-    expected = replacement(model.cls.predictions.transform(hidden))
-    torch.testing.assert_close(model(**batch()).logits, expected)
-
-
-# ---------------------------------------------------------------------------------------------------- compilation
-
-
-@pytest.fixture
-def dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_compiles_without_a_graph_break(case, dynamo):
-    model = make(case, num_hidden_layers=1)
-    inputs = batch(case)
-    expected = tensors(model(**inputs))
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    with torch.no_grad():
-        assert_same(tensors(compiled(**inputs)), expected, 1e-6)
-
-
-def test_the_training_step_compiles_without_a_graph_break(dynamo):
-    model = make("pretraining", num_hidden_layers=1, **NO_DROPOUT).train()
-    inputs = prediction_batch("pretraining")
-    inputs["masked_positions"] = static_positions(inputs["labels"], width=11)
-    counts = {"num_items_in_batch": torch.tensor(9), "num_sequences_in_batch": torch.tensor(3)}
-    expected = model(**inputs, **counts)
-    expected_gradients = gradients(model, expected.loss)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    loss = compiled(**inputs, **counts).loss
-    assert abs(loss - expected.loss) <= 1e-6
-    assert_same(gradients(model, loss), expected_gradients, 1e-6)
-
-
-def test_exports_with_any_batch_size_and_length():
-    model = make("base", num_hidden_layers=1)
-    inputs = batch(size=2, length=8)
-    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=TINY["max_position_embeddings"])}
-    exported = torch.export.export(model, (), inputs, dynamic_shapes=dict.fromkeys(inputs, dynamic))
-    other = batch(size=3, length=15, seed=1)
-    torch.testing.assert_close(exported.module()(**other)[0], model(**other)[0], atol=TOLERANCE, rtol=0)
-
-
-# ---------------------------------------------------------------------------------------------------- initialisation
-
-
-def test_initial_weights_are_a_normal_cut_at_two_standard_deviations():
-    torch.manual_seed(0)
-    model = HFBertForPreTraining(tiny_config(vocab_size=3000, hidden_size=128, initializer_range=0.05))
-    for name, parameter in model.named_parameters():
-        if "LayerNorm.weight" in name:
-            assert (parameter == 1).all(), name
-        elif name.endswith("bias"):
-            assert (parameter == 0).all(), name
-        else:
-            assert parameter.abs().max() <= 0.1, name
-            if parameter.numel() > 10_000:
-                # The standard deviation of a normal cut at ±2σ is 0.8796σ.
-                assert parameter.std().item() == pytest.approx(0.8796 * 0.05, rel=0.03), name
-                assert parameter.mean().abs() < 0.002, name
-    assert (model.bert.embeddings.word_embeddings.weight[0] == 0).all()
-    assert (model.bert.embeddings.word_embeddings.weight[1:] != 0).any(dim=1).all()
-
-
-def test_initial_loss_is_that_of_a_guess():
-    torch.manual_seed(0)
-    outputs = HFBertForPreTraining(tiny_config()).eval()(**batch("pretraining"))
-    assert outputs.masked_lm_loss.item() == pytest.approx(torch.tensor(TINY["vocab_size"]).log().item(), rel=0.05)
-    assert outputs.next_sentence_loss.item() == pytest.approx(0.693, rel=0.05)
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
