@@ -479,6 +479,11 @@ def test_a_second_run_does_not_tokenize(tmp_path, tokenizer, monkeypatch):
         for other in (settings(tmp_path, 32), dataclasses.replace(settings(tmp_path), max_query_length=5)):
             with pytest.raises(AssertionError, match="tokenized again"):
                 get_task("rte").features(raw, tokenizer, other)
+        with pytest.raises(AssertionError, match="tokenized again"):
+            get_task("rte").features(raw, small_tokenizer(vocab_size=200), settings(tmp_path))
+        changed = load_rows("rte", tmp_path, [GOOD] * 4 + [GOOD | {"sentence2": "c"}])
+        with pytest.raises(AssertionError, match="tokenized again"):
+            get_task("rte").features(changed, tokenizer, settings(tmp_path))
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, tokenizer):

@@ -156,6 +156,24 @@ def test_windows_hold_the_context_and_the_labels_the_answer(tmp_path, tokenizer)
     assert per_example == [len(stock["input_ids"])] * 2
 
 
+def test_an_answer_is_labelled_where_the_window_holds_all_of_it(tmp_path, tokenizer):
+    stock = tokenizer(CONTEXT, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    runs = [(first, first + length) for first in range(0, 100) for length in (0, 3)]
+    texts = [(stock[first][0], CONTEXT[stock[first][0] : stock[last][1]]) for first, last in runs]
+    rows = [question(CONTEXT, (text, at), name=str(number)) for number, (at, text) in enumerate(texts)]
+    raw = load_rows(tmp_path, rows, "train")
+    options = settings(tmp_path, 64, doc_stride=16, max_query_length=8)
+    features = TASK.features(raw, tokenizer, options, training=True)
+    first_context = len(tokenizer("ba be bi")["input_ids"])
+    spans = windows(len(stock), 64 - 1 - first_context, 16)
+    expected = [
+        (first - begin + first_context, last - begin + first_context) if begin <= first and last < end else (0, 0)
+        for first, last in runs
+        for begin, end in spans
+    ]
+    assert list(zip(features["start_positions"], features["end_positions"], strict=True)) == expected
+
+
 def test_odd_characters_keep_their_offsets(tmp_path, tokenizer):
     context = "É ba\u0301  👩‍👩‍👧 中文 ko\u200bko be"
     raw = load_rows(tmp_path, [question(context, ("be", context.index("be")))], "train")

@@ -388,7 +388,7 @@ _DEFAULTS = Defaults(learning_rates=(5e-5, 3e-5, 2e-5), batch_sizes=(32, 16), ep
 NER_TASKS = (
     NerTask(
         name="conll2003",
-        hub=("eriktks/conll2003", None),
+        hub=("lhoestq/conll2003", None),  # the original there is a script, which datasets no longer runs
         classes=(
             OUTSIDE,
             *(f"{prefix}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for prefix in "BI"),
