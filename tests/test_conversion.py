@@ -113,6 +113,16 @@ def test_a_left_to_right_model_is_a_decoder_and_comes_back(tmp_path):
     assert_same_weights(tmp_path / "ours", tmp_path / "again")
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_second_output_bias_is_passed_over_only_where_it_is_the_same_one(tmp_path, tied):
+    source = stock(tmp_path / "stock", tie_word_embeddings=tied)
+    weights = load_file(source / "model.safetensors")
+    weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"].clone())
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    _, report = hfbert_scratch.HFBertForPreTraining.from_pretrained(source, output_loading_info=True)
+    assert report["unexpected_keys"] == (set() if tied else {"cls.predictions.decoder.bias"})
+
+
 def test_an_untied_projection_keeps_matrix_and_bias(tmp_path):
     ours(tmp_path / "ours", "masked_lm", tie_word_embeddings=False)
     assert to_stock(tmp_path / "ours", tmp_path / "stock").largest_difference == 0.0

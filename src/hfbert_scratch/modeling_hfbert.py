@@ -313,8 +313,7 @@ class HFBertPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": HFBertLayer, "attentions": HFBertSelfAttention}
-    # Stock files may hold the second name of the output bias; ours has one.
-    _keys_to_ignore_on_load_unexpected = [r"cls\.predictions\.decoder\.bias", r"position_ids"]
+    _keys_to_ignore_on_load_unexpected = [r"position_ids"]  # old checkpoints hold this buffer
     # Trainer takes any forward with **kwargs for one that divides the loss by `num_items_in_batch`. Those of ours that
     # do say so; with the others Trainer must divide by the accumulation steps itself.
     accepts_loss_kwargs = False
@@ -462,6 +461,13 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     """What the two models with an MLM head share: the tied projection, and predicting only where it is asked."""
 
     _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config)
+        if config.tie_word_embeddings:
+            # Stock files may hold the output bias under a second name. Untied, it is another bias, which must not be
+            # passed over in silence (conversion.from_stock merges the two).
+            self._keys_to_ignore_on_load_unexpected = [r"position_ids", r"cls\.predictions\.decoder\.bias"]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.cls.predictions.decoder
