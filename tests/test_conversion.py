@@ -115,7 +115,7 @@ def test_a_left_to_right_model_is_a_decoder_and_comes_back(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_a_second_output_bias_is_passed_over_only_where_it_is_the_same_one(tmp_path, tied):
-    source = stock(tmp_path / "stock", tie_word_embeddings=tied)
+    stock(source := tmp_path / "stock", tie_word_embeddings=tied)
     weights = load_file(source / "model.safetensors")
     weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"].clone())
     save_file(weights, source / "model.safetensors", {"format": "pt"})
