@@ -1,0 +1,195 @@
+"""Feature vectors of the texts in a file: from any layers of any encoder, per token or pooled (paper, section 5.3).
+
+    python recipes/features.py --model runs/pretrain/model --text sentences.txt --output_dir runs/features \\
+        --layers -1 -2 -3 -4 --format jsonl
+
+--text: plain text with one text a line, " ||| " between the two texts of a pair; or .jsonl or .parquet with a column
+`text`. Leaves features-00000.jsonl (.npz, .parquet) and so on in output_dir, and record.json. jsonl is what
+extract_features.py of google-research/bert writes; it is also by far the largest. Killed at any moment, the same
+command continues with the part it was at and ends with the same files.
+
+Supports: directories and Hub names that AutoModel opens as an encoder; CPU or one GPU; float32 and bfloat16.
+Does not support: several processes (split the text and give each an output_dir of its own); encoder-decoders.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfbert_scratch.arguments import argument, parse_arguments, read_json
+from hfbert_scratch.errors import InputError, OutputError, command_line
+from hfbert_scratch.feature_files import FORMATS, Layout, Part, TextFile, write_parts
+from hfbert_scratch.features import POOLINGS, encode, in_dtype, load_encoder, weights_hash
+from hfbert_scratch.throughput import clock
+from hfbert_scratch.tokenization import load_tokenizer, tokenizer_hash
+from hfbert_scratch.training import hardware, has_bfloat16, versions
+
+
+@dataclass(kw_only=True)
+class FeatureArguments:
+    """The command line."""
+
+    model: str = argument(help="directory or Hub name of a checkpoint; its encoder is used")
+    text: str = argument(help="texts: one a line, or .jsonl or .parquet; text and jsonl also as .gz")
+    output_dir: str = argument(help="directory for the features; started again with the same command, it continues")
+    tokenizer: str | None = argument(None, help="directory or Hub name; default: the model's")
+    text_column: str = argument("text", help="of jsonl and parquet")
+    pair_column: str | None = argument(None, help="of jsonl and parquet: the second text of pairs")
+    layers: list[int] = argument(
+        [-1, -2, -3, -4], help="0 the embeddings, 1 the first layer…, -1 the last; default: the original's"
+    )
+    pooling: str = argument("none", help="none: a vector per token; mean, max, cls, pooler: one per text")
+    format: str = argument("jsonl", help="jsonl (the original's), npz or parquet")
+    max_seq_length: int | None = argument(None, help="longer texts are cut; default: at what the model takes")
+    precision: str = argument("float32", help="float32, bfloat16, or auto: bfloat16 where the hardware has it")
+    batch_tokens: int = argument(4096, help="tokens in a forward pass, padding included")
+    part_texts: int = argument(1000, help="texts in a file")
+    log_every: float = argument(10.0, help="seconds between progress lines")
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("format", FORMATS),
+            ("pooling", ("none", *POOLINGS)),
+            ("precision", ("float32", "bfloat16", "auto")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if self.part_texts < 1:
+            raise InputError(f"part_texts is {self.part_texts}; it must be at least 1")
+        if len(set(self.layers)) < len(self.layers):
+            raise InputError(f"layers {self.layers} names a layer twice")
+
+
+class Record:
+    """record.json of an output directory: what was asked, what is finished. It is what a continued run goes by."""
+
+    def __init__(self, directory: Path, arguments: FeatureArguments, settings: dict[str, Any]):
+        self.path = directory / "record.json"
+        self.entries: dict[str, Any] = {"status": "running", "settings": settings, "parts": [], "seconds": 0.0}
+        if self.path.is_file():
+            self.entries = read_json(self.path, "the record of an earlier run")
+            there = self.entries.get("settings", {})
+            differing = [
+                f"{k}: {there.get(k)!r} there, {settings[k]!r} now" for k in settings if there.get(k) != settings[k]
+            ]
+            if differing:
+                raise InputError(
+                    f"{directory} holds features made with other settings ({'; '.join(differing)}); "
+                    "use those, or another output_dir"
+                )
+        elif directory.exists() and any(directory.iterdir()):
+            raise InputError(f"output_dir {directory} is not empty and holds no features; name another")
+        self.entries |= {"arguments": dataclasses.asdict(arguments), "versions": versions()}
+        # A part that was deleted, and those after it, are made again.
+        whole = [(directory / part["file"]).is_file() for part in self.entries["parts"]]
+        del self.entries["parts"][whole.index(False) if False in whole else len(whole) :]
+        self.write()
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        return self.entries["parts"]
+
+    def total(self, key: str) -> int:
+        """The sum of `key` over the finished parts."""
+        return sum(part[key] for part in self.parts)
+
+    def write(self, **entries: Any) -> None:
+        """Write the record with `entries` added."""
+        self.entries |= entries
+        temporary = self.path.with_name(".record.json")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self.entries, indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
+
+
+@command_line
+def main() -> None:
+    """Open, encode, write."""
+    arguments = parse_arguments(FeatureArguments, description=__doc__)
+    texts = TextFile(Path(arguments.text), arguments.text_column, arguments.pair_column)
+    count, fingerprint = texts.check()
+    print(f"{arguments.text}: {count} texts", flush=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_encoder(arguments.model, device)
+    model_hash = weights_hash(model)
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    lower = arguments.precision == "bfloat16" or (arguments.precision == "auto" and has_bfloat16(device))
+    if lower:
+        model = in_dtype(model, torch.bfloat16)
+    pooling = None if arguments.pooling == "none" else arguments.pooling
+    encoder = partial(
+        encode,
+        model,
+        tokenizer,
+        layers=arguments.layers,
+        pooling=pooling,
+        max_seq_length=arguments.max_seq_length,
+        batch_tokens=arguments.batch_tokens,
+    )
+    encoder([])  # settings that do not fit the model are refused before anything is written
+    settings = {
+        "texts": fingerprint,
+        "model": model_hash,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "precision": "bfloat16" if lower else "float32",
+    } | {
+        name: getattr(arguments, name)
+        for name in ("layers", "pooling", "format", "max_seq_length", "batch_tokens", "part_texts")
+    }
+    directory = Path(arguments.output_dir)
+    record = Record(directory, arguments, settings)
+    if record.parts:
+        print(f"continuing after {len(record.parts)} finished parts, {record.total('texts')} texts", flush=True)
+    layout = Layout(tuple(arguments.layers), pooling, model.config.hidden_size, tokenizer.convert_ids_to_tokens)
+    extract(arguments, directory, texts, count, encoder, layout, record)
+    cut = record.total("cut_texts")
+    record.write(status="done", hardware=hardware(device), texts=count, tokens=record.total("tokens"), cut_texts=cut)
+    if cut:
+        print(f"{cut} of {count} texts were longer than max_seq_length and are represented by their beginning")
+    print(f"{directory}: {len(record.parts)} {arguments.format} files, record.json")
+
+
+def extract(
+    arguments: FeatureArguments,
+    directory: Path,
+    texts: TextFile,
+    count: int,
+    encoder: Any,
+    layout: Layout,
+    record: Record,
+) -> None:
+    """Write the parts that are missing, with a line about the progress every few seconds."""
+    before, earlier = record.total("texts"), record.entries["seconds"]
+    start = said = time.monotonic()
+    finished = tokens = 0
+    written = write_parts(directory, arguments.format, layout, texts, encoder, arguments.part_texts, len(record.parts))
+    for item in written:
+        now = time.monotonic()
+        if isinstance(item, Part):
+            record.parts.append(dataclasses.asdict(item))
+            record.write(seconds=round(earlier + now - start, 1))
+            continue
+        finished += 1
+        tokens += len(item.input_ids)
+        if now - said >= arguments.log_every or before + finished == count:
+            said = now
+            rate = finished / (now - start)
+            print(
+                f"{before + finished}/{count} texts, {rate:.0f} texts/s, "
+                f"{tokens / (now - start) / 1e3:.1f}k tokens/s, eta {clock((count - before - finished) / rate)}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
