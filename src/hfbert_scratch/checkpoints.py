@@ -26,8 +26,11 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
 
 
-def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Call `write(directory)` and make the result the checkpoint root/step-N; then delete all but the `keep` newest.
+def write_checkpoint(
+    root: Path, step: int, write: Callable[[Path], None], keep: int, spare: int | None = None
+) -> Path:
+    """Call `write(directory)` and make the result the checkpoint root/step-N; then delete all but the `keep` newest
+    and that of step `spare`.
 
     Raises OutputError, with everything earlier intact, when the disk is full or not writable.
     """
@@ -53,7 +56,8 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
             "the permissions and start the same command again"
         ) from error
     for old in checkpoint_steps(root)[:-keep]:
-        _remove(root / f"step-{old}")
+        if old != spare:
+            _remove(root / f"step-{old}")
     return final
 
 

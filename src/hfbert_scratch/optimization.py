@@ -9,6 +9,9 @@ from torch import nn
 from .errors import InputError
 
 
+OPTIMIZERS = ("adamw", "lamb", "bert_adam")
+
+
 def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
     """The factor on the learning rate of optimizer step `step`, counted from 0.
 
@@ -40,13 +43,65 @@ def create_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-6,
 ) -> torch.optim.Optimizer:
-    """AdamW (the paper's, appendix A.2) or LAMB, on the model's decay groups. Raises InputError for another name."""
+    """AdamW (the paper's, appendix A.2), LAMB or the original code's Adam, on the model's decay groups.
+
+    Raises InputError for another name.
+    """
     groups = parameter_groups(model, weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
     if name == "lamb":
         return LAMB(groups, lr=learning_rate, betas=betas, eps=epsilon)
-    raise InputError(f"unknown optimizer {name!r}; choose adamw or lamb")
+    if name == "bert_adam":
+        return BertAdam(groups, lr=learning_rate, betas=betas, eps=epsilon)
+    raise InputError(f"unknown optimizer {name!r}; choose {' or '.join(OPTIMIZERS)}")
+
+
+class BertAdam(torch.optim.Optimizer):
+    """Adam as google-research/bert has it (`AdamWeightDecayOptimizer`): decoupled decay, no bias correction.
+
+    Its first steps are up to 1/√(1 − β₂) · (1 − β₁), three times, as long as AdamW's, which makes fine-tuning on small
+    data sets fail more often (Zhang et al. 2020, arXiv:2006.05987): for comparisons with the original.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One update of every parameter that has a gradient; returns what `closure` returns, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["exp_avg"] = torch.zeros_like(weight)
+                    self.state[weight]["exp_avg_sq"] = torch.zeros_like(weight)
+            gradients = [weight.grad for weight in weights]
+            first = [self.state[weight]["exp_avg"] for weight in weights]
+            second = [self.state[weight]["exp_avg_sq"] for weight in weights]
+            beta1, beta2 = group["betas"]
+            torch._foreach_lerp_(first, gradients, 1 - beta1)
+            torch._foreach_mul_(second, beta2)
+            torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+            denominator = torch._foreach_sqrt(second)
+            torch._foreach_add_(denominator, group["eps"])
+            update = torch._foreach_div(first, denominator)
+            torch._foreach_add_(update, weights, alpha=group["weight_decay"])
+            torch._foreach_add_(weights, update, alpha=-group["lr"])
+        return loss
 
 
 class LAMB(torch.optim.Optimizer):

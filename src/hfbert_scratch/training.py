@@ -16,7 +16,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ from .arguments import argument, read_json, save_arguments
 from .checkpoints import load_optimizer, newest_checkpoint, save_optimizer, write_checkpoint
 from .errors import CheckpointError, DivergenceError, InputError, OutputError
 from .masking import hash64
-from .optimization import create_optimizer, linear_schedule
+from .optimization import OPTIMIZERS, create_optimizer, linear_schedule
 from .throughput import clock, peak_flops
 
 
@@ -42,6 +42,7 @@ Item = TypeVar("Item")
 
 # Changing these between two starts of a run does not change what is learned, so a resume accepts it.
 _FREE_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
+_FREE_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size"}
 
 
 @dataclass(kw_only=True)
@@ -56,7 +57,7 @@ class TrainingArguments:
     warmup_steps: int | None = argument(
         None, help="steps of linear warm-up, then linear decay to 0; default: 1 %% of max_steps, the paper's share"
     )
-    optimizer: str = argument("adamw", help="adamw or lamb")
+    optimizer: str = argument("adamw", help="adamw, lamb, or bert_adam: the original's, without bias correction")
     weight_decay: float = argument(0.01, help="decoupled; not on biases and LayerNorm")
     adam_beta1: float = argument(0.9, help="decay of the first moment")
     adam_beta2: float = argument(0.999, help="decay of the second moment")
@@ -70,13 +71,13 @@ class TrainingArguments:
     log_every: int = argument(50, help="steps between log lines")
     eval_every: int = argument(1000, help="steps between evaluations")
     save_every: int = argument(1000, help="steps between checkpoints")
-    keep_checkpoints: int = argument(2, help="how many of the newest to keep")
+    keep_checkpoints: int = argument(2, help="how many of the newest to keep; 0: write none, a killed run starts anew")
     trackers: list[str] = argument(["tensorboard"], help="accelerate's trackers: tensorboard, wandb, trackio…; none")
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
+        self._require("keep_checkpoints", self.keep_checkpoints >= 0, "0 or more")
         if self.warmup_steps is None:
             self.warmup_steps = self.max_steps // 100
         self._require("learning_rate", 0 < self.learning_rate < 10, "above 0")
@@ -86,7 +87,7 @@ class TrainingArguments:
         self._require("adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
         self._require("max_grad_norm", self.max_grad_norm > 0, "above 0")
         self._require("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
-        self._require("optimizer", self.optimizer in ("adamw", "lamb"), "adamw or lamb")
+        self._require("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
         check_divides(self.batch_size, self.micro_batch_size)
 
@@ -137,21 +138,24 @@ class Run:
 
     Making it sets up Accelerate and prints nothing. `settings` is what a
     resumed run must share with the one that wrote the checkpoints, beyond the arguments (data and tokenizer hashes).
+    `best_step` is a step whose checkpoint is kept however old it gets. `last`: no run follows in these processes.
 
     Raises InputError when the launch is not what was asked for, OutputError when the directory is not writable or
     another run is using it.
     """
 
-    def __init__(self, arguments: TrainingArguments, settings: dict[str, Any]):
+    def __init__(self, arguments: TrainingArguments, settings: dict[str, Any], *, last: bool = True):
         self.arguments = arguments
+        self.last = last
         self.directory = Path(arguments.output_dir)
-        self.accelerator = _create_accelerator(arguments, self.directory)
+        self.accelerator = create_accelerator(arguments.precision, arguments.trackers, self.directory)
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
         self.precision = self.accelerator.mixed_precision
-        self.settings = json.loads(json.dumps(settings | self._fixed_arguments()))
+        self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
+        self.best_step: int | None = None
         self._stop = False
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
         self._stop_votes: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
@@ -167,7 +171,10 @@ class Run:
         if self.is_main:
             self._lock.close()
         if error[0] is None:  # after an error the other processes may not come to this point
-            self.accelerator.end_training()
+            if self.last:
+                self.accelerator.end_training()
+            for tracker in [] if self.last else self.accelerator.trackers:
+                tracker.finish()
 
     @property
     def checkpoints(self) -> Path:
@@ -203,7 +210,8 @@ class Run:
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, save_extra: Callable[[Path], None]) -> None:
         """Write checkpoint step-N: a model directory, the optimizer and the progress. `save_extra` adds files."""
-        if self.is_main:
+        keep = self.arguments.keep_checkpoints
+        if self.is_main and keep:
             unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
             inner = getattr(optimizer, "optimizer", optimizer)
             state = {
@@ -219,7 +227,7 @@ class Run:
                 save_optimizer(inner, unwrapped, directory / "optimizer.safetensors")
                 (directory / "training_state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
-            write_checkpoint(self.checkpoints, self.progress.step, write, self.arguments.keep_checkpoints)
+            write_checkpoint(self.checkpoints, self.progress.step, write, keep, spare=self.best_step)
         self.accelerator.wait_for_everyone()
 
     # Log
@@ -319,7 +327,8 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     arguments = run.arguments
     attention = arguments.attention
     if attention == "auto":
-        attention = fastest_attention(run.device, run.precision, model.config.attention_probs_dropout_prob)
+        dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
+        attention = fastest_attention(run.device, run.precision, dropout)
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
@@ -346,6 +355,11 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     return model, optimizer, resumed
 
 
+def model_outputs(model: nn.Module, inputs: dict[str, torch.Tensor], totals: dict[str, torch.Tensor]) -> Any:
+    """The outputs of a model that divides its loss by the `totals` it is given."""
+    return model(**inputs, **totals)
+
+
 def train(
     run: Run,
     model: nn.Module,
@@ -355,11 +369,13 @@ def train(
     evaluate: Callable[[], dict[str, float]],
     save_extra: Callable[[Path], None],
     flops_per_token: Callable[[float], float],
+    forward: Callable[[nn.Module, dict[str, torch.Tensor], dict[str, torch.Tensor]], Any] = model_outputs,
 ) -> bool:
     """Run optimizer steps until `max_steps` or a signal; returns whether it got to the end.
 
     `batches` must begin at `run.progress`. `evaluate` returns metrics to log; `save_extra` adds files (the tokenizer)
-    to checkpoints; `flops_per_token(mean_length)` is the model's useful arithmetic, for the MFU.
+    to checkpoints; `flops_per_token(mean_length)` is the model's useful arithmetic, for the MFU. `forward(model,
+    inputs, totals)` gives outputs whose `loss` is this micro-batch's share of the mean over `totals`, global counts.
     Raises DivergenceError when a gradient was not finite, before anything of it reaches a checkpoint.
     """
     arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
@@ -377,7 +393,7 @@ def train(
             torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.first + number) >> 1))
             with nullcontext() if last else accelerator.no_sync(model):
                 inputs = {key: value.to(run.device, non_blocking=True) for key, value in inputs.items()}
-                outputs = model(**inputs, **totals)
+                outputs = forward(model, inputs, totals)
                 # DDP averages over processes; the loss is already a share of the global mean.
                 accelerator.backward(outputs.loss * accelerator.num_processes)
             meter.add(outputs)
@@ -599,21 +615,24 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and cpu_check is not None and cpu_check()
 
 
-def _create_accelerator(arguments: TrainingArguments, directory: Path) -> Accelerator:
+def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: Path | None = None) -> Accelerator:
+    """Accelerate for this launch: GPUs where there are any, else CPUs, in float32, bfloat16 or what auto comes to.
+
+    Raises InputError when the processes that were launched do not find each other, or a tracker is not installed.
+    """
     # Without a GPU, accelerate must be told so, or several launched processes become independent runs.
     cpu = not torch.cuda.is_available()
     device = torch.device("cpu" if cpu else "cuda")
-    precision = arguments.precision
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
-    trackers = [name for name in arguments.trackers if name != "none"]
+    trackers = [name for name in trackers if name != "none"]
     try:
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision={"float32": "no", "bfloat16": "bf16"}[precision],
             gradient_accumulation_steps=1,
             log_with=trackers or None,
-            project_dir=str(directory),
+            project_dir=None if directory is None else str(directory),
         )
     except ValueError as error:
         raise InputError(f"the launch or its trackers {trackers} do not work here: {error}") from error
