@@ -196,7 +196,8 @@ def main() -> None:
     arguments = parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)
     tokenizer = load_tokenizer(arguments.tokenizer)
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
-    fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer_hash": tokenizer_hash(tokenizer)}
+    # A run belongs to the content of its inputs; where they lie may change.
+    fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
     with Run(arguments, fingerprint) as run:
         done = pretrain(run, arguments, corpus, tokenizer)
     if not done:

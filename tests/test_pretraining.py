@@ -165,6 +165,21 @@ def test_other_settings_are_refused_and_listed(run, tmp_path, capsys):
     assert run(tmp_path, log_every=7, keep_checkpoints=1) == 0, "what does not change the result may change"
 
 
+def test_a_run_belongs_to_the_content_of_its_corpus_wherever_that_lies(run, inputs, tmp_path, capsys):
+    from corpus_helpers import build, documents
+
+    from hfbert_scratch.tokenization import load_tokenizer
+
+    assert run(tmp_path / "run") == 0
+    shutil.copytree(inputs["corpus"], tmp_path / "moved")
+    assert run(tmp_path / "run", corpus=tmp_path / "moved") == 0
+    build(tmp_path, documents(200, seed=7), load_tokenizer(inputs["tokenizer"]), name="other", max_seq_length=64)
+    shutil.rmtree(tmp_path / "moved")
+    (tmp_path / "other").rename(tmp_path / "moved")
+    assert run(tmp_path / "run", corpus=tmp_path / "moved") == 6
+    assert "corpus: " in capsys.readouterr().err
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(run, tmp_path, monkeypatch, capsys):
     forward = HFBertForPreTraining.forward
     calls = []
