@@ -1,0 +1,186 @@
+"""NER from a frozen BERT (paper, section 5.3, table 7): a BiLSTM over its layers, six combinations of them.
+
+    python recipes/feature_based_ner.py --model runs/pretrain/model --output_dir runs/feature_based \\
+        --data_dir data/conll2003 --seeds 0 1 2 3 4
+
+leaves in output_dir one run per combination and seed (model/, predictions/, results.json, log.jsonl) and a table with
+the paper's figures beside in results.json. The encoder sees every sentence once; its layers lie in cache_dir, which
+takes 2·(layers + 1)·hidden_size bytes a word (BERT-BASE, CoNLL-2003: 6 GB), and can be deleted afterwards. Killed at
+any moment, the same command continues.
+
+Supports: CoNLL-2003 and any tagged words in its shape (--task custom-ner); any encoder that AutoModel opens; several
+processes (accelerate launch --multi_gpu --num_processes N). Does not support: fine-tuning (finetune.py does).
+
+Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
+"""
+
+import json
+import os
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import InputError, OutputError, command_line
+from hfbert_scratch.feature_based import (
+    COMBINATIONS,
+    FeatureTaggerConfig,
+    TaggingData,
+    combination_layers,
+    tagging_data,
+    train_tagger,
+)
+from hfbert_scratch.features import load_encoder
+from hfbert_scratch.tasks import DataArguments, FeatureSettings, NerTask, get_task
+from hfbert_scratch.tasks.task import label_maps
+from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.training import TrainingArguments
+
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+@dataclass(kw_only=True)
+class FeatureBasedArguments(DataArguments):
+    """The command line. The paper gives neither the tagger's optimizer nor its hyperparameters."""
+
+    model: str = argument(help="directory or Hub name of a checkpoint; its encoder stays frozen")
+    output_dir: str = argument(help="directory of the runs; started again with the same command, they continue")
+    task: str = argument("conll2003", help="conll2003 or custom-ner")
+    combinations: list[str] = argument(list(COMBINATIONS), help=f"some of {', '.join(COMBINATIONS)}")
+    seeds: list[int] = argument([0], help="a restart for each; the paper averages 5")
+    cache_dir: str | None = argument(None, help="of the frozen features; default: output_dir/cache")
+    encoder_precision: str = argument("float32", help="float32 or bfloat16, of the frozen encoder")
+    max_seq_length: int = argument(128, help="tokens of a sentence; 512 with document context")
+    document_context: bool = argument(False, help="fill up every sentence with its document, as the paper does")
+    lstm_size: int = argument(768, help="units per direction")
+    lstm_layers: int = argument(2, help="of the BiLSTM")
+    dropout: float = argument(0.5, help="of the tagger")
+    epochs: float = argument(10.0, help="passes over the training sentences")
+    batch_size: int = argument(32, help="sentences per optimizer step, over all processes")
+    micro_batch_size: int | None = argument(None, help="sentences per forward pass; default: a process's share")
+    learning_rate: float = argument(1e-3, help="peak, after a warm-up over a tenth of the steps")
+    precision: str = argument("float32", help="of the tagger: float32, bfloat16 (autocast) or auto")
+    log_every: int = argument(100, help="steps between log lines")
+    trackers: list[str] = argument(["tensorboard"], help="accelerate's trackers; none")
+
+    def __post_init__(self) -> None:
+        for name, holds, allowed in (
+            ("encoder_precision", self.encoder_precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("lstm_size", self.lstm_size >= 1, "at least 1"),
+            ("lstm_layers", self.lstm_layers >= 1, "at least 1"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
+            ("epochs", self.epochs > 0, "above 0"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("seeds", bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "different numbers"),
+            ("combinations", bool(self.combinations), f"some of {', '.join(COMBINATIONS)}"),
+        ):
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+
+    def training(self, combination: str, seed: int, sentences: int) -> TrainingArguments:
+        """One run's arguments."""
+        steps = max(1, int(self.epochs * sentences / self.batch_size))
+        epoch = -(-sentences // self.batch_size)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        return TrainingArguments(
+            output_dir=str(Path(self.output_dir) / f"{combination}-seed{seed}"),
+            max_steps=steps,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size or max(1, self.batch_size // processes),
+            learning_rate=self.learning_rate,
+            warmup_steps=steps // 10,
+            weight_decay=0.0,
+            precision=self.precision,
+            attention="eager",  # the tagger has none
+            seed=seed,
+            log_every=self.log_every,
+            eval_every=epoch,
+            save_every=epoch,
+            keep_checkpoints=1,
+            trackers=self.trackers,
+        )
+
+
+def open_data(arguments: FeatureBasedArguments) -> tuple[TaggingData, Any]:
+    """The task's splits, and the encoder's vectors of them; and the encoder's configuration."""
+    task = get_task(arguments.task)
+    if not isinstance(task, NerTask):
+        raise InputError(f"--task {arguments.task} does not tag words; there are conll2003 and custom-ner")
+    raw = task.load(arguments)
+    for split in ("train", "validation"):
+        if split not in raw:
+            raise InputError(f"{task.name} needs a {split} split; there are {', '.join(raw)} (--{split}_file)")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_encoder(arguments.model, device), load_tokenizer(arguments.model)
+    for name in arguments.combinations:
+        combination_layers(name, model.config.num_hidden_layers)
+    settings = FeatureSettings(arguments.max_seq_length, document_context=arguments.document_context)
+    cache = Path(arguments.cache_dir or Path(arguments.output_dir) / "cache")
+    dtype = getattr(torch, arguments.encoder_precision)
+    return tagging_data(task, raw, model, tokenizer, settings, cache, dtype), model.config
+
+
+@command_line
+def main() -> None:
+    """Encode once, train every combination from every seed, compare."""
+    arguments = parse_arguments(FeatureBasedArguments, description=__doc__)
+    data, encoder = open_data(arguments)
+    names = data.task.class_names(data.raw["train"])
+    trials = [(combination, seed) for combination in arguments.combinations for seed in arguments.seeds]
+    found: dict[str, list[dict[str, Any]]] = {combination: [] for combination in arguments.combinations}
+    for number, (combination, seed) in enumerate(trials, start=1):
+        print(f"== {combination}, seed {seed} ({number} of {len(trials)})", flush=True)
+        config = FeatureTaggerConfig(
+            feature_size=encoder.hidden_size,
+            layers=combination_layers(combination, encoder.num_hidden_layers),
+            weighted=COMBINATIONS[combination].weighted,
+            lstm_size=arguments.lstm_size,
+            lstm_layers=arguments.lstm_layers,
+            dropout=arguments.dropout,
+            **{name: value for name, value in label_maps(names).items() if name != "num_labels"},
+        )
+        training = arguments.training(combination, seed, len(data.raw["train"]))
+        results = train_tagger(training, config, data, last=number == len(trials))
+        if results is None:
+            sys.exit(STOPPED)
+        found[combination].append(results)
+    if os.environ.get("RANK", "0") == "0":
+        report(arguments, data.task.main_metric, found)
+
+
+def report(arguments: FeatureBasedArguments, metric: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the table beside the paper's and write results.json."""
+    table = {}
+    for combination, trials in found.items():
+        row: dict[str, Any] = {"paper_validation": COMBINATIONS[combination].paper_f1, "seeds": arguments.seeds}
+        for split in trials[0]["scores"]:
+            values = [100 * trial["scores"][split][metric] for trial in trials]
+            row[split] = {
+                "mean": statistics.mean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "values": values,
+            }
+        table[combination] = row
+    path = Path(arguments.output_dir) / "results.json"
+    try:
+        path.write_text(json.dumps({"metric": metric, "model": arguments.model} | table, indent=1) + "\n")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error})") from error
+    splits = list(next(iter(found.values()))[0]["scores"])
+    print(f"{metric} in %, mean of {len(arguments.seeds)}; in brackets BERT-BASE's on validation (table 7)")
+    for combination, row in table.items():
+        shown = ", ".join(
+            f"{split} {row[split]['mean']:.2f}" + (f" ± {row[split]['std']:.2f}" if row[split]["std"] else "")
+            for split in splits
+        )
+        print(f"{combination:20} {shown}  ({row['paper_validation']})")
+    print(f"{path}")
+
+
+if __name__ == "__main__":
+    main()
