@@ -1,0 +1,95 @@
+"""Training data: drawing pairs, assembling and masking a batch, against DataLoader + DataCollatorForLanguageModeling.
+
+    python benchmarks/data_loading.py --sequence_length 128
+
+Ours starts from the corpus on disk and draws, assembles and masks every row anew. The other side starts from rows that
+are already paired and tokenised, in memory, as `datasets` would hand them over, and only pads and masks. One process
+and one thread each; tokens are the real ones.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from harness import compare, record
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForLanguageModeling
+
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import command_line
+from hfbert_scratch.pretraining import PairSettings, collate
+from hfbert_scratch.segment_pairs import Documents
+from hfbert_scratch.shard_writing import write_documents
+from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer
+
+
+@dataclass(kw_only=True)
+class BenchmarkArguments:
+    """The command line."""
+
+    sequence_length: int = argument(128, help="tokens in a row")
+    batch_size: int = argument(256, help="rows a batch")
+    vocab_size: int = argument(30522, help="tokens")
+    pairs: int = argument(5, help="timings of each side")
+
+
+def random_corpus(directory: Path, vocab_size: int, tokens: int = 1_000_000) -> Documents:
+    """Documents of random tokens, with sentences and documents as long as in prose."""
+    rng = np.random.default_rng(0)
+    lengths = np.maximum(1, rng.lognormal(np.log(20), 0.8, tokens // 27)).astype(np.int64)
+    counts = []
+    while sum(counts) < len(lengths):
+        counts.append(min(int(rng.integers(2, 60)), len(lengths) - sum(counts)))
+    write_documents(
+        directory / "data.arrow",
+        rng.integers(5, vocab_size, lengths.sum()).astype(np.uint16),
+        lengths,
+        np.array(counts),
+    )
+    return Documents([directory / "data.arrow"], {"pad": 0, "cls": 2, "sep": 3})
+
+
+@command_line
+def main() -> None:
+    """Compare and record."""
+    arguments = parse_arguments(BenchmarkArguments, description=__doc__)
+    words = [f"{'##' if number % 3 == 0 else ''}w{number}" for number in range(arguments.vocab_size - 5)]
+    tokenizer = bert_tokenizer({token: number for number, token in enumerate([*SPECIAL_TOKENS, *words])}, True)
+    with tempfile.TemporaryDirectory() as directory:
+        documents = random_corpus(Path(directory), arguments.vocab_size)
+        settings = PairSettings(seed=0)
+        pairs = settings.pairs(documents, arguments.sequence_length)
+        collator = settings.collator(tokenizer, arguments.sequence_length)
+        assembled = pairs.assemble(pairs.group(0, 0))
+        dataset = [
+            {"input_ids": ids[:length].tolist(), "token_type_ids": types[:length].tolist()}
+            for ids, types, length in zip(
+                assembled["input_ids"], assembled["token_type_ids"], assembled["lengths"], strict=True
+            )
+        ]
+        loader = DataLoader(
+            dataset, arguments.batch_size, collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
+        )
+
+        def ours() -> None:
+            instances = pairs.group(0, 0)
+            for start in range(0, len(instances), arguments.batch_size):
+                collate(pairs, collator, instances[start : start + arguments.batch_size])
+
+        def theirs() -> None:
+            for _ in loader:
+                pass
+
+        tokens = int(assembled["lengths"].sum())
+        result = compare(ours, theirs, arguments.pairs)
+        result |= {
+            "tokens_per_second": tokens / result["ours_seconds"],
+            "theirs_tokens_per_second": tokens / result["theirs_seconds"],
+            "rows": len(dataset),
+        }
+    record(f"training data, length {arguments.sequence_length}", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""All benchmarks one after another: fills results.json and draws results.png; `make bench`.
+
+    python benchmarks/run_all.py [--table]    # --table: only print the README's table from results.json
+
+Nothing else should run beside it: with two cores, anything that does is measured too.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")  # no display needed
+
+from harness import RESULTS  # noqa: E402
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+BENCHMARKS = (
+    ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "bfloat16", "--pairs", "9"),
+    ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "float32", "--pairs", "9"),
+    ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "bfloat16"),
+    ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "float32"),
+    ("data_loading.py", "--sequence_length", "128"),
+    ("data_loading.py", "--sequence_length", "512", "--batch_size", "64"),
+)
+
+
+def main() -> None:
+    """Run, draw, print."""
+    if "--table" not in sys.argv[1:]:
+        for script, *options in BENCHMARKS:
+            subprocess.run([sys.executable, str(Path(__file__).parent / script), *options], check=True)
+        draw()
+    print(table())
+
+
+def table() -> str:
+    """The README's table of results.json."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = [
+        "| what | ratio: times as fast (lowest … highest of the pairs) | tokens/s | date |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, result in results.items():
+        ratio = f"**{result['ratio']:.2f}** ({result['ratio_lowest']:.2f} … {result['ratio_highest']:.2f})"
+        rate = f"{result['tokens_per_second']:,.0f}" if "tokens_per_second" in result else ""
+        lines.append(f"| {name} | {ratio} | {rate} | {result['date']} |")
+    return "\n".join(lines)
+
+
+def draw() -> None:
+    """A bar per result: how many times as fast as what a user would pick instead."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(results) + 1.5), layout="constrained")
+    ratios = [result["ratio"] for result in results.values()]
+    spread = [
+        [result["ratio"] - result["ratio_lowest"] for result in results.values()],
+        [result["ratio_highest"] - result["ratio"] for result in results.values()],
+    ]
+    axis.barh(list(results), ratios, xerr=spread, capsize=3)
+    axis.axvline(1, color="grey", linestyle="--")
+    axis.set(xlabel="times as fast as the alternative (bars: median of pairs; whiskers: all pairs)", xscale="log")
+    axis.invert_yaxis()
+    figure.savefig(RESULTS.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
