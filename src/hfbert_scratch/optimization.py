@@ -61,8 +61,11 @@ class BertAdam(torch.optim.Optimizer):
     """Adam as google-research/bert has it (`AdamWeightDecayOptimizer`): decoupled decay, no bias correction.
 
     Its first steps are up to 1/√(1 − β₂) · (1 − β₁), three times, as long as AdamW's, which makes fine-tuning on small
-    data sets fail more often (Zhang et al. 2020, arXiv:2006.05987): for comparisons with the original.
+    data sets fail more often (Zhang et al. 2020, arXiv:2006.05987): for comparisons with the original. All tensors of a
+    group are updated together and nothing is read back to the host.
     """
+
+    bias_correction = False
 
     def __init__(
         self,
@@ -83,60 +86,15 @@ class BertAdam(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
-            for weight in weights:
-                if not self.state[weight]:
-                    self.state[weight]["exp_avg"] = torch.zeros_like(weight)
-                    self.state[weight]["exp_avg_sq"] = torch.zeros_like(weight)
-            gradients = [weight.grad for weight in weights]
-            first = [self.state[weight]["exp_avg"] for weight in weights]
-            second = [self.state[weight]["exp_avg_sq"] for weight in weights]
-            beta1, beta2 = group["betas"]
-            torch._foreach_lerp_(first, gradients, 1 - beta1)
-            torch._foreach_mul_(second, beta2)
-            torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-            denominator = torch._foreach_sqrt(second)
-            torch._foreach_add_(denominator, group["eps"])
-            update = torch._foreach_div(first, denominator)
-            torch._foreach_add_(update, weights, alpha=group["weight_decay"])
-            torch._foreach_add_(weights, update, alpha=-group["lr"])
+            if weights:
+                update = self._adam_update(weights, group)
+                if group["weight_decay"]:
+                    torch._foreach_add_(update, weights, alpha=group["weight_decay"])
+                    self._rescale(update, weights)
+                torch._foreach_add_(weights, update, alpha=-group["lr"])
         return loss
 
-
-class LAMB(torch.optim.Optimizer):
-    """Layer-wise adaptive moments for large batches (You et al. 2020, arXiv:1904.00962, algorithm 2).
-
-    Adam's update with decoupled decay, scaled for each tensor by ‖weight‖ / ‖update‖. As in the authors' code, tensors
-    without weight decay (biases, LayerNorm) keep Adam's step. All tensors of a group are updated together and nothing
-    is read back to the host.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-    ):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """One update of every parameter that has a gradient; returns what `closure` returns, if one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        weights = [weight for weight in group["params"] if weight.grad is not None]
-        if not weights:
-            return
+    def _adam_update(self, weights: list[torch.Tensor], group: dict[str, Any]) -> list[torch.Tensor]:
         for weight in weights:
             state = self.state[weight]
             if not state:
@@ -147,22 +105,35 @@ class LAMB(torch.optim.Optimizer):
         gradients = [weight.grad for weight in weights]
         first = [self.state[weight]["exp_avg"] for weight in weights]
         second = [self.state[weight]["exp_avg_sq"] for weight in weights]
-        step = int(self.state[weights[0]]["step"])
         beta1, beta2 = group["betas"]
-
         torch._foreach_lerp_(first, gradients, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
         denominator = torch._foreach_sqrt(second)
-        torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
+        step = int(self.state[weights[0]]["step"])
+        if self.bias_correction:
+            torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
         torch._foreach_add_(denominator, group["eps"])
         update = torch._foreach_div(first, denominator)
-        torch._foreach_div_(update, 1 - beta1**step)
-        if group["weight_decay"]:
-            torch._foreach_add_(update, weights, alpha=group["weight_decay"])
-            for tensor, weight_norm, update_norm in zip(
-                update, torch._foreach_norm(weights), torch._foreach_norm(update), strict=True
-            ):
-                defined = (weight_norm > 0) & (update_norm > 0)
-                tensor.mul_(torch.where(defined, weight_norm / update_norm, 1.0))
-        torch._foreach_add_(weights, update, alpha=-group["lr"])
+        if self.bias_correction:
+            torch._foreach_div_(update, 1 - beta1**step)
+        return update
+
+    def _rescale(self, update: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
+        """Change the updates of the tensors with weight decay in place; Adam leaves them as they are."""
+
+
+class LAMB(BertAdam):
+    """Layer-wise adaptive moments for large batches (You et al. 2020, arXiv:1904.00962, algorithm 2).
+
+    Adam's update, bias-corrected, with decoupled decay, scaled for each tensor by ‖weight‖ / ‖update‖. As in the
+    authors' code, tensors without weight decay (biases, LayerNorm) keep Adam's step.
+    """
+
+    bias_correction = True
+
+    def _rescale(self, update: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
+        norms = zip(torch._foreach_norm(weights), torch._foreach_norm(update), strict=True)
+        for tensor, (weight_norm, update_norm) in zip(update, norms, strict=True):
+            defined = (weight_norm > 0) & (update_norm > 0)
+            tensor.mul_(torch.where(defined, weight_norm / update_norm, 1.0))
