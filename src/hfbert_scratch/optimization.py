@@ -61,8 +61,8 @@ class BertAdam(torch.optim.Optimizer):
     """Adam as google-research/bert has it (`AdamWeightDecayOptimizer`): decoupled decay, no bias correction.
 
     Its first steps are up to 1/√(1 − β₂) · (1 − β₁), three times, as long as AdamW's, which makes fine-tuning on small
-    data sets fail more often (Zhang et al. 2020, arXiv:2006.05987): for comparisons with the original. All tensors of a
-    group are updated together and nothing is read back to the host.
+    data sets fail more often (Zhang et al. 2020, arXiv:2006.05987): for comparisons with the original. All tensors of
+    a group are updated together and nothing is read back to the host.
     """
 
     bias_correction = False
