@@ -37,3 +37,74 @@ def _line(axis: Any, history: list[dict[str, Any]], key: str, label: str, **styl
     points = [(entry["step"], entry[key]) for entry in history if key in entry]
     if points:
         axis.plot(*zip(*points, strict=True), label=label, **style)
+
+
+def draw_finetuning_curves(history: list[dict[str, Any]], metric: str, baseline: float, path: Path) -> None:
+    """Draw fine-tuning: loss in training and on validation, and the main metric against the most frequent answer."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    _line(axes[0], history, "loss", "training", linewidth=0.8)
+    _line(axes[0], history, "eval_loss", "validation", marker="o", markersize=3)
+    axes[0].set(title="loss", xlabel="step")
+    _line(axes[1], history, f"eval_{metric}", "validation", marker="o", markersize=3)
+    axes[1].axhline(baseline, color="grey", linestyle="--", label="most frequent answer")
+    axes[1].set(title=metric, xlabel="step")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str], path: Path) -> None:
+    """Draw how often each class (row) was predicted as each (column), the share of the row as the shade."""
+    counts = [[0] * len(names) for _ in names]
+    places = {name: number for number, name in enumerate(names)}
+    for right, said in zip(gold, predicted, strict=True):
+        counts[places[right]][places[said]] += 1
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    size = max(4.0, 0.6 * len(names) + 2)
+    figure, axis = plt.subplots(figsize=(size, size), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 20:  # more do not leave room for figures
+        for row, column in ((row, column) for row in range(len(names)) for column in range(len(names))):
+            color = "white" if shares[row][column] > 0.6 else "black"
+            axis.text(column, row, str(counts[row][column]), ha="center", va="center", color=color)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="predicted", ylabel="label")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> None:
+    """Draw SQuAD 2.0's F1 against the threshold on the null score's lead, above which there is no answer."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    axis.plot(thresholds, f1, drawstyle="steps-post")
+    axis.axvline(0.0, color="grey", linestyle=":", label="0, the default")
+    axis.axvline(best, color="black", linestyle="--", label=f"best: {best:.2f} (tuned on these questions)")
+    axis.set(xlabel="threshold on null score − best answer's score", ylabel="F1", title="SQuAD 2.0, validation")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_sweep(trials: list[dict[str, Any]], metric: str, baseline: float, path: Path) -> None:
+    """Draw every trial's score by setting, degenerate ones as crosses, and each setting's mean as a bar."""
+    settings = list(dict.fromkeys(trial["setting"] for trial in trials))
+    figure, axis = plt.subplots(figsize=(max(6.0, 0.5 * len(settings) + 3), 4.5), layout="constrained")
+    for place, setting in enumerate(settings):
+        scores = [t["score"] for t in trials if t["setting"] == setting and t["score"] is not None]
+        if not scores:
+            continue  # all diverged
+        axis.hlines(sum(scores) / len(scores), place - 0.3, place + 0.3, color="black")
+        for degenerate, marker in ((False, "o"), (True, "x")):
+            shown = [t["score"] for t in trials if t["setting"] == setting and t["degenerate"] == degenerate]
+            axis.plot([place] * len(shown), shown, marker, color="tab:red" if degenerate else "tab:blue", alpha=0.6)
+    axis.axhline(baseline, color="grey", linestyle="--", label="most frequent answer")
+    axis.set_xticks(range(len(settings)), settings, rotation=60, ha="right")
+    axis.set(ylabel=f"{metric} on validation", title=f"{len(trials)} trials")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -157,6 +157,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best_step: int | None = None
         self._stop = False
+        self._handlers: dict[int, Any] = {}
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
         self._stop_votes: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
         if self.is_main:
@@ -168,6 +169,8 @@ class Run:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         if self.is_main:
             self._lock.close()
         if error[0] is None:  # after an error the other processes may not come to this point
@@ -194,6 +197,8 @@ class Run:
         """
         checkpoint = newest_checkpoint(self.checkpoints, lambda text: self.say(f"warning: {text}"))
         if checkpoint is None:
+            if self.is_main:
+                self._log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
             return False
         state = read_json(checkpoint / "training_state.json", "checkpoint")
         _compare_settings(checkpoint, state["settings"], self.settings)
@@ -282,7 +287,7 @@ class Run:
             self._stop = True
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, stop)
+            self._handlers[number] = signal.signal(number, stop)
 
     def share(self, counts: dict[str, int]) -> tuple[dict[str, torch.Tensor], bool]:
         """The global sums of `counts`, and whether some process was asked to stop; one all-reduce for both."""

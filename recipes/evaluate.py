@@ -1,0 +1,186 @@
+"""Evaluate a fine-tuned checkpoint, predict unlabelled data with it, or ask it a question.
+
+    python recipes/evaluate.py --model runs/mrpc/model --data_dir data/mrpc --output_dir runs/mrpc/test
+    python recipes/evaluate.py --task sst2 --model textattack/bert-base-uncased-SST-2 --output_dir runs/sst2
+    python recipes/evaluate.py --model runs/squad/model --question "Who wrote it?" --context "It was written by Ada."
+
+Every split but train is predicted, and scored where it has labels: output_dir gets results.json and predictions/.
+Which task, and how its inputs are made, is read from the model's task.json where finetune.py wrote it.
+
+Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes (accelerate
+launch --multi_gpu --num_processes N, also on CPUs), with the same predictions whatever their number.
+Does not support: checkpoints whose head is new; train it with finetune.py first.
+
+Exit codes: 0 done, 2 unusable input, 7 output.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import InputError, OutputError, command_line
+from hfbert_scratch.finetuning import write_json
+from hfbert_scratch.prediction import (
+    TaskData,
+    answer,
+    check_fits,
+    load_for_task,
+    majority_baseline,
+    predict,
+    quietly,
+    read_task_file,
+)
+from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task
+from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.training import create_accelerator, fastest_attention, hardware, versions
+
+
+_FROM_MODEL = "default: the model's task.json, else"
+
+
+@dataclass(kw_only=True)
+class EvaluationArguments(DataArguments):
+    """The command line."""
+
+    model: str = argument(help="fine-tuned checkpoint: a directory or a name on the Hub")
+    task: str | None = argument(None, help="as in finetune.py; default: the model's task.json")
+    output_dir: str | None = argument(
+        None, help="for results.json and predictions/; needed unless --question is given"
+    )
+    question: str | None = argument(None, help="answer this from --context and print it")
+    context: str | None = argument(None, help="the text that holds the answer, or a file with it")
+    max_seq_length: int | None = argument(None, help=f"{_FROM_MODEL} the task's")
+    doc_stride: int | None = argument(None, help=f"SQuAD; {_FROM_MODEL} 128")
+    max_query_length: int | None = argument(None, help=f"SQuAD; {_FROM_MODEL} 64")
+    document_context: bool | None = argument(None, help=f"NER; {_FROM_MODEL} false")
+    null_threshold: float | None = argument(
+        None,
+        help="SQuAD 2.0: no answer above this lead of the null score; default: 0 on validation, which the model's "
+        "was tuned on, and the model's elsewhere",
+    )
+    batch_size: int = argument(64, help="sequences per forward pass")
+    precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it")
+    num_proc: int = argument(1, help="processes for tokenization")
+    cache_dir: str | None = argument(None, help="of the finished features; default: in the cache of datasets")
+
+    def __post_init__(self) -> None:
+        if (self.question is None) != (self.context is None):
+            raise InputError("--question and --context are given together")
+        if self.question is None and self.output_dir is None:
+            raise InputError("--output_dir is needed (or --question and --context)")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"precision is {self.precision}; it must be auto, float32 or bfloat16")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}; it must be at least 1")
+
+    def settings(self, noted: dict[str, Any]) -> dict[str, Any]:
+        """How inputs are made: the command line, then what is noted with the model."""
+        names = ("max_seq_length", "doc_stride", "max_query_length", "document_context")
+        values = {name: getattr(self, name) if getattr(self, name) is not None else noted.get(name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@command_line
+def main() -> None:
+    """Parse, then answer or evaluate."""
+    arguments = parse_arguments(EvaluationArguments, description=__doc__)
+    noted = read_task_file(arguments.model)
+    name = arguments.task or noted.get("task") or ("squad" if arguments.question else None)
+    if name is None:
+        raise InputError(f"--model {arguments.model} does not say what it was fine-tuned for; name it with --task")
+    task = get_task(name)
+    if arguments.question is not None:
+        if not isinstance(task, SquadTask):
+            raise InputError(f"--question needs a model fine-tuned on squad or squad_v2, not {task.name}")
+        ask(arguments, task, noted)
+        return
+    tokenizer = load_tokenizer(arguments.model)
+    model, _ = load_for_task(task, arguments.model, None)
+    settings = FeatureSettings(
+        **({"max_seq_length": task.defaults.max_seq_length} | arguments.settings(noted)),
+        num_proc=arguments.num_proc,
+        cache_dir=arguments.cache_dir,
+    )
+    check_fits(model, tokenizer, settings.max_seq_length)
+    labels = model.config.id2label
+    data = TaskData(task, arguments, tokenizer, settings, [labels[number] for number in sorted(labels)])
+    accelerator = create_accelerator(arguments.precision)
+    set_attention(model, accelerator)
+    results = evaluate_splits(arguments, accelerator, model.to(accelerator.device), data, noted)
+    accelerator.print(json.dumps(results["scores"], indent=1))
+    accelerator.end_training()
+
+
+def set_attention(model: nn.Module, accelerator: Accelerator) -> None:
+    """What is fastest without gradients."""
+    model.set_attn_implementation(fastest_attention(accelerator.device, accelerator.mixed_precision, 0.0))
+
+
+def evaluate_splits(
+    arguments: EvaluationArguments, accelerator: Accelerator, model: nn.Module, data: TaskData, noted: dict[str, Any]
+) -> dict[str, Any]:
+    """Predict and, where there are labels, score every split but train; writes the files."""
+    task, directory = data.task, Path(str(arguments.output_dir))
+    splits = [split for split in data.raw if split != "train"]
+    if not splits:
+        raise InputError(
+            f"there is only a train split of {task.name}; name others with --validation_file, --test_file"
+        )
+    results: dict[str, Any] = {
+        "task": task.name,
+        "model": arguments.model,
+        "scores": {},
+        "majority_baseline": {},
+        "examples": {split: len(data.raw[split]) for split in splits},
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "hardware": hardware(accelerator.device),
+        "versions": versions(),
+    }
+    for split in splits:
+        raw = data.raw[split]
+        made, _ = predict(accelerator, model, data, split, arguments.batch_size)
+        if not accelerator.is_main_process:
+            continue
+        if isinstance(task, SquadTask) and made.unanswerable:
+            tuned = 0.0 if split == "validation" else noted.get("null_threshold") or 0.0
+            made.threshold = tuned if arguments.null_threshold is None else arguments.null_threshold
+        if task.is_labelled(raw):
+            results["scores"][split] = quietly(task.score, raw, made)
+            results["majority_baseline"][split] = majority_baseline(task, data.raw.get("train", raw), raw)
+        try:
+            task.write_predictions(directory / "predictions", raw, made, split)
+        except OSError as error:
+            raise OutputError(f"{directory} cannot be written ({error})") from error
+    if accelerator.is_main_process:
+        write_json(directory / "results.json", results)
+    return results
+
+
+def ask(arguments: EvaluationArguments, task: SquadTask, noted: dict[str, Any]) -> None:
+    """Print the answer and its probability."""
+    context = str(arguments.context)
+    if len(context) < 4096 and Path(context).is_file():
+        context = Path(context).read_text(encoding="utf-8")
+    model, _ = load_for_task(task, arguments.model, None)
+    threshold = arguments.null_threshold
+    if threshold is None and task.unanswerable:
+        threshold = noted.get("null_threshold") or 0.0
+    found = answer(
+        model,
+        load_tokenizer(arguments.model),
+        str(arguments.question),
+        context,
+        null_threshold=threshold,
+        **arguments.settings(noted),
+    )
+    print(json.dumps({"answer": found["answer"], "probability": round(found["probability"], 4)}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Fine-tune a checkpoint on a task of the paper, or on your own data in the shape of one.
+
+    python recipes/finetune.py --task mrpc --model runs/pretrain/model --output_dir runs/mrpc
+    python recipes/finetune.py --task squad --model bert-base-uncased --data_dir data/squad --output_dir runs/squad
+    accelerate launch --multi_gpu --num_processes 4 recipes/finetune.py --task all-glue --model … --output_dir …
+
+leaves in output_dir: model/ (the step that is best on validation; opens with pipeline("text-classification") or the
+task's Auto class), results.json, predictions/, curves.png, confusion.png (classes) or threshold.png (SQuAD 2.0),
+record.json, log.jsonl, checkpoints/. all-glue runs GLUE's nine tasks one after another into output_dir/<task>, data
+from data_dir/<task> where data_dir is given, and adds results.json with the paper's average and the leaderboard's
+score, and, where all eleven test sets are there, submission.zip. Killed at any moment, the same command continues.
+
+Tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli, all-glue, squad squad_v2, swag, conll2003, and with --columns your
+own: custom-classification, custom-pair, custom-regression, custom-qa, custom-ner. Hyperparameters default to the
+task's.
+Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes.
+Does not support: feature-based NER (features.py), model parallelism.
+
+Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hfbert_scratch.arguments import parse_arguments
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task, write_json
+from hfbert_scratch.prediction import TaskData, load_for_task, predict
+from hfbert_scratch.tasks import SUBMISSION_FILES, get_task, glue_average, glue_leaderboard_score, write_submission
+from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.training import create_accelerator
+
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+# What a task's directory may be called beside its own name: GLUE's own archive, and the Hub's name with a prefix.
+DIRECTORIES = {"cola": "CoLA", "sst2": "SST-2", "stsb": "STS-B"}
+
+
+@command_line
+def main() -> None:
+    """Parse and run."""
+    arguments = parse_arguments(FinetuningArguments, configs=Path(__file__).parent / "configs", description=__doc__)
+    results = all_glue(arguments) if arguments.task == "all-glue" else fine_tune(arguments)
+    if results is None:
+        sys.exit(STOPPED)
+
+
+def all_glue(arguments: FinetuningArguments) -> dict[str, Any] | None:
+    """GLUE's tasks in turn, then the averages and the submission; None when stopped by a signal."""
+    if arguments.train_file or arguments.validation_file or arguments.test_file or arguments.dataset:
+        raise InputError("all-glue takes its nine tasks' files from --data_dir or the Hub; name no single file")
+    settings = {
+        name: dataclasses.replace(
+            arguments,
+            task=name,
+            output_dir=str(Path(arguments.output_dir) / name),
+            data_dir=task_directory(arguments.data_dir, name),
+        )
+        for name in GLUE
+    }
+    # Opened before the first one trains: a missing file should not be found after nine hours.
+    data = {name: open_task(own) for name, own in settings.items()}
+    scores: dict[str, dict[str, float]] = {}
+    predictions: dict[str, Any] = {}
+    for name in GLUE:
+        results = fine_tune(settings[name], data[name], last=name == GLUE[-1])
+        if results is None:
+            return None
+        for split, entry in results["scores"].items():
+            if split.startswith("validation"):
+                scores[name + split.removeprefix("validation")] = entry
+        for split, made in results["predictions"].items():
+            if split.startswith("test"):
+                predictions[name + split.removeprefix("test")] = made
+        if name == "mnli":
+            predictions |= predict_ax(arguments, Path(settings[name].output_dir) / "model")
+    return summarize(Path(arguments.output_dir), scores, predictions)
+
+
+def predict_ax(arguments: FinetuningArguments, model: Path) -> dict[str, Any]:
+    """The diagnostic set's predictions by MNLI's model, if its data are there."""
+    task = get_task("ax")
+    directory = task_directory(arguments.data_dir, task.name, required=False)
+    if arguments.data_dir and not directory:
+        return {}
+    accelerator = create_accelerator(arguments.precision)
+    accelerator.wait_for_everyone()  # until the main process has written the model
+    where = dataclasses.replace(arguments, data_dir=directory)
+    data = TaskData(task, where, load_tokenizer(model), arguments.feature_settings(task))
+    network, _ = load_for_task(task, str(model), None)
+    made, _ = predict(accelerator, network.to(accelerator.device), data, "test", arguments.eval_batch_size)
+    if accelerator.is_main_process:
+        task.write_predictions(Path(arguments.output_dir) / "ax" / "predictions", data.raw["test"], made, "test")
+    return {"ax": made}
+
+
+def task_directory(root: str | None, name: str, required: bool = True) -> str | None:
+    """A task's directory in GLUE's; None without a root, or if it is not required and not there."""
+    if root is None:
+        return None
+    names = (name, DIRECTORIES.get(name, name.upper()), f"glue_{name}")
+    found = next((str(Path(root) / each) for each in names if (Path(root) / each).is_dir()), None)
+    if found is None and required:
+        raise InputError(f"--data_dir {root} has no directory {' or '.join(names)}, which all-glue needs")
+    return found
+
+
+def summarize(directory: Path, scores: dict[str, dict[str, float]], predictions: dict[str, Any]) -> dict[str, Any]:
+    """Write results.json with the averages, and submission.zip if every test set was predicted."""
+    results: dict[str, Any] = {"scores": scores}
+    for name, average in (("paper_average", glue_average), ("leaderboard_score", glue_leaderboard_score)):
+        try:
+            results[name] = 100 * average(scores)
+        except InputError as error:
+            results[name] = None
+            results[f"no_{name}"] = str(error)
+    if int(os.environ.get("RANK", "0")):
+        return results
+    missing = [name for name, (task, _) in SUBMISSION_FILES.items() if task not in predictions]
+    if not missing:
+        results["submission"] = str(write_submission(directory / "submission.zip", predictions))
+    write_json(directory / "results.json", results)
+    for name in ("paper_average", "leaderboard_score"):
+        value = results[name]
+        print(f"{name}: {results[f'no_{name}'] if value is None else f'{value:.1f}'}")
+    lacking = f"none, for there is no test data of {', '.join(missing)}"
+    print(f"submission.zip: {lacking if missing else results['submission']}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The paper's search for hyperparameters: learning rate × batch size × epochs × seeds, chosen on validation.
+
+    python recipes/sweep.py --task rte --model runs/pretrain/model --data_dir data/rte --output_dir runs/rte-sweep
+    accelerate launch --multi_gpu --num_processes 8 recipes/sweep.py --task mrpc --model … --output_dir …
+
+leaves in output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
+setting; trials that learnt nothing but the most frequent answer are marked), sweep.png, and trials/<name>/. The score
+is that of a trial's last step. Under a launcher every process runs trials of its own, on a GPU of its own where there
+are any. Killed at any moment, the same command goes on with the trials that are not finished; one that was under way
+starts anew (--keep_checkpoints 1: continues).
+
+Supports: every task of finetune.py but all-glue; seeds decide the new head, the order of the data and dropout.
+Does not support: one trial on several GPUs.
+
+Exit codes: 0 done, 2 unusable input, 6 another sweep's directory, 7 output, 75 stopped by a signal.
+"""
+
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfbert_scratch.arguments import argument, parse_arguments, read_json
+from hfbert_scratch.errors import CheckpointError, DivergenceError, InputError, OutputError, command_line
+from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task, write_json
+from hfbert_scratch.plots import draw_sweep
+from hfbert_scratch.prediction import TaskData, majority_baseline
+from hfbert_scratch.tasks import Task
+
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+# What a trial takes from the grid, and what does not change its score.
+GRID = ("learning_rates", "batch_sizes", "epoch_counts", "seeds")
+FREE = {*GRID, "output_dir", "log_every", "keep_checkpoints", "save_every", "eval_every", "num_proc", "cache_dir"}
+
+
+@dataclass(kw_only=True)
+class SweepArguments(FinetuningArguments):
+    """The command line."""
+
+    learning_rates: list[float] = argument([], help="default: the task's grid")
+    batch_sizes: list[int] = argument([], help="default: the task's grid")
+    epoch_counts: list[float] = argument([], help="default: the task's grid")
+    seeds: list[int] = argument([0, 1, 2, 3, 4], help="one trial each for every setting")
+    keep_checkpoints: int = argument(0, help="1: a trial that was killed continues; needs the disk space")
+    trackers: list[str] = argument([], help="accelerate's trackers for every trial: tensorboard, wandb, trackio…")
+
+    def trials(self, task: Task) -> list[dict[str, Any]]:
+        """The grid, seeds innermost, so that settings are complete one after another."""
+        defaults = task.defaults
+        grid = itertools.product(
+            [self.learning_rate] if self.learning_rate else self.learning_rates or defaults.learning_rates,
+            [self.batch_size] if self.batch_size else self.batch_sizes or defaults.batch_sizes,
+            [self.epochs] if self.epochs else self.epoch_counts or defaults.epochs,
+            self.seeds,
+        )
+        names = ("learning_rate", "batch_size", "epochs", "seed")
+        trials = [dict(zip(names, values, strict=True)) for values in grid]
+        if not trials:
+            raise InputError("--seeds names no seed; give at least one")
+        return trials
+
+
+@command_line
+def main() -> None:
+    """Parse, run the trials that are left, and write the table when all are done."""
+    arguments = parse_arguments(SweepArguments, configs=Path(__file__).parent / "configs", description=__doc__)
+    leave_the_launchers_group()
+    if arguments.task == "all-glue":
+        raise InputError("a sweep is of one task; run one for each of GLUE's")
+    data = open_task(arguments)
+    trials = arguments.trials(data.task)
+    directory = Path(arguments.output_dir)
+    claim_directory(directory, arguments)
+    for trial in trials:
+        if not run_trial(arguments, trial, data):
+            sys.exit(STOPPED)
+    files = [trial_directory(directory, trial) / "trial.json" for trial in trials]
+    if all(file.is_file() for file in files):  # else another process is still busy, and writes the table when done
+        baseline = majority_baseline(data.task, data.raw["train"], data.raw["validation"])[data.task.main_metric]
+        summarize(directory, arguments, data.task, [read_json(file, "trial") for file in files], baseline)
+
+
+def leave_the_launchers_group() -> None:
+    """Make this process one of its own, on its own GPU: trials share nothing but the directory."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is not None:
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.split(",")[int(local)] if devices else local
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
+def claim_directory(directory: Path, arguments: SweepArguments) -> None:
+    """Note what all trials share; refuse a directory in which they share something else."""
+    shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in FREE}
+    shared = json.loads(json.dumps(shared))
+    path = directory / "settings.json"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with claim(directory / ".lock", wait=True):
+            if not path.is_file():
+                write_json(path, shared)
+    except OSError as error:
+        raise OutputError(f"output_dir {directory} cannot be written ({error}); choose another") from error
+    there = read_json(path, "sweep settings")
+    differing = [
+        f"{key}: {there.get(key)!r} there, {shared[key]!r} now" for key in shared if there.get(key) != shared[key]
+    ]
+    if differing:
+        raise CheckpointError(f"{directory} holds a sweep with other settings ({'; '.join(differing)}); use another")
+
+
+@contextmanager
+def claim(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock `path`, which goes with the process however it ends; yields whether it was free."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def trial_directory(directory: Path, trial: dict[str, Any]) -> Path:
+    """Where a trial writes."""
+    return directory / "trials" / f"{setting_name(trial)}-seed{trial['seed']}"
+
+
+def setting_name(trial: dict[str, Any]) -> str:
+    """A setting in a file name, a table and a plot."""
+    return f"lr{trial['learning_rate']:g}-bs{trial['batch_size']}-ep{trial['epochs']:g}"
+
+
+def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) -> bool:
+    """Run a trial unless it is done or another process has it; False when a signal stopped it."""
+    directory = trial_directory(Path(arguments.output_dir), trial)
+    directory.mkdir(parents=True, exist_ok=True)
+    with claim(directory / ".claim") as free:
+        if not free or (directory / "trial.json").is_file():
+            return True
+        changes: dict[str, Any] = trial | {"output_dir": str(directory)}
+        if not arguments.keep_checkpoints:
+            # One evaluation, at the end.
+            changes["eval_every"] = changes["save_every"] = 10**9
+        print(f"== {directory.name}", flush=True)
+        try:
+            results = fine_tune(dataclasses.replace(arguments, **changes), data, save_model=False, last=False)
+        except DivergenceError as error:
+            print(f"diverged: {error}", flush=True)
+            entry: dict[str, Any] = {"score": None, "scores": {}, "degenerate": True, "seconds": None}
+        else:
+            if results is None:
+                return False
+            entry = {
+                "score": results["main_metric"]["value"],
+                "scores": results["scores"]["validation"],
+                "degenerate": results["degenerate"],
+                "seconds": results["seconds"]["all"],
+            }
+        write_json(directory / "trial.json", trial | {"setting": setting_name(trial)} | entry)
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    return True
+
+
+def summarize(
+    directory: Path, arguments: SweepArguments, task: Task, trials: list[dict[str, Any]], baseline: float
+) -> None:
+    """Write the table and the plot, and print the table."""
+    rows = []
+    for setting in dict.fromkeys(trial["setting"] for trial in trials):
+        own = [trial for trial in trials if trial["setting"] == setting]
+        scores = [trial["score"] for trial in own if trial["score"] is not None]
+        rows.append(
+            {name: own[0][name] for name in ("setting", "learning_rate", "batch_size", "epochs")}
+            | {
+                "trials": len(own),
+                "mean": statistics.fmean(scores) if scores else None,
+                "median": statistics.median(scores) if scores else None,
+                "std": statistics.stdev(scores) if len(scores) > 1 else None,
+                "best": max(scores, default=None),
+                "degenerate": sum(trial["degenerate"] for trial in own),
+                "diverged": len(own) - len(scores),
+            }
+        )
+    rows.sort(key=lambda row: -1.0 if row["mean"] is None else row["mean"], reverse=True)
+    finished = [trial for trial in trials if trial["score"] is not None]
+    best = max(finished, key=lambda trial: trial["score"], default=None)
+    write_json(
+        directory / "sweep.json",
+        {
+            "task": task.name,
+            "model": arguments.model,
+            "metric": task.main_metric,
+            "majority_baseline": baseline,
+            "settings": rows,
+            "best_trial": best,
+            "trials": trials,
+        },
+    )
+    table = markdown(task.main_metric, rows, baseline)
+    (directory / "sweep.md").write_text(table, encoding="utf-8")
+    if finished:
+        draw_sweep(trials, task.main_metric, baseline, directory / "sweep.png")
+    print(table)
+    if best:
+        print(
+            f"best trial: {best['score']:.4f}; its model: finetune.py --task {task.name} --model {arguments.model} "
+            f"--learning_rate {best['learning_rate']:g} --batch_size {best['batch_size']} --epochs {best['epochs']:g} "
+            f"--seed {best['seed']}"
+        )
+
+
+def markdown(metric: str, rows: list[dict[str, Any]], baseline: float) -> str:
+    """The settings, best mean first."""
+
+    def figure(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.2f}" if abs(value) <= 1 else f"{value:.2f}"
+
+    lines = [
+        f"{metric} on validation; the most frequent answer alone has {figure(baseline)}",
+        "",
+        "| learning rate | batch | epochs | trials | mean | median | std | best | degenerate | diverged |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        scores = " | ".join(figure(row[name]) for name in ("mean", "median", "std", "best"))
+        lines.append(
+            f"| {row['learning_rate']:g} | {row['batch_size']} | {row['epochs']:g} | {row['trials']} | {scores} | "
+            f"{row['degenerate']} | {row['diverged']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

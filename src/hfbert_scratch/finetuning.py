@@ -1,0 +1,399 @@
+"""Fine-tuning on a task: arguments that default to the task's, batches, and a run from a checkpoint to its results."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_model
+from torch import nn
+
+from .arguments import argument
+from .errors import InputError
+from .plots import draw_confusion_matrix, draw_finetuning_curves, draw_threshold_curve
+from .prediction import (
+    Examples,
+    TaskData,
+    call_model,
+    check_fits,
+    evaluate,
+    load_for_task,
+    majority_baseline,
+    predict,
+    task_loss,
+    write_task_file,
+)
+from .tasks import DataArguments, FeatureSettings, SequenceTask, SquadTask, Task, get_task
+from .tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
+from .training import Run, StepBatch, TrainingArguments, hardware, prepare, train, versions
+
+
+# google-research/bert, run_classifier.py: warmup_proportion.
+WARMUP_SHARE = 0.1
+# Batches among which sequences of similar length are put together; transformers' LengthGroupedSampler has as many.
+_GROUPED_BATCHES = 50
+
+_FROM_TASK = "default: the task's"
+
+
+@dataclass(kw_only=True)
+class FinetuningArguments(TrainingArguments, DataArguments):
+    """What a fine-tuning run has. Those of TrainingArguments that depend on the task or the data are None until
+    `resolved`.
+    """
+
+    task: str = argument(
+        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, squad_v2, swag, conll2003, custom-…"
+    )
+    model: str = argument(help="checkpoint to start from: a directory or a name on the Hub, ours or another BERT")
+    epochs: float | None = argument(None, help=f"passes over the training data; {_FROM_TASK}")
+    max_steps: int | None = argument(None, help="optimizer steps; default: as many as the epochs have")  # type: ignore
+    batch_size: int | None = argument(None, help=f"examples per optimizer step, over all processes; {_FROM_TASK}")  # type: ignore
+    micro_batch_size: int | None = argument(  # type: ignore
+        None, help="examples per forward pass; must divide batch_size; default: a process's share, at most 32"
+    )
+    learning_rate: float | None = argument(None, help=f"peak learning rate; {_FROM_TASK}")  # type: ignore
+    warmup_steps: int | None = argument(None, help="steps of linear warm-up, then linear decay to 0; default: 10 %%")
+    max_seq_length: int | None = argument(None, help=f"tokens in a sequence, special ones included; {_FROM_TASK}")
+    doc_stride: int = argument(128, help="SQuAD: tokens between the starts of a long context's windows")
+    max_query_length: int = argument(64, help="SQuAD: tokens of a question, the rest is cut off")
+    document_context: bool = argument(False, help="NER: fill up every sentence with its document")
+    group_by_length: bool = argument(True, help="put sequences of similar length together: less padding")
+    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation")
+    eval_every: int | None = argument(None, help="steps between evaluations; default: an epoch's")  # type: ignore
+    save_every: int | None = argument(None, help="steps between checkpoints; default: eval_every")  # type: ignore
+    keep_checkpoints: int = argument(1, help="how many of the newest to keep beside the best; 0: write none")
+    log_every: int = argument(20, help="steps between log lines")
+    num_proc: int = argument(1, help="processes for tokenization")
+    cache_dir: str | None = argument(None, help="of the finished features; default: in the cache of datasets")
+
+    def __post_init__(self) -> None:
+        self._require("epochs", self.epochs is None or self.epochs > 0, "above 0")
+        self._require("eval_batch_size", self.eval_batch_size >= 1, "at least 1")
+        if None in (self.max_steps, self.batch_size, self.micro_batch_size, self.learning_rate):
+            return
+        super().__post_init__()
+        if self.keep_checkpoints and self.eval_every % self.save_every:  # type: ignore[operator]
+            raise InputError(
+                f"eval_every {self.eval_every} is not a multiple of save_every {self.save_every}; it must be, so that "
+                "there is a checkpoint of the best evaluation"
+            )
+
+    def resolved(self, task: Task, rows: int) -> "FinetuningArguments":
+        """With everything that the task and the number of training features decide."""
+        defaults = task.defaults
+        batch_size = defaults.batch_sizes[0] if self.batch_size is None else self.batch_size
+        self._require("batch_size", batch_size >= 1, "at least 1")
+        epochs = defaults.epochs[0] if self.epochs is None else self.epochs
+        # Batches run on across the end of an epoch, as in the original code; what is left at the very end is dropped.
+        max_steps = max(1, int(rows * epochs / batch_size)) if self.max_steps is None else self.max_steps
+        learning_rate = defaults.learning_rates[0] if self.learning_rate is None else self.learning_rate
+        eval_every = self.eval_every or -(-rows // batch_size)
+        return dataclasses.replace(
+            self,
+            epochs=epochs if self.max_steps is None else round(max_steps * batch_size / rows, 4),
+            max_steps=max_steps,
+            batch_size=batch_size,
+            micro_batch_size=self.micro_batch_size or _default_micro_batch(batch_size),
+            learning_rate=learning_rate,
+            warmup_steps=int(WARMUP_SHARE * max_steps) if self.warmup_steps is None else self.warmup_steps,
+            max_seq_length=self.max_seq_length or defaults.max_seq_length,
+            eval_every=eval_every,
+            save_every=self.save_every or eval_every,
+        )
+
+    def feature_settings(self, task: Task) -> FeatureSettings:
+        """How rows become features."""
+        return FeatureSettings(
+            max_seq_length=task.defaults.max_seq_length if self.max_seq_length is None else self.max_seq_length,
+            doc_stride=self.doc_stride,
+            max_query_length=self.max_query_length,
+            document_context=self.document_context,
+            num_proc=self.num_proc,
+            cache_dir=self.cache_dir,
+        )
+
+
+def _default_micro_batch(batch_size: int) -> int:
+    share = batch_size // int(os.environ.get("WORLD_SIZE", "1"))
+    return next((size for size in range(min(share, 32), 0, -1) if batch_size % size == 0), 1)
+
+
+class FinetuningBatches:
+    """The batches of a run from its progress on, a function of the seed and the step.
+
+    The examples stand in a stream, one permutation of all of them after the other, that is cut into batches; with
+    `group_by_length` so that the sequences of a batch are of similar length. Every process knows the whole batch and
+    pads its own micro-batches.
+
+    Raises InputError when the processes cannot share the micro-batches evenly.
+    """
+
+    def __init__(self, run: Run, examples: Examples, arguments: FinetuningArguments, pad_to_batch: bool):
+        self.run, self.examples, self.arguments = run, examples, arguments
+        self.pad_to_batch = pad_to_batch
+        micro_batches = arguments.batch_size // arguments.micro_batch_size  # type: ignore[operator]
+        self.share, rest = divmod(micro_batches, run.accelerator.num_processes)
+        if rest:
+            raise InputError(
+                f"{micro_batches} micro-batches (batch_size {arguments.batch_size}, micro_batch_size "
+                f"{arguments.micro_batch_size}) cannot be shared by {run.accelerator.num_processes} processes; "
+                "change one of them"
+            )
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        block, batches = -1, np.empty((0, 0), dtype=np.int64)
+        for step in range(self.run.progress.step, self.arguments.max_steps):  # type: ignore[arg-type]
+            if step // _GROUPED_BATCHES != block:
+                block = step // _GROUPED_BATCHES
+                batches = self.block(block)
+            yield self._step_batch(batches[step % _GROUPED_BATCHES])
+
+    def block(self, number: int) -> np.ndarray:
+        """The rows of _GROUPED_BATCHES batches (fewer at the end), (batches, batch_size), sorted within a batch."""
+        size, seed, rows = int(self.arguments.batch_size), self.arguments.seed, len(self.examples)  # type: ignore
+        first = number * _GROUPED_BATCHES
+        count = min(_GROUPED_BATCHES, int(self.arguments.max_steps) - first)  # type: ignore[arg-type]
+        places = np.arange(first * size, (first + count) * size)
+        epochs = range(places[0] // rows, places[-1] // rows + 1)
+        stream = np.concatenate([np.random.default_rng([seed, epoch]).permutation(rows) for epoch in epochs])
+        chosen = stream[places - epochs[0] * rows]
+        if not self.arguments.group_by_length:
+            batches = chosen.reshape(count, size)
+            order = np.argsort(self.examples.lengths[batches], axis=1, kind="stable")
+            return np.take_along_axis(batches, order, axis=1)
+        chosen = chosen[np.argsort(self.examples.lengths[chosen], kind="stable")]
+        return chosen.reshape(count, size)[np.random.default_rng([seed, number, 1]).permutation(count)]
+
+    def _step_batch(self, rows: np.ndarray) -> StepBatch:
+        first = self.run.accelerator.process_index * self.share
+        parts = rows.reshape(-1, int(self.arguments.micro_batch_size))[first : first + self.share]  # type: ignore
+        length = int(self.examples.lengths[rows].max()) if self.pad_to_batch else None
+        tokens = self.examples.tokens[parts.ravel()]
+        return StepBatch(
+            micro_batches=[self.examples.batch(part, length) for part in parts],
+            first=first,
+            counts={"num_items_in_batch": self.examples.count_targets(parts.ravel())},
+            num_tokens=int(tokens.sum()),
+            squared_lengths=int((tokens.astype(np.int64) ** 2).sum()),
+            cursor=None,
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
+
+
+def open_task(arguments: FinetuningArguments) -> TaskData:
+    """The task's data with the model's tokenizer. Raises InputError if there is nothing to train or choose by."""
+    task = get_task(arguments.task)
+    if "train" not in task.splits:
+        raise InputError(f"{task.name} has only a test set; predict it with evaluate.py and a model trained on mnli")
+    data = TaskData(task, arguments, load_tokenizer(arguments.model), arguments.feature_settings(task))
+    for split in ("train", "validation"):
+        if split not in data.raw:
+            raise InputError(f"{task.name} needs a {split} split; there are {', '.join(data.raw)} (--{split}_file)")
+    return data
+
+
+def fine_tune(
+    arguments: FinetuningArguments,
+    data: TaskData | None = None,
+    *,
+    save_model: bool = True,
+    last: bool = True,
+) -> dict[str, Any] | None:
+    """Fine-tune `arguments.model`, keep the step that is best on validation, and write everything to output_dir.
+
+    data: of `open_task`, for several runs on the same. save_model: also write model/, predictions/, pictures and
+    results.json; without it only the last step is scored, on validation. last: no run follows in these processes.
+    Returns what results.json holds and, on the main process, `predictions` (split → the task's predictions); None when
+    a signal ended the run, which the same call then continues.
+
+    Raises InputError for unusable data or checkpoints, and what `train` raises.
+    """
+    started = time.perf_counter()
+    data = open_task(arguments) if data is None else data
+    task = data.task
+    examples = data.examples("train", training=True)
+    arguments = arguments.resolved(task, len(examples))
+    model, new_weights = load_for_task(task, arguments.model, data.raw["train"], arguments.seed)
+    check_fits(model, data.tokenizer, data.settings.max_seq_length)
+    fingerprint = {"data": data.raw["train"]._fingerprint, "tokenizer_hash": tokenizer_hash(data.tokenizer)}
+    with Run(arguments, fingerprint, last=last) as run:
+        finetuning = _Finetuning(run, arguments, data, examples, model)
+        finetuning.describe(new_weights)
+        if not finetuning.train():
+            run.write_record(status="stopped")
+            return None
+        scores = finetuning.score_splits() if save_model else finetuning.last_scores()
+        results = finetuning.results(scores, started)
+        if save_model:
+            results["predictions"] = finetuning.write(results)
+        run.write_record(status="done", results=results["scores"])
+        main = results["main_metric"]
+        run.say(f"{task.name}: {main['name']} {main['value']:.4f} on validation, all in {run.directory}/results.json")
+    return results
+
+
+class _Finetuning:
+    """One run: the model, its data, and what is asked of both while and after it trains."""
+
+    def __init__(self, run: Run, arguments: FinetuningArguments, data: TaskData, examples: Examples, model: nn.Module):
+        self.run, self.arguments, self.data, self.examples, self.task = run, arguments, data, examples, data.task
+        self.model, self.optimizer, _ = prepare(run, model)
+        self.unwrapped = run.accelerator.unwrap_model(self.model)
+        self.metric = f"eval_{self.task.main_metric}"
+        self.baseline = majority_baseline(self.task, data.raw["train"], data.raw["validation"])
+        self.predictions: dict[str, Any] = {}
+        self.chosen_step: int | None = arguments.max_steps
+        self._find_best()
+
+    def describe(self, new_weights: list[str]) -> None:
+        """Print what is about to happen."""
+        a, run = self.arguments, self.run
+        mean = self.examples.lengths.mean()
+        run.say(
+            f"{self.task.name}: {len(self.examples)} training examples of {mean:.0f} tokens on average, "
+            f"{a.max_steps} steps of {a.batch_size} = {a.epochs:g} epochs, {a.warmup_steps} of warm-up, "
+            f"peak learning rate {a.learning_rate:g}\n"
+            f"{hardware(run.device)}, {run.accelerator.num_processes} process(es), precision {run.precision}\n"
+            f"{self.task.main_metric} of the most frequent answer on {len(self.data.raw['validation'])} validation "
+            f"examples: {self.baseline[self.task.main_metric]:.4f}"
+        )
+        pooler = [name for name in new_weights if "pooler" in name]
+        if pooler:
+            run.say(f"warning: {a.model} has no pooler; {', '.join(pooler)} start from random numbers")
+
+    def train(self) -> bool:
+        """Train to the end or to a signal; returns which."""
+        pad_to_batch = isinstance(self.task, SquadTask)  # its softmax is over all positions, padding too
+        self.run.start_trackers()
+        weights = sum(m.weight.numel() for m in self.unwrapped.modules() if isinstance(m, nn.Linear))
+        config = self.unwrapped.config
+
+        def forward(model: nn.Module, inputs: dict[str, torch.Tensor], totals: dict[str, torch.Tensor]) -> Any:
+            outputs = call_model(model, inputs, self.examples.targets)
+            targets = {name: inputs[name] for name in self.examples.targets}
+            outputs["loss"] = task_loss(outputs, targets, totals["num_items_in_batch"])
+            return outputs
+
+        return train(
+            self.run,
+            self.model,
+            self.optimizer,
+            FinetuningBatches(self.run, self.examples, self.arguments, pad_to_batch),
+            evaluate=self._evaluate,
+            save_extra=self._save_extra,
+            # As in throughput.model_flops_per_token, counted from the layers, for models of any configuration.
+            flops_per_token=lambda length: 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * length,
+            forward=forward,
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        scores, _ = evaluate(self.run.accelerator, self.model, self.data, "validation", self.arguments.eval_batch_size)
+        metrics = {f"eval_{name}": value for name, value in scores.items()}
+        self._find_best({"step": self.run.progress.step} | metrics)
+        self.run.say(
+            f"validation: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
+            + (" (best so far)" if self.run.best_step == self.run.progress.step else "")
+        )
+        return metrics
+
+    def _find_best(self, entry: dict[str, float] | None = None) -> None:
+        """Of equal ones the earliest."""
+        entries = [e for e in (*self.run.history, *([entry] if entry else [])) if self.metric in e]
+        if entries:
+            self.run.best_step = int(max(entries, key=lambda e: e[self.metric])["step"])
+
+    def _save_extra(self, directory: Path) -> None:
+        save_tokenizer(self.data.tokenizer, directory)
+        write_task_file(directory, self.data, None)
+
+    def last_scores(self) -> dict[str, dict[str, float]]:
+        """The validation scores of the last step."""
+        last = next(entry for entry in reversed(self.run.history) if self.metric in entry)
+        names = [name for name in last if name.startswith("eval_")]
+        return {"validation": {name.removeprefix("eval_"): last[name] for name in names}}
+
+    def score_splits(self) -> dict[str, dict[str, float]]:
+        """Load the best step's weights, where there are checkpoints; predict every split and score the labelled."""
+        run, step = self.run, self.run.progress.step
+        self.chosen_step = run.best_step if self.arguments.keep_checkpoints else step
+        if self.chosen_step != step:
+            load_model(self.unwrapped, run.checkpoints / f"step-{self.chosen_step}" / "model.safetensors")
+            self.unwrapped.to(run.device)
+        scores = {}
+        size = self.arguments.eval_batch_size
+        for split in [split for split in self.data.raw if split != "train"]:
+            if self.task.is_labelled(self.data.raw[split]):
+                scores[split], made = evaluate(run.accelerator, self.model, self.data, split, size)
+            else:
+                made, _ = predict(run.accelerator, self.model, self.data, split, size)
+            self.predictions[split] = made
+        return scores
+
+    def results(self, scores: dict[str, dict[str, float]], started: float) -> dict[str, Any]:
+        """What results.json holds."""
+        run, known, name = self.run, self.data.raw["train"], self.task.main_metric
+        baselines = {split: majority_baseline(self.task, known, self.data.raw[split]) for split in scores}
+        value = scores["validation"][name]
+        return {
+            "task": self.task.name,
+            "model": self.arguments.model,
+            "scores": scores,
+            "main_metric": {"name": name, "split": "validation", "value": value},
+            "majority_baseline": baselines,
+            # A run that learnt nothing but the most frequent answer (paper, section 4.1: it happens on small sets).
+            "degenerate": value <= baselines["validation"][name],
+            "best_step": self.chosen_step,
+            "steps": run.progress.step,
+            "examples": {split: len(raw) for split, raw in self.data.raw.items()},
+            "hyperparameters": dataclasses.asdict(self.arguments),
+            "processes": run.accelerator.num_processes,
+            "precision": run.precision,
+            "hardware": hardware(run.device),
+            "versions": versions(),
+            "seconds": {"training": round(run.progress.seconds, 2), "all": round(time.perf_counter() - started, 2)},
+        }
+
+    def write(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Write model/, predictions/, the pictures and results.json; returns the predictions."""
+        directory, raw, predictions = self.run.directory, self.data.raw, self.predictions
+        if not self.run.is_main:
+            return predictions
+        threshold = None
+        validation = predictions["validation"]
+        if isinstance(self.task, SquadTask) and validation.unanswerable:
+            best, f1, thresholds, curve = self.task.threshold_curve(raw["validation"], validation)
+            threshold = float(np.clip(best, -1e9, 1e9))  # JSON has no infinity
+            results["null_threshold"] = {"value": threshold, "f1": f1, "tuned_on": "validation"}
+            draw_threshold_curve(thresholds, curve, best, directory / "threshold.png")
+            for split in predictions.keys() - {"validation"}:
+                predictions[split].threshold = threshold
+        if isinstance(self.task, SequenceTask) and not self.task.is_regression:
+            names = self.task.class_names(raw["validation"])
+            gold = [names[label] for label in raw["validation"]["label"][:]]
+            draw_confusion_matrix(gold, validation, names, directory / "confusion.png")
+        draw_finetuning_curves(
+            self.run.history, self.task.main_metric, self.baseline[self.task.main_metric], directory / "curves.png"
+        )
+        for split, made in predictions.items():
+            self.task.write_predictions(directory / "predictions", raw[split], made, split)
+        self.unwrapped.save_pretrained(directory / "model")
+        save_tokenizer(self.data.tokenizer, directory / "model")
+        write_task_file(directory / "model", self.data, threshold)
+        write_json(directory / "results.json", {k: v for k, v in results.items() if k != "predictions"})
+        return predictions
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is whole or not there."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
