@@ -245,6 +245,14 @@ def test_options_train(run, tmp_path, options):
     assert all(loss == loss for loss in losses) and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses(run, tmp_path):
+    assert run(tmp_path / "plain", max_steps=4, dropout=0.0) == 0
+    assert run(tmp_path / "compiled", max_steps=4, dropout=0.0, compile="true") == 0
+    for ours, theirs in zip(read_losses(tmp_path / "compiled"), read_losses(tmp_path / "plain"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_gradient_checkpointing_changes_nothing(run, tmp_path):
     assert run(tmp_path / "plain", max_steps=3) == 0
     assert run(tmp_path / "checkpointed", max_steps=3, gradient_checkpointing="true") == 0

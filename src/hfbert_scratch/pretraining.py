@@ -87,8 +87,9 @@ class PretrainingBatches:
         self.progress = progress
         self.process = run.accelerator.process_index
         self.processes = run.accelerator.num_processes
-        # On a CPU nothing is gained by shapes that do not depend on the data, and the padded predictions would cost.
-        self.static_shapes = run.device.type != "cpu"
+        # Shapes that do not depend on the data: for devices that run ahead of the host, and for compiled graphs. On a
+        # CPU nothing is gained by them, and the padded predictions would cost.
+        self.static_shapes = run.device.type != "cpu" or run.arguments.compile
         self.pin = run.device.type == "cuda"
         self.pairs = [settings.pairs(documents, phase.max_seq_length) for phase in phases]
         self.collators = [settings.collator(tokenizer, phase.max_seq_length) for phase in phases]
