@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hfbert_scratch.training import hardware, versions
+from hfbert_scratch.environment import hardware, versions
 
 
 RESULTS = Path(__file__).parent / "results.json"

@@ -16,10 +16,10 @@ from transformers import BertConfig, BertForPreTraining
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.environment import fastest_attention
 from hfbert_scratch.errors import command_line
 from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.throughput import model_flops_per_token, peak_flops
-from hfbert_scratch.training import fastest_attention
 
 
 @dataclass(kw_only=True)
@@ -33,6 +33,7 @@ class BenchmarkArguments:
     precision: str = argument("bfloat16", help="bfloat16 (autocast) or float32")
     vocab_size: int = argument(30522, help="tokens")
     dropout: float = argument(0.1, help="of hidden states and attention")
+    attention: str = argument("auto", help="of our side: eager, sdpa, or auto as in training")
     pairs: int = argument(5, help="timed steps of each side")
 
 
@@ -91,8 +92,10 @@ def main() -> None:
         attention_probs_dropout_prob=arguments.dropout,
     )
     ours = HFBertForPreTraining(config).to(device)
+    precision = "bf16" if arguments.precision == "bfloat16" else "no"
+    attention = arguments.attention
     ours.set_attn_implementation(
-        fastest_attention(device, "bf16" if arguments.precision == "bfloat16" else "no", arguments.dropout)
+        fastest_attention(device, precision, arguments.dropout) if attention == "auto" else attention
     )
     optimizer = create_optimizer("adamw", ours, learning_rate=1e-4)
     names = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.environment import create_accelerator, fastest_attention, hardware, versions
 from hfbert_scratch.errors import InputError, OutputError, command_line
 from hfbert_scratch.finetuning import write_json
 from hfbert_scratch.prediction import (
@@ -37,7 +38,6 @@ from hfbert_scratch.prediction import (
 )
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task
 from hfbert_scratch.tokenization import load_tokenizer
-from hfbert_scratch.training import create_accelerator, fastest_attention, hardware, versions
 
 
 _FROM_MODEL = "default: the model's task.json, else"

@@ -27,12 +27,13 @@ from huggingface_hub.errors import StrictDataclassError
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.corpus import Corpus
+from hfbert_scratch.environment import hardware
 from hfbert_scratch.errors import InputError, command_line
 from hfbert_scratch.plots import draw_curves
 from hfbert_scratch.pretraining import PairSettings, Phase, PretrainingBatches, PretrainingEvaluation
 from hfbert_scratch.throughput import clock, model_flops_per_token, peak_flops
 from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
-from hfbert_scratch.training import Run, TrainingArguments, hardware, prepare, train
+from hfbert_scratch.training import Run, TrainingArguments, prepare, train
 
 
 CONFIGS = Path(__file__).parent / "configs"

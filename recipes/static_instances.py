@@ -20,11 +20,11 @@ import pyarrow as pa
 
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.corpus import Corpus, describe_for_datasets
+from hfbert_scratch.environment import versions
 from hfbert_scratch.errors import InputError, OutputError, command_line
 from hfbert_scratch.pretraining import PairSettings, static_instances
 from hfbert_scratch.shard_writing import write_batch
 from hfbert_scratch.tokenization import load_tokenizer
-from hfbert_scratch.training import versions
 
 
 @dataclass(kw_only=True)

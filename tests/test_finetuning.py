@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from task_helpers import write_jsonl
 from training_helpers import RECIPES, environment, read_losses
 
+from hfbert_scratch.environment import create_accelerator
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches
 from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.prediction import Examples, TaskData, answer, call_model, load_for_task, run_model, task_loss
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
 from hfbert_scratch.tokenization import load_tokenizer
-from hfbert_scratch.training import create_accelerator
 
 
 KINDS = ("cola", "mrpc", "stsb", "swag", "conll2003", "squad", "squad_v2")

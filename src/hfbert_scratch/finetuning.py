@@ -15,6 +15,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from .arguments import argument
+from .environment import hardware, versions
 from .errors import InputError
 from .plots import draw_confusion_matrix, draw_finetuning_curves, draw_threshold_curve
 from .prediction import (
@@ -31,7 +32,7 @@ from .prediction import (
 )
 from .tasks import DataArguments, FeatureSettings, SequenceTask, SquadTask, Task, get_task
 from .tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
-from .training import Run, StepBatch, TrainingArguments, hardware, prepare, train, versions
+from .training import Run, StepBatch, TrainingArguments, prepare, train
 
 
 # google-research/bert, run_classifier.py: warmup_proportion.
@@ -76,7 +77,8 @@ class FinetuningArguments(TrainingArguments, DataArguments):
     def __post_init__(self) -> None:
         self._require("epochs", self.epochs is None or self.epochs > 0, "above 0")
         self._require("eval_batch_size", self.eval_batch_size >= 1, "at least 1")
-        if None in (self.max_steps, self.batch_size, self.micro_batch_size, self.learning_rate):
+        decided = ("max_steps", "batch_size", "micro_batch_size", "learning_rate", "eval_every", "save_every")
+        if any(getattr(self, name) is None for name in decided):
             return
         super().__post_init__()
         if self.keep_checkpoints and self.eval_every % self.save_every:  # type: ignore[operator]

@@ -1,0 +1,86 @@
+"""Where a run happens: processes and precision through Accelerate, the device, the versions of what is installed."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from .errors import InputError
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "hfbert-scratch")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware(device: torch.device) -> str:
+    """One line: the GPU's name, or the processor and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.get_num_threads()} threads, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are native, rather than emulated and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu_check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and cpu_check is not None and cpu_check()
+
+
+def fastest_attention(device: torch.device, precision: str, dropout: float) -> str:
+    """The implementation for training on `device`.
+
+    On CPUs PyTorch's fused attention has no dropout and a slow bfloat16 backward pass, so there it serves only float32
+    without dropout (benchmarks/pretraining_step.py, --attention sdpa against eager).
+    """
+    if device.type == "cpu" and (precision == "bf16" or dropout > 0):
+        return "eager"
+    return "sdpa"
+
+
+def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: Path | None = None) -> Accelerator:
+    """Accelerate for this launch: GPUs where there are any, else CPUs, in float32, bfloat16 or what auto comes to.
+
+    Raises InputError when the processes that were launched do not find each other, or a tracker is not installed.
+    """
+    # Without a GPU, accelerate must be told so, or several launched processes become independent runs.
+    cpu = not torch.cuda.is_available()
+    device = torch.device("cpu" if cpu else "cuda")
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
+    trackers = [name for name in trackers if name != "none"]
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision={"float32": "no", "bfloat16": "bf16"}[precision],
+            gradient_accumulation_steps=1,
+            log_with=trackers or None,
+            project_dir=None if directory is None else str(directory),
+        )
+    except ValueError as error:
+        raise InputError(f"the launch or its trackers {trackers} do not work here: {error}") from error
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise InputError(
+            f"{asked} processes were launched but {accelerator.num_processes} joined the run; "
+            "launch with accelerate launch --multi_gpu --num_processes N (also on CPUs)"
+        )
+    return accelerator
