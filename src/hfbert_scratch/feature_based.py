@@ -109,7 +109,7 @@ def cached_word_vectors(
     features: datasets.Dataset,
     cache_dir: Path,
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
     say: Callable[[str], None] = print,
 ) -> WordVectors:

@@ -108,9 +108,10 @@ def encode(
     -1 for the last layer. pooling: None for a vector per token; "mean" or "max" over all tokens with the special ones;
     "cls" for the first; "pooler" for the model's own pooler_output (then layers must be (-1,)). max_seq_length: longer
     sequences are cut, by default at what model and tokenizer take; `Features.cut` tells. batch_tokens: per forward
-    pass, padding included, by default `default_batch_tokens`; a sequence that is longer is a batch of its own. dtype: to compute in, by default
-    the model's own; for another one (bfloat16) a copy is made and yours stays as it is. Vectors are float32 in any
-    case; in float32 they differ from a forward pass of the text alone by rounding (at most 1e-5).
+    pass, padding included, by default `default_batch_tokens`; a sequence that is longer is a batch of its own. dtype:
+    to compute in, by default the model's own; for another one (bfloat16) a copy is made and yours stays as it is.
+    Vectors are float32 in any case; in float32 they differ from a forward pass of the text alone by rounding (at most
+    1e-5).
 
     Raises InputError at once for arguments that do not fit the model, and on the way for a text that is no string.
     """

@@ -1,0 +1,146 @@
+"""Sentence vectors of texts of mixed length: encode() against what a user would write or pick instead.
+
+    python benchmarks/inference.py --size minilm --texts 600 --precision float32
+
+Against stock BertModel with the texts in the given order, 32 at a time, padded to the longest; and, where it is
+installed, against sentence-transformers with its defaults (it sorts, too). All with the same weights, the same dtype,
+mean pooling, tokenization included. Useful FLOP/s count real tokens alone.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import compare, record
+from transformers import BertConfig, BertModel
+
+from hfbert_scratch import HFBertConfig, HFBertModel
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import command_line
+from hfbert_scratch.features import encode, in_dtype
+from hfbert_scratch.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+
+
+BATCH_SIZE = 32
+VOCAB_SIZE = 30522
+
+
+@dataclass(kw_only=True)
+class BenchmarkArguments:
+    """The command line."""
+
+    size: str = argument("minilm", help="minilm (6 layers of 384), tiny, mini, small, medium, base, large")
+    texts: int = argument(600, help="how many")
+    mean_tokens: int = argument(40, help="mean length of a text; the lengths are log-normal")
+    precision: str = argument("float32", help="float32 or bfloat16")
+    batch_tokens: int | None = argument(None, help="of encode(); default: its own")
+    pairs: int = argument(5, help="timed runs of each side")
+
+
+def make_texts(count: int, mean_tokens: int) -> list[str]:
+    """Texts of words that are tokens, at most 510."""
+    rng = np.random.default_rng(0)
+    sigma = 0.7
+    lengths = rng.lognormal(np.log(mean_tokens) - sigma**2 / 2, sigma, count).round().clip(1, 510).astype(int)
+    return [" ".join(f"w{word}" for word in rng.integers(len(SPECIAL_TOKENS), VOCAB_SIZE, n)) for n in lengths]
+
+
+def make_models(size: str) -> tuple[HFBertModel, BertModel]:
+    """Ours and stock's with the same random weights."""
+    if size == "minilm":
+        shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+        config = HFBertConfig(**shape)
+    else:
+        config = HFBertConfig.from_size(size)
+    torch.manual_seed(0)
+    ours = HFBertModel(config).eval()
+    known = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    stock = BertModel(BertConfig(**{name: value for name, value in config.to_dict().items() if name in known})).eval()
+    stock.load_state_dict(ours.state_dict())
+    return ours, stock
+
+
+def padded_in_order(model: BertModel, tokenizer: Any, texts: list[str]) -> np.ndarray:
+    """What is usually written: (texts, hidden_size)."""
+    found = []
+    with torch.no_grad():
+        for begin in range(0, len(texts), BATCH_SIZE):
+            inputs = tokenizer(texts[begin : begin + BATCH_SIZE], padding=True, truncation=True, return_tensors="pt")
+            inputs = inputs.to(model.device)
+            states = model(**inputs).last_hidden_state.float()
+            mask = inputs["attention_mask"][..., None]
+            found.append(((states * mask).sum(1) / mask.sum(1)).cpu())
+    return torch.cat(found).numpy()
+
+
+def sentence_transformer(
+    model: BertModel, tokenizer: Any, directory: Path, dtype: torch.dtype
+) -> Callable[[list[str]], np.ndarray] | None:
+    """sentence-transformers with the same weights, or None where it is not installed."""
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Pooling, Transformer
+    except ImportError as error:
+        print(f"sentence-transformers is not installed ({error}); that comparison is left out")
+        return None
+    model.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
+    transformer = Transformer(str(directory), max_seq_length=512)
+    pooling = Pooling(model.config.hidden_size, pooling_mode="mean")
+    theirs = SentenceTransformer(modules=[transformer, pooling], device=str(model.device)).to(dtype)
+
+    def run(texts: list[str]) -> np.ndarray:
+        vectors = theirs.encode(texts, batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False)
+        return vectors.float().cpu().numpy()
+
+    return run
+
+
+@command_line
+def main() -> None:
+    """Compare and record."""
+    arguments = parse_arguments(BenchmarkArguments, description=__doc__)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, arguments.precision)
+    texts = make_texts(arguments.texts, arguments.mean_tokens)
+    words = [f"w{number}" for number in range(len(SPECIAL_TOKENS), VOCAB_SIZE)]
+    tokenizer = bert_tokenizer({token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}, lowercase=True)
+    ours, stock = (model.to(device) for model in make_models(arguments.size))
+    model = in_dtype(ours, dtype)
+
+    def encoded() -> np.ndarray:
+        vectors = encode(model, tokenizer, texts, pooling="mean", batch_tokens=arguments.batch_tokens)
+        return np.concatenate([features.vectors for features in vectors])
+
+    lengths = np.array([len(text.split()) + 2 for text in texts])
+    tokens, squared = int(lengths.sum()), int((lengths**2).sum())
+    # Forward alone is a third of forward and backward.
+    flops = tokens * model_flops_per_token(ours.config, squared / tokens, 0.0) / 3
+    peak, _ = peak_flops(device, dtype)
+    workload = f"{arguments.size}, {arguments.texts} texts of {arguments.mean_tokens} tokens, {arguments.precision}"
+    with tempfile.TemporaryDirectory() as directory:
+        others = {"sentence-transformers": sentence_transformer(stock, tokenizer, Path(directory), dtype)}
+        stock.to(dtype)
+        others = {"padded BertModel": lambda texts: padded_in_order(stock, tokenizer, texts)} | others
+        for other, theirs in others.items():
+            if theirs is None:
+                continue
+            difference = float(np.abs(encoded() - theirs(texts)).max())
+            result = compare(encoded, lambda theirs=theirs: theirs(texts), arguments.pairs, warmup=1)
+            result |= {
+                "texts_per_second": len(texts) / result["ours_seconds"],
+                "useful_gflops": flops / result["ours_seconds"] / 1e9,
+                "theirs_useful_gflops": flops / result["theirs_seconds"] / 1e9,
+                "share_of_peak": flops / result["ours_seconds"] / peak,
+                "largest_difference": difference,
+            }
+            record(f"inference, {workload}, against {other}", result)
+
+
+if __name__ == "__main__":
+    main()
