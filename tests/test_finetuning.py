@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from task_helpers import write_jsonl
 from training_helpers import RECIPES, environment, read_losses
 
+from hfbert_scratch.arguments import parse_arguments
 from hfbert_scratch.environment import create_accelerator
-from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches
+from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches, fine_tune
 from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.prediction import Examples, TaskData, answer, call_model, load_for_task, run_model, task_loss
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
@@ -142,8 +143,8 @@ def test_evaluate_repeats_the_runs_scores_and_predictions(trained, data, tmp_pat
         assert here["scores"]["validation"] == pytest.approx(expected, rel=1e-4)
         for path in (trained(kind) / "predictions").glob("predictions_*"):
             assert (tmp_path / kind / "predictions" / path.name).read_bytes() == path.read_bytes(), path.name
-    capsys.readouterr()
     line = {"model": trained("squad") / "model", "question": WORDS[3], "context": f"{WORDS[8]} {GOOD} {WORDS[9]}"}
+    capsys.readouterr()
     assert call(monkeypatch, "evaluate", command(line)) == 0
     assert json.loads(capsys.readouterr().out)["answer"]
 
@@ -210,24 +211,18 @@ def test_kill_9_then_the_same_losses_predictions_and_weights(model, data, tmp_pa
         assert left.read_bytes() == right.read_bytes()
 
 
-def test_two_processes_train_and_score_as_one(finetune, model, data, tmp_path):
-    line = options("mrpc", data["mrpc"], model, tmp_path / "two", max_steps=10, eval_every=5, save_every=5)
-    code, printed = finish(start("finetune", line, *LAUNCHER, "2"))
-    assert code == 0 and "2 process(es)" in printed, printed
-    assert finetune("mrpc", tmp_path / "one", max_steps=10, eval_every=5, save_every=5) == 0
-    for ours, theirs in zip(read_losses(tmp_path / "two"), read_losses(tmp_path / "one"), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
-    assert read(tmp_path / "two" / "results.json")["scores"]["validation"] == pytest.approx(
-        read(tmp_path / "one" / "results.json")["scores"]["validation"], rel=1e-4
-    )
-
-
-OUTPUTS_OF_SIZES = """
-import sys, pickle
+THREE_PROCESSES = """
+import sys
 sys.path.insert(0, {tests!r})
-from test_finetuning import outputs_of_sizes
-outputs_of_sizes({model!r}, {data!r}, {target!r})
+from test_finetuning import three_processes
+three_processes({line!r}, {model!r}, {data!r}, {target!r})
 """
+
+
+def three_processes(line, model, data, target):
+    """What each process of a launch does: a run, and outputs for numbers of features that do not divide evenly."""
+    fine_tune(parse_arguments(FinetuningArguments, line), last=False)
+    outputs_of_sizes(model, data, target)
 
 
 def outputs_of_sizes(model, data, target):
@@ -250,15 +245,25 @@ def outputs_of_sizes(model, data, target):
     accelerator.end_training()
 
 
-def test_three_processes_gather_exactly_what_one_computes(trained, data, tmp_path):
-    """Also with fewer rows than processes and with uneven ends: equal to the last bit, in order, complete."""
-    code = tmp_path / "code.py"
+def test_three_processes_train_and_predict_as_one(finetune, trained, model, data, tmp_path):
+    """Training to rounding; the gathered outputs of one model to the last bit, in order and complete."""
+    changes = {"max_steps": 10, "eval_every": 5, "batch_size": 12, "micro_batch_size": 4}
     paths = {"model": str(trained("conll2003") / "model"), "data": str(data["conll2003"])}
-    code.write_text(OUTPUTS_OF_SIZES.format(tests=str(RECIPES.parent / "tests"), target=str(tmp_path / "3"), **paths))
+    line = options("mrpc", data["mrpc"], model, tmp_path / "three", **changes)
+    code = tmp_path / "code.py"
+    tests = str(RECIPES.parent / "tests")
+    code.write_text(THREE_PROCESSES.format(tests=tests, line=line, target=str(tmp_path / "3"), **paths))
     done = subprocess.run(
         [sys.executable, *LAUNCHER, "3", str(code)], env=environment(), capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0 and "3 process(es)" in done.stdout, done.stdout + done.stderr
+
+    assert finetune("mrpc", tmp_path / "one", **changes) == 0
+    for ours, theirs in zip(read_losses(tmp_path / "three"), read_losses(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    scores = [read(tmp_path / name / "results.json")["scores"]["validation"] for name in ("three", "one")]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
     threads = torch.get_num_threads()
     outputs_of_sizes(**paths, target=str(tmp_path / "1"))
     torch.set_num_threads(threads)
