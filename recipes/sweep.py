@@ -34,7 +34,7 @@ from hfbert_scratch.errors import CheckpointError, DivergenceError, InputError, 
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task, write_json
 from hfbert_scratch.plots import draw_sweep
 from hfbert_scratch.prediction import TaskData, majority_baseline
-from hfbert_scratch.tasks import Task
+from hfbert_scratch.tasks import SquadTask, Task
 
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -68,6 +68,11 @@ class SweepArguments(FinetuningArguments):
         if not trials:
             raise InputError("--seeds names no seed; give at least one")
         return trials
+
+    def without_grid(self, changes: dict[str, Any]) -> FinetuningArguments:
+        """One trial's arguments, which do not change when the grid is widened."""
+        names = {field.name for field in dataclasses.fields(FinetuningArguments)}
+        return FinetuningArguments(**({name: getattr(self, name) for name in names} | changes))
 
 
 @command_line
@@ -155,7 +160,7 @@ def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) 
             changes["eval_every"] = changes["save_every"] = 10**9
         print(f"== {directory.name}", flush=True)
         try:
-            results = fine_tune(dataclasses.replace(arguments, **changes), data, save_model=False, last=False)
+            results = fine_tune(arguments.without_grid(changes), data, save_model=False, last=False)
         except DivergenceError as error:
             print(f"diverged: {error}", flush=True)
             entry: dict[str, Any] = {"score": None, "scores": {}, "degenerate": True, "seconds": None}
@@ -208,7 +213,8 @@ def summarize(
             "trials": trials,
         },
     )
-    table = markdown(task.main_metric, rows, baseline)
+    # SQuAD's scores are percentages as they are.
+    table = markdown(task.main_metric, rows, baseline, 1 if isinstance(task, SquadTask) else 100)
     (directory / "sweep.md").write_text(table, encoding="utf-8")
     if finished:
         draw_sweep(trials, task.main_metric, baseline, directory / "sweep.png")
@@ -221,11 +227,11 @@ def summarize(
         )
 
 
-def markdown(metric: str, rows: list[dict[str, Any]], baseline: float) -> str:
-    """The settings, best mean first."""
+def markdown(metric: str, rows: list[dict[str, Any]], baseline: float, scale: int) -> str:
+    """The settings in the order given, scores times `scale`."""
 
     def figure(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.2f}" if abs(value) <= 1 else f"{value:.2f}"
+        return "–" if value is None else f"{scale * value:.2f}"
 
     lines = [
         f"{metric} on validation; the most frequent answer alone has {figure(baseline)}",

@@ -464,3 +464,35 @@ def test_a_model_of_another_task_gets_a_new_head(finetune, trained, tmp_path):
 def test_bfloat16_trains_and_predicts(finetune, tmp_path):
     assert finetune("cola", tmp_path, precision="bfloat16", max_steps=10, keep_checkpoints=0) == 0
     assert read(tmp_path / "results.json")["precision"] == "bf16"
+
+
+def test_your_own_data_with_your_own_columns(model, tmp_path, monkeypatch):
+    """Trained on names of classes, then scored with the model's classes, though the new data show only one."""
+    made = [{"review": row["sentence"], "stars": "good" if row["label"] else "bad"} for row in rows("sst2", 60, 0)]
+    files = {"train_file": write_jsonl(tmp_path / "train.jsonl", made[:48])}
+    files["validation_file"] = write_jsonl(tmp_path / "validation.jsonl", made[48:])
+    own = files | {"columns": ["text=review", "label=stars"], "data_dir": None, "cache_dir": tmp_path / "cache"}
+    line = options("custom-classification", tmp_path, model, tmp_path / "run", max_steps=30, **own)
+    assert call(monkeypatch, "finetune", line) == 0
+    results = read(tmp_path / "run" / "results.json")
+    assert results["scores"]["validation"]["accuracy"] > 0.8
+    assert read(tmp_path / "run" / "model" / "config.json")["id2label"] == {"0": "bad", "1": "good"}
+    only_good = [row for row in made if row["stars"] == "good"]
+    shown = {
+        "model": tmp_path / "run" / "model",
+        "validation_file": write_jsonl(tmp_path / "good.jsonl", only_good),
+        "columns": ["text=review", "label=stars"],
+        "output_dir": tmp_path / "scored",
+        "cache_dir": tmp_path / "cache",
+    }
+    # As a script, in whose directory there is a file with the name of a library.
+    code, printed = finish(start("evaluate", command(shown)))
+    assert code == 0, printed
+    assert read(tmp_path / "scored" / "results.json")["scores"]["validation"]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("name", ["finetune", "evaluate", "sweep"])
+def test_every_recipe_explains_itself(name, monkeypatch, capsys):
+    assert call(monkeypatch, name, ["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("--") > 10 and "Supports: " in printed
