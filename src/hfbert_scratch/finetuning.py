@@ -239,7 +239,7 @@ def fine_tune(
             results["predictions"] = finetuning.write(results)
         run.write_record(status="done", results=results["scores"])
         main = results["main_metric"]
-        run.say(f"{task.name}: {main['name']} {main['value']:.4f} on validation, all in {run.directory}/results.json")
+        run.say(f"{task.name}: {main['name']} {main['value']:.4f} on validation; see {run.directory}")
     return results
 
 
