@@ -20,12 +20,14 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 BENCHMARKS = (
-    ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "bfloat16", "--pairs", "9"),
-    ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "float32", "--pairs", "9"),
+    ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "bfloat16"),
+    ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "float32"),
     ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "bfloat16"),
     ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "float32"),
     ("data_loading.py", "--sequence_length", "128"),
     ("data_loading.py", "--sequence_length", "512", "--batch_size", "64"),
+    ("inference.py", "--size", "minilm", "--texts", "300", "--precision", "float32", "--pairs", "3"),
+    ("inference.py", "--size", "minilm", "--texts", "300", "--precision", "bfloat16", "--pairs", "3"),
 )
 
 
