@@ -180,7 +180,7 @@ def tokenized(tokenizer: Any, texts: Iterable[Text], max_seq_length: int) -> Ite
 
 def default_batch_tokens(device: torch.device) -> int:
     """Tokens in a forward pass that are fast: on a CPU few, so that what passes from layer to layer stays in the cache
-    (512 took 0.6 of the time of 4096 for 6 layers of 384, benchmarks/inference.py); on a GPU enough to fill it.
+    (512 against 4096: benchmarks/inference.py --batch_tokens); on a GPU enough to fill it.
     """
     return 512 if device.type == "cpu" else 16384
 
