@@ -31,7 +31,7 @@ from hfbert_scratch.environment import hardware
 from hfbert_scratch.errors import InputError, command_line
 from hfbert_scratch.plots import draw_curves
 from hfbert_scratch.pretraining import PairSettings, Phase, PretrainingBatches, PretrainingEvaluation
-from hfbert_scratch.throughput import clock, model_flops_per_token, peak_flops
+from hfbert_scratch.throughput import clock, model_flops_per_token
 from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
 from hfbert_scratch.training import Run, TrainingArguments, prepare, train
 
@@ -166,8 +166,7 @@ def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, co
     share = min(1.0, described["mean_length"] / arguments.max_seq_length)
     tokens_per_step = arguments.batch_size * arguments.max_seq_length * share
     flops = model_flops_per_token(model.config, arguments.max_seq_length, _predicted_share(arguments))
-    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-    peak, source = peak_flops(run.device, dtype)
+    peak, source = run.peak
     total = flops * tokens_per_step * arguments.max_steps
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -158,10 +158,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_gives_the_same_
 def test_other_settings_are_refused_and_listed(run, tmp_path, capsys):
     assert run(tmp_path) == 0
     before = (tmp_path / "record.json").read_bytes()
+    settings = (tmp_path / "arguments.yaml").read_bytes()
     assert run(tmp_path, learning_rate=1e-3, seed=5) == 6
     error = capsys.readouterr().err
     assert "learning_rate: 0.002 there, 0.001 now" in error and "seed: 0 there, 5 now" in error
     assert (tmp_path / "record.json").read_bytes() == before
+    assert (tmp_path / "arguments.yaml").read_bytes() == settings
     assert run(tmp_path, log_every=7, keep_checkpoints=1) == 0, "what does not change the result may change"
 
 

@@ -32,7 +32,7 @@ from .masking import IGNORED_LABEL
 from .modeling_hfbert import cross_entropy
 from .tasks import FeatureSettings, NerTask
 from .tasks.ner import OUTSIDE
-from .training import Run, StepBatch, TrainingArguments, prepare, train
+from .training import Run, StepBatch, TrainingArguments, own_micro_batches, prepare, train
 
 
 @dataclass(frozen=True)
@@ -314,13 +314,7 @@ class TaggingBatches:
         self.run, self.layers = run, list(layers)
         self.vectors, self.labels = data.vectors["train"], data.labels("train")
         self.sentences = np.flatnonzero(self.vectors.lengths)
-        arguments, processes = run.arguments, run.accelerator.num_processes
-        self.share, rest = divmod(arguments.batch_size // arguments.micro_batch_size, processes)
-        if rest:
-            raise InputError(
-                f"batch_size {arguments.batch_size} in micro-batches of {arguments.micro_batch_size} cannot be shared "
-                f"by {processes} processes; change one of them"
-            )
+        self.first, self.share = own_micro_batches(run, run.arguments.batch_size, run.arguments.micro_batch_size)
 
     def __iter__(self) -> Iterator[StepBatch]:
         arguments, rows = self.run.arguments, len(self.sentences)
@@ -334,14 +328,13 @@ class TaggingBatches:
             yield self._step_batch(chosen)
 
     def _step_batch(self, sentences: np.ndarray) -> StepBatch:
-        first = self.run.accelerator.process_index * self.share
-        parts = sentences.reshape(-1, self.run.arguments.micro_batch_size)[first : first + self.share]
+        parts = sentences.reshape(-1, self.run.arguments.micro_batch_size)[self.first : self.first + self.share]
         batches = [tagger_inputs(self.vectors, part, self.layers, self.labels) for part in parts]
         lengths = self.vectors.lengths[parts]
         targets = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
         return StepBatch(
             micro_batches=batches,
-            first=first,
+            first=self.first,
             counts={"num_items_in_batch": targets},
             num_tokens=int(lengths.sum()),
             squared_lengths=int((lengths**2).sum()),

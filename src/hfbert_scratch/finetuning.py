@@ -32,7 +32,7 @@ from .prediction import (
 )
 from .tasks import DataArguments, FeatureSettings, SequenceTask, SquadTask, Task, get_task
 from .tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
-from .training import Run, StepBatch, TrainingArguments, prepare, train
+from .training import Run, StepBatch, TrainingArguments, own_micro_batches, prepare, train
 
 
 # google-research/bert, run_classifier.py: warmup_proportion.
@@ -140,14 +140,7 @@ class FinetuningBatches:
     def __init__(self, run: Run, examples: Examples, arguments: FinetuningArguments, pad_to_batch: bool):
         self.run, self.examples, self.arguments = run, examples, arguments
         self.pad_to_batch = pad_to_batch
-        micro_batches = arguments.batch_size // arguments.micro_batch_size  # type: ignore[operator]
-        self.share, rest = divmod(micro_batches, run.accelerator.num_processes)
-        if rest:
-            raise InputError(
-                f"{micro_batches} micro-batches (batch_size {arguments.batch_size}, micro_batch_size "
-                f"{arguments.micro_batch_size}) cannot be shared by {run.accelerator.num_processes} processes; "
-                "change one of them"
-            )
+        self.first, self.share = own_micro_batches(run, arguments.batch_size, arguments.micro_batch_size)  # type: ignore
 
     def __iter__(self) -> Iterator[StepBatch]:
         block, batches = -1, np.empty((0, 0), dtype=np.int64)
@@ -174,13 +167,13 @@ class FinetuningBatches:
         return chosen.reshape(count, size)[np.random.default_rng([seed, number, 1]).permutation(count)]
 
     def _step_batch(self, rows: np.ndarray) -> StepBatch:
-        first = self.run.accelerator.process_index * self.share
-        parts = rows.reshape(-1, int(self.arguments.micro_batch_size))[first : first + self.share]  # type: ignore
+        parts = rows.reshape(-1, int(self.arguments.micro_batch_size))  # type: ignore
+        parts = parts[self.first : self.first + self.share]
         length = int(self.examples.lengths[rows].max()) if self.pad_to_batch else None
         tokens = self.examples.tokens[parts.ravel()]
         return StepBatch(
             micro_batches=[self.examples.batch(part, length) for part in parts],
-            first=first,
+            first=self.first,
             counts={"num_items_in_batch": self.examples.count_targets(parts.ravel())},
             num_tokens=int(tokens.sum()),
             squared_lengths=int((tokens.astype(np.int64) ** 2).sum()),

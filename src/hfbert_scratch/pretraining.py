@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import InputError
 from .masking import IGNORED_LABEL, Masking, PretrainingCollator
 from .segment_pairs import Cursor, Instances, SegmentPairs
-from .training import Progress, Run, StepBatch, check_divides
+from .training import Progress, Run, StepBatch, check_divides, own_micro_batches
 
 
 # Rows of a file of static instances: at a length of 128, 26 MB.
@@ -85,21 +84,13 @@ class PretrainingBatches:
     ):
         self.phases = phases
         self.progress = progress
-        self.process = run.accelerator.process_index
-        self.processes = run.accelerator.num_processes
         # Shapes that do not depend on the data: for devices that run ahead of the host, and for compiled graphs. On a
         # CPU nothing is gained by them, and the padded predictions would cost.
         self.static_shapes = run.device.type != "cpu" or run.arguments.compile
         self.pin = run.device.type == "cuda"
         self.pairs = [settings.pairs(documents, phase.max_seq_length) for phase in phases]
         self.collators = [settings.collator(tokenizer, phase.max_seq_length) for phase in phases]
-        for phase in phases:
-            micro_batches = phase.batch_size // phase.micro_batch_size
-            if micro_batches % self.processes:
-                raise InputError(
-                    f"{micro_batches} micro-batches (batch_size {phase.batch_size}, micro_batch_size "
-                    f"{phase.micro_batch_size}) cannot be shared by {self.processes} processes; change one of them"
-                )
+        self.own = [own_micro_batches(run, phase.batch_size, phase.micro_batch_size) for phase in phases]
 
     def __iter__(self) -> Iterator[StepBatch]:
         step, saved = self.progress.step, self.progress.cursor
@@ -115,8 +106,7 @@ class PretrainingBatches:
 
     def _step_batch(self, number: int, instances: Instances, cursor: Cursor) -> StepBatch:
         phase, pairs, collator = self.phases[number], self.pairs[number], self.collators[number]
-        share = phase.batch_size // phase.micro_batch_size // self.processes
-        first = self.process * share
+        first, share = self.own[number]
         own = instances[first * phase.micro_batch_size : (first + share) * phase.micro_batch_size]
         batch, lengths = collate(pairs, collator, own)
         if not self.static_shapes:

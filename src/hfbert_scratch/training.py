@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +101,21 @@ def check_divides(batch_size: int, micro_batch_size: int) -> None:
         raise InputError(f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}")
 
 
+def own_micro_batches(run: "Run", batch_size: int, micro_batch_size: int) -> tuple[int, int]:
+    """The number of this process's first micro-batch in a global batch, and how many are its own.
+
+    Raises InputError when the processes cannot share them evenly.
+    """
+    micro_batches, processes = batch_size // micro_batch_size, run.accelerator.num_processes
+    share, rest = divmod(micro_batches, processes)
+    if rest:
+        raise InputError(
+            f"{micro_batches} micro-batches (batch_size {batch_size}, micro_batch_size {micro_batch_size}) cannot be "
+            f"shared by {processes} processes; change one of them"
+        )
+    return run.accelerator.process_index * share, share
+
+
 @dataclass
 class StepBatch:
     """What one optimizer step of this process consumes.
@@ -134,8 +150,8 @@ class Progress:
 class Run:
     """One training run in one directory; a context manager that holds the directory's lock.
 
-    Making it sets up Accelerate and prints nothing. `settings` is what a
-    resumed run must share with the one that wrote the checkpoints, beyond the arguments (data and tokenizer hashes).
+    Making it sets up Accelerate and prints nothing. `settings` is what a resumed run must share with the one that
+    wrote the checkpoints, beyond the arguments (data and tokenizer hashes).
     `best_step` is a step whose checkpoint is kept however old it gets. `last`: no run follows in these processes.
 
     Raises InputError when the launch is not what was asked for, OutputError when the directory is not writable or
@@ -160,7 +176,6 @@ class Run:
         self._stop_votes: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
         if self.is_main:
             self._lock = _lock_directory(self.directory)
-            save_arguments(arguments, self.directory / "arguments.yaml")
         self.accelerator.wait_for_everyone()
 
     def __enter__(self) -> "Run":
@@ -176,6 +191,11 @@ class Run:
                 self.accelerator.end_training()
             for tracker in [] if self.last else self.accelerator.trackers:
                 tracker.finish()
+
+    @cached_property
+    def peak(self) -> tuple[float, str]:
+        """FLOP/s of this device in the run's precision, and where the figure is from; see `peak_flops`."""
+        return peak_flops(self.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
 
     @property
     def checkpoints(self) -> Path:
@@ -350,6 +370,8 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
         epsilon=arguments.adam_epsilon,
     )
     resumed = run.resume(model, optimizer)
+    if run.is_main:  # not before: a run that is refused leaves the directory as it was
+        save_arguments(arguments, run.directory / "arguments.yaml")
     model.to(run.device)
     _optimizer_to(optimizer, run.device)
     if arguments.compile:
@@ -432,7 +454,7 @@ class _Meter:
     def __init__(self, run: Run, flops_per_token: Callable[[float], float]):
         self.run = run
         self.flops_per_token = flops_per_token
-        self.peak, _ = peak_flops(run.device, torch.bfloat16 if run.precision == "bf16" else torch.float32)
+        self.peak, _ = run.peak
         # In float64 a sum of float32 losses is exact, so that it may be split at a checkpoint.
         self.losses = torch.zeros(len(self.PARTS), dtype=torch.float64, device=run.device)
         self.gradient_norms = torch.zeros((), dtype=torch.float64, device=run.device)

@@ -29,7 +29,7 @@ from .task import (
     refuse_unlabelled,
     token_ids,
     with_special_tokens,
-    write_lines,
+    write_predicted,
 )
 
 
@@ -182,8 +182,7 @@ class SequenceTask(Task):
         self, directory: Path, raw: datasets.Dataset, predictions: list[str] | list[float], split: str
     ) -> list[Path]:
         """`predictions_<split>.tsv`: index, prediction (the class's name or the number), as a header says."""
-        lines = [f"{row}\t{prediction}" for row, prediction in enumerate(predictions)]
-        return [write_lines(Path(directory) / f"predictions_{split}.tsv", ["index\tprediction", *lines])]
+        return write_predicted(directory, split, predictions)
 
 
 def text_features(

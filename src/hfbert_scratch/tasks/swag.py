@@ -24,7 +24,7 @@ from .task import (
     refuse_unlabelled,
     token_ids,
     with_special_tokens,
-    write_lines,
+    write_predicted,
 )
 
 
@@ -102,8 +102,7 @@ class SwagTask(Task):
         self, directory: Path, raw: datasets.Dataset, predictions: list[int], split: str
     ) -> list[Path]:
         """`predictions_<split>.tsv`: index, prediction (0 to 3), as a header says."""
-        lines = [f"{row}\t{prediction}" for row, prediction in enumerate(predictions)]
-        return [write_lines(Path(directory) / f"predictions_{split}.tsv", ["index\tprediction", *lines])]
+        return write_predicted(directory, split, predictions)
 
 
 def swag_features(

@@ -19,14 +19,11 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from ..errors import InputError, OutputError
+from ..masking import IGNORED_LABEL  # noqa: F401 - the tasks' own name for it
 from ..metrics import load_metric
 from ..tokenization import tokenizer_hash
 from ..word_encoding import WordEncoder, decomposes
 from .loading import Columns, DataArguments, find_files, load_hub, read_file
-
-
-# The label of positions that have none (PyTorch's cross entropy ignores it).
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -444,6 +441,12 @@ def label_maps(names: Sequence[str]) -> dict[str, Any]:
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
     }
+
+
+def write_predicted(directory: Path, split: str, predictions: Collection[Any]) -> list[Path]:
+    """Write `predictions_<split>.tsv`: index, prediction, as a header says."""
+    lines = [f"{row}\t{prediction}" for row, prediction in enumerate(predictions)]
+    return [write_lines(Path(directory) / f"predictions_{split}.tsv", ["index\tprediction", *lines])]
 
 
 def write_lines(path: Path, lines: Collection[str]) -> Path:
