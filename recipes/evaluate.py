@@ -118,7 +118,7 @@ def main() -> None:
 
 def set_attention(model: nn.Module, accelerator: Accelerator) -> None:
     """What is fastest without gradients."""
-    model.set_attn_implementation(fastest_attention(accelerator.device, accelerator.mixed_precision, 0.0))
+    model.set_attn_implementation(fastest_attention(model, accelerator.device, accelerator.mixed_precision, 0.0))
 
 
 def evaluate_splits(

@@ -1,5 +1,6 @@
 """Where a run happens: processes and precision through Accelerate, the device, the versions of what is installed."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -9,8 +10,16 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from torch import nn
 
+from .configuration_hfbert import HFBertConfig
 from .errors import InputError
+from .modeling_hfbert import UNPADDED
+
+
+# Names of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 def versions() -> dict[str, str]:
@@ -45,15 +54,29 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and cpu_check is not None and cpu_check()
 
 
-def fastest_attention(device: torch.device, precision: str, dropout: float) -> str:
-    """The implementation for training on `device`.
+def fastest_attention(model: nn.Module, device: torch.device, precision: str, dropout: float) -> str:
+    """The attention implementation for `model` on `device`, as measured by benchmarks/pretraining_step.py.
 
-    On CPUs PyTorch's fused attention has no dropout and a slow bfloat16 backward pass, so there it serves only float32
-    without dropout (benchmarks/pretraining_step.py, --attention sdpa against eager).
+    On a CPU our own models compute on real tokens alone, except for answers to questions, whose softmax is over all
+    positions, padding too, and in a compiled graph, whose shapes must not depend on the data. For others, PyTorch's
+    fused attention has no dropout and a slow bfloat16 backward pass there.
     """
-    if device.type == "cpu" and (precision == "bf16" or dropout > 0):
-        return "eager"
-    return "sdpa"
+    if device.type != "cpu":
+        return "sdpa"
+    compiled = getattr(model, "_compiled_call_impl", None) is not None
+    if model.config.model_type == HFBertConfig.model_type and not (hasattr(model, "qa_outputs") or compiled):
+        return UNPADDED
+    return "eager" if precision == "bf16" or dropout > 0 else "sdpa"
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next step, instead of handing every large tensor back to the system and
+    having each of its pages cleared again (a sixth of a step of 4 layers of 256 in bfloat16; elsewhere no effect).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(2**31 - 1))
 
 
 def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: Path | None = None) -> Accelerator:

@@ -87,7 +87,9 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> nn.Module:
         missing = [key for key in missing if not key.startswith("pooler.")]
     if missing:
         raise InputError(f"{name!r} has no weights for {', '.join(missing[:3])}: it is not a {type(model).__name__}")
-    return model.eval().to(device)
+    model.eval().to(device)
+    _choose_attention(model)
+    return model
 
 
 def encode(
@@ -192,8 +194,13 @@ def in_dtype(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     cast = copy.deepcopy(encoder).to(dtype)
     if cast.config._attn_implementation in ("sdpa", "eager"):
-        cast.set_attn_implementation(fastest_attention(cast.device, "bf16" if dtype == torch.bfloat16 else "no", 0.0))
+        _choose_attention(cast)
     return cast
+
+
+def _choose_attention(encoder: nn.Module) -> None:
+    precision = "bf16" if encoder.dtype == torch.bfloat16 else "no"
+    encoder.set_attn_implementation(fastest_attention(encoder, encoder.device, precision, 0.0))
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -2,18 +2,26 @@
 """BERT (Devlin et al. 2018), read in the order of the forward pass: embeddings, layers, pooler, heads.
 
 Parameter names are those of the original and of stock `bert`, so checkpoints of either load here and ours load there.
-This file and configuration_hfbert.py travel with every checkpoint, so they import nothing else of this package.
+How attention, dropout and the loss are computed fast is in kernels_hfbert.py. These two and configuration_hfbert.py
+travel with every checkpoint, so they import nothing else of this package.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    create_bidirectional_mask,
+    create_causal_mask,
+    sdpa_mask,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -34,9 +42,11 @@ from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hfbert import HEADS, HFBertConfig
+from .kernels_hfbert import IGNORED_LABEL, HFBertDropout, Packing, attend_packed, summed_cross_entropy
 
 
-IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
+# An attention implementation like "sdpa", of our own: the padding of a batch is left out of all computation.
+UNPADDED = "hfbert_unpadded"
 
 
 class HFBertEmbeddings(nn.Module):
@@ -48,7 +58,7 @@ class HFBertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = HFBertDropout(config.hidden_dropout_prob)
         # Not saved; as a buffer so that old checkpoints, which hold it, load without a complaint.
         self.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None], persistent=False)
 
@@ -61,15 +71,8 @@ class HFBertEmbeddings(nn.Module):
     ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        sequence_length = inputs_embeds.shape[1]
         if position_ids is None:
-            limit = self.position_ids.shape[1]
-            if sequence_length > limit:
-                raise ValueError(
-                    f"a sequence of {sequence_length} tokens does not fit max_position_embeddings={limit}: "
-                    f"truncate it (tokenizer(..., truncation=True, max_length={limit}))"
-                )
-            position_ids = self.position_ids[:, :sequence_length]
+            position_ids = self.default_positions(inputs_embeds.shape[1])
         if token_type_ids is None:
             # Every token in segment A: one row, broadcast.
             segments = self.token_type_embeddings.weight[0]
@@ -77,6 +80,16 @@ class HFBertEmbeddings(nn.Module):
             segments = self.token_type_embeddings(token_type_ids)
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
+
+    def default_positions(self, sequence_length: int) -> torch.Tensor:
+        """0, 1, 2 …, (1, sequence_length). Raises ValueError for more than the table has."""
+        limit = self.position_ids.shape[1]
+        if sequence_length > limit:
+            raise ValueError(
+                f"a sequence of {sequence_length} tokens does not fit max_position_embeddings={limit}: "
+                f"truncate it (tokenizer(..., truncation=True, max_length={limit}))"
+            )
+        return self.position_ids[:, :sequence_length]
 
 
 def eager_attention_forward(
@@ -94,9 +107,33 @@ def eager_attention_forward(
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = F.softmax(scores, dim=-1)
-    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    probabilities = module.dropout(probabilities) if dropout else probabilities
     output = torch.matmul(probabilities, value)
     return output.transpose(1, 2).contiguous(), probabilities
+
+
+def unpadded_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, None]:
+    """Attention within the sequences of a packed batch, (1, heads, tokens, head size); without `packing`, sdpa."""
+    if packing is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    tokens = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend_packed(*tokens, packing, scaling, dropout, module.is_causal)[None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(UNPADDED, sdpa_mask)
 
 
 class HFBertSelfAttention(nn.Module):
@@ -111,7 +148,7 @@ class HFBertSelfAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = HFBertDropout(config.attention_probs_dropout_prob)
 
     def forward(
         self,
@@ -121,6 +158,9 @@ class HFBertSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.attention_head_size)
+        device_type = hidden_states.device.type
+        if torch.is_autocast_enabled(device_type):  # which would cast for each of the three
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
         query = self.query(hidden_states).view(head_shape).transpose(1, 2)
         key = self.key(hidden_states).view(head_shape).transpose(1, 2)
         value = self.value(hidden_states).view(head_shape).transpose(1, 2)
@@ -147,7 +187,7 @@ class HFBertResidual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = HFBertDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
@@ -378,6 +418,7 @@ class HFBertModel(HFBertPreTrainedModel):
         (batch_size, sequence_length, hidden_size) in place of input_ids. Omitted token types mean segment A.
 
         Returns last_hidden_state (batch_size, sequence_length, hidden_size), pooler_output (batch_size, hidden_size).
+        With attn_implementation="hfbert_unpadded" the layers see no padding, and last_hidden_state is 0 there.
         Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -402,18 +443,35 @@ class HFBertModel(HFBertPreTrainedModel):
             # One row of positions or segments serves every sequence of the batch; a mask has to be said for each.
             if name == "attention_mask" or tensor.shape != (1, given.shape[1]):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
-        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        mask = self._attention_mask(embeddings, attention_mask)
-        sequence_output = self.encoder(embeddings, mask, **kwargs).last_hidden_state
+        if self._unpads(attention_mask, kwargs):
+            packing = Packing.from_mask(attention_mask, given.shape[:2], given.device)
+            positions = self.embeddings.default_positions(given.shape[1]) if position_ids is None else position_ids
+            embeddings = self.embeddings(
+                *(packing.pack(tensor) for tensor in (input_ids, token_type_ids, positions, inputs_embeds))
+            )
+            sequence_output = self.encoder(embeddings, packing=packing, **kwargs).last_hidden_state
+            sequence_output = packing.unpack(sequence_output)
+        else:
+            embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+            mask = self._attention_mask(embeddings, attention_mask)
+            sequence_output = self.encoder(embeddings, mask, **kwargs).last_hidden_state
         pooled_output = self.pooler(sequence_output) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=pooled_output)
+
+    def _unpads(self, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]) -> bool:
+        """Whether to compute on real tokens alone: not where the shapes of what lies between are asked for."""
+        if self.config._attn_implementation != UNPADDED:
+            return False
+        if kwargs.get("output_attentions"):
+            raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
+        padded = kwargs.get("output_hidden_states") or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return not padded and (attention_mask is None or attention_mask.dim() == 2)
 
     def _attention_mask(self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None):
         """The mask in the form the chosen attention implementation takes."""
         if self.config.left_to_right:
-            return create_causal_mask(
-                config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask, past_key_values=None
-            )
+            # By position: no cache, which transformers renamed in 5.24.
+            return create_causal_mask(self.config, embeddings, attention_mask, None)
         # Dropping an all-ones mask lets inference take faster kernels, but reading it stops the host until the device
         # has caught up: not in a training step.
         may_skip = not (self.training and embeddings.device.type != "cpu")
@@ -432,9 +490,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.T
     """
     _check_label_count(labels, logits, logits.shape[:-1].numel())
     labels = labels.reshape(-1).to(logits.device, torch.long)
-    total = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
-    )
+    total = summed_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
     return total / _count(num_items, (labels != IGNORED_LABEL).sum(), total.device)
 
 
@@ -644,7 +700,7 @@ class HFBertClassifier(HFBertPreTrainedModel):
         super().__init__(config)
         self.bert = HFBertModel(config, add_pooling_layer=add_pooling_layer)
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = HFBertDropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, num_outputs)
         self.post_init()
 

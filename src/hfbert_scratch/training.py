@@ -30,7 +30,7 @@ from torch import nn
 
 from .arguments import argument, read_json, save_arguments
 from .checkpoints import load_optimizer, newest_checkpoint, save_optimizer, write_checkpoint
-from .environment import create_accelerator, fastest_attention, hardware, versions
+from .environment import create_accelerator, fastest_attention, hardware, keep_freed_memory, versions
 from .errors import CheckpointError, DivergenceError, InputError, OutputError
 from .masking import hash64
 from .optimization import OPTIMIZERS, create_optimizer, linear_schedule
@@ -162,6 +162,7 @@ class Run:
         self.arguments = arguments
         self.last = last
         self.directory = Path(arguments.output_dir)
+        keep_freed_memory()
         self.accelerator = create_accelerator(arguments.precision, arguments.trackers, self.directory)
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
@@ -349,9 +350,11 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     """
     arguments = run.arguments
     attention = arguments.attention
+    if arguments.compile:
+        model.compile()
     if attention == "auto":
         dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
-        attention = fastest_attention(run.device, run.precision, dropout)
+        attention = fastest_attention(model, run.device, run.precision, dropout)
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
@@ -374,8 +377,6 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
         save_arguments(arguments, run.directory / "arguments.yaml")
     model.to(run.device)
     _optimizer_to(optimizer, run.device)
-    if arguments.compile:
-        model.compile()
     model, optimizer = run.accelerator.prepare(model, optimizer)
     return model, optimizer, resumed
 

@@ -1,0 +1,296 @@
+# Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
+"""The same arithmetic in less time: dropout, cross-entropy and attention over sequences of different lengths.
+
+modeling_hfbert.py says what is computed; here is how, where PyTorch's own way is slow. What is here equals the plain
+path up to rounding (tests/test_kernels.py), and steps aside while a graph is compiled or exported. This file travels
+with every checkpoint, so it imports nothing of this package. Figures: benchmarks/pretraining_step.py.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
+
+# The integers that share a floating-point number's bits.
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+# Random numbers have 15 bits: a dropout probability is met to within 1/65536.
+_RANDOM_BITS = 15
+# Float32 logits that are worked on at a time, in numbers: what fits a processor's cache.
+_CHUNK = 1 << 20
+# Sequences share a product of matrices if the shorter ones are at least this share of the longest, or very short.
+_SHARED_LENGTH = 0.8
+_SHORT_LENGTH = 16
+
+
+def _takes_own_path(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in _BITS and not torch.compiler.is_compiling()
+
+
+# ------------------------------------------------------------------------------------------------------------- dropout
+
+
+def _below(probability: float, like: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Integers of `like`'s shape and width, negative with `probability` and else 0 or more; and that probability as it
+    is met. From PyTorch's CPU generator, four of them for one 64-bit draw: bernoulli_ takes several times as long.
+    """
+    threshold = round(probability * (1 << _RANDOM_BITS))
+    count = like.numel()
+    random = torch.empty((count + 3) // 4, dtype=torch.int64).random_().view(torch.int16)[:count]
+    random = random.bitwise_and_((1 << _RANDOM_BITS) - 1).sub_(threshold)
+    return random.to(_BITS[like.dtype]).view(like.shape), threshold / (1 << _RANDOM_BITS)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, probability: float) -> torch.Tensor:
+        values = values.contiguous()
+        below, probability = _below(probability, values)
+        bits = below.dtype
+        ctx.kept = below.bitwise_right_shift_(torch.iinfo(bits).bits - 1).bitwise_not_()
+        ctx.scale = 1 / (1 - probability)
+        return (values.view(bits) & ctx.kept).view(values.dtype).mul_(ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        kept = gradient.contiguous().view(ctx.kept.dtype) & ctx.kept
+        return kept.view(gradient.dtype).mul_(ctx.scale), None
+
+
+class HFBertDropout(nn.Dropout):
+    """nn.Dropout, with cheaper random numbers in training on a CPU."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if self.training and self.p > 0 and _takes_own_path(values):
+            return _Dropout.apply(values, self.p)
+        return super().forward(values)
+
+
+# ------------------------------------------------------------------------------------------------------- cross-entropy
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of (rows, classes) logits and (rows,) labels, in float32 a few rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        normalizers = torch.cat([rows.float().logsumexp(-1) for rows in _CrossEntropy.parts(logits)])
+        counted = labels != IGNORED_LABEL
+        index = torch.where(counted, labels, 0)[:, None]
+        ctx.save_for_backward(logits, normalizers, index, counted)
+        losses = normalizers - logits.gather(1, index).squeeze(1).float()
+        return (losses * counted).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, normalizers, index, counted = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        start = 0
+        for rows in _CrossEntropy.parts(logits):
+            part = slice(start, start + len(rows))
+            probabilities = (rows.float() - normalizers[part, None]).exp_()
+            probabilities.scatter_add_(1, index[part], probabilities.new_full((len(rows), 1), -1.0))
+            result[part] = probabilities.mul_((gradient * counted[part])[:, None])
+            start += len(rows)
+        return result, None
+
+    @staticmethod
+    def parts(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return logits.split(max(1, _CHUNK // logits.shape[1]))
+
+
+def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """F.cross_entropy(logits.float(), labels, reduction="sum"), labels of -100 ignored; (rows, classes) and (rows,).
+
+    Over a vocabulary on a CPU without float32 copies of all logits, which cost more than the arithmetic.
+    """
+    if logits.numel() > _CHUNK and _takes_own_path(logits):
+        lowest, highest = labels.min(), labels.max()
+        if highest < logits.shape[1] and (lowest >= 0 or bool(((labels >= 0) | (labels == IGNORED_LABEL)).all())):
+            return _CrossEntropy.apply(logits, labels)
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+# ----------------------------------------------------------------------------------------------------------- unpadding
+
+
+class _Group:
+    """Neighbouring sequences of a packed batch that are attended together, padded to the longest of them, the first.
+
+    lengths: descending. places: where each token stands in the padded (sequences · longest) grid; None where there is
+    no padding.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device):
+        self.count, self.longest, self.tokens = len(lengths), lengths[0], sum(lengths)
+        self.real = torch.arange(self.longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+        padded = self.tokens < self.count * self.longest
+        self.places = self.real.flatten().nonzero().squeeze(1) if padded else None
+        self._masks: dict[tuple[torch.dtype, bool], torch.Tensor] = {}
+
+    def spread(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(tokens, heads, head size) → (sequences, heads, longest, head size), zeros as padding."""
+        if self.places is not None:
+            grid = tokens.new_zeros(self.count * self.longest, *tokens.shape[1:])
+            tokens = grid.index_copy(0, self.places, tokens)
+        return tokens.unflatten(0, (self.count, self.longest)).transpose(1, 2)
+
+    def gather(self, grid: torch.Tensor) -> torch.Tensor:
+        """The way back."""
+        tokens = grid.transpose(1, 2).flatten(0, 1)
+        return tokens if self.places is None else tokens.index_select(0, self.places)
+
+    def mask(self, dtype: torch.dtype, is_causal: bool) -> torch.Tensor | None:
+        """What is added to (sequences, heads, longest, longest) scores; None for nothing. The same for every layer."""
+        if self.places is None and not is_causal:
+            return None
+        if (dtype, is_causal) not in self._masks:
+            allowed = self.real[:, None, None, :]
+            if is_causal:
+                allowed = allowed & torch.ones_like(self.real[:1, :, None] & self.real[:1, None, :]).tril()
+            lowest = torch.finfo(dtype).min
+            self._masks[dtype, is_causal] = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, lowest)
+        return self._masks[dtype, is_causal]
+
+
+class Packing:
+    """How a padded batch becomes one sequence of its real tokens and back.
+
+    The sequences stand one behind the other, the longest first, in groups of similar length. `from_mask` reads the
+    mask, which on a GPU waits for the device.
+    """
+
+    def __init__(self, shape: torch.Size, tokens: torch.Tensor | None, lengths: list[int], device: torch.device):
+        self.shape = shape
+        self.tokens = tokens  # (real tokens,) places in the flattened batch; None if they are all, in order
+        # A device that is far ahead of the host is not helped by many small products.
+        cuts = _cuts(lengths) if device.type == "cpu" else [0, len(lengths)]
+        self.groups = [_Group(lengths[start:end], device) for start, end in itertools.pairwise(cuts)]
+
+    @classmethod
+    def from_mask(cls, attention_mask: torch.Tensor | None, shape: torch.Size, device: torch.device) -> "Packing":
+        """attention_mask (batch_size, sequence_length), 0 for padding, wherever it stands; None: no padding."""
+        batch_size, sequence_length = shape
+        if attention_mask is None or bool((attention_mask != 0).all()):
+            return cls(shape, None, [sequence_length] * batch_size, device)
+        real = attention_mask != 0
+        counts = real.sum(1)
+        order = counts.argsort(descending=True, stable=True)
+        rows, columns = real[order].nonzero(as_tuple=True)
+        lengths = [length for length in counts[order].tolist() if length]
+        return cls(shape, order[rows] * sequence_length + columns, lengths, device)
+
+    def pack(self, values: torch.Tensor | None) -> torch.Tensor | None:
+        """(batch_size or 1, sequence_length, …) → (1, real tokens, …); None stays None."""
+        if values is None:
+            return None
+        values = values.expand(self.shape[0], *values.shape[1:]).flatten(0, 1)
+        return (values if self.tokens is None else values.index_select(0, self.tokens))[None]
+
+    def unpack(self, values: torch.Tensor) -> torch.Tensor:
+        """(1, real tokens, size) → (batch_size, sequence_length, size), 0 where there is padding."""
+        values = values[0]
+        if self.tokens is not None:
+            padded = values.new_zeros(self.shape.numel(), values.shape[-1])
+            values = padded.index_copy(0, self.tokens, values)
+        return values.unflatten(0, self.shape)
+
+
+def _cuts(lengths: list[int]) -> list[int]:
+    """Where to cut descending lengths: where padding would cost more than another round of small products."""
+    cuts = [0]
+    for number, length in enumerate(lengths):
+        longest = lengths[cuts[-1]]
+        if length < _SHARED_LENGTH * longest and longest > _SHORT_LENGTH:
+            cuts.append(number)
+    return [*cuts, len(lengths)]
+
+
+def attend_packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packing: Packing,
+    scaling: float,
+    dropout: float,
+    is_causal: bool,
+) -> torch.Tensor:
+    """Every sequence of a packed batch attends to itself alone: (real tokens, heads, head size), the same back."""
+    sizes = [group.tokens for group in packing.groups]
+    # On CPUs PyTorch's fused attention has no dropout and is slow in bfloat16 (benchmarks/pretraining_step.py).
+    own = _takes_own_path(query) and (dropout > 0 or query.dtype != torch.float32)
+    attended = []
+    for group, *parts in zip(packing.groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        grids, mask = [group.spread(part) for part in parts], group.mask(query.dtype, is_causal)
+        if own:
+            rows = [grid.flatten(0, 1) for grid in grids]
+            grid = _Attention.apply(*rows, mask, scaling, dropout).unflatten(0, grids[0].shape[:2])
+        else:
+            grid = F.scaled_dot_product_attention(*grids, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        attended.append(group.gather(grid))
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+class _Attention(torch.autograd.Function):
+    """dropout(softmax(QKᵀ·scaling + mask))·V on (sequences · heads, length, head size), for CPUs.
+
+    Keeps one tensor of scores: the probabilities, negative where they were dropped.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        scores = query.new_empty(len(query), query.shape[1], key.shape[1])
+        torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=scaling, out=scores)
+        if mask is not None:
+            scores.unflatten(0, (len(mask), -1)).add_(mask)
+        probabilities = torch.softmax(scores, -1)
+        ctx.scaling, ctx.scale = scaling, 1.0
+        if dropout:
+            signs, dropout = _below(dropout, probabilities)
+            ctx.scale = 1 / (1 - dropout)
+            bits = probabilities.view(signs.dtype)
+            bits |= signs.bitwise_and_(torch.iinfo(signs.dtype).min)
+        ctx.save_for_backward(query, key, value, probabilities)
+        return torch.bmm(_Attention.kept(probabilities, dropout), value).mul_(ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, probabilities = ctx.saved_tensors
+        gradient = gradient * ctx.scale
+        dropped = ctx.scale != 1
+        value_gradient = torch.bmm(_Attention.kept(probabilities, dropped).transpose(1, 2), gradient)
+        scores_gradient = torch.bmm(gradient, value.transpose(1, 2))
+        if dropped:
+            bits = _BITS[probabilities.dtype]
+            sign = probabilities.view(bits).bitwise_right_shift(torch.iinfo(bits).bits - 1)
+            scores_gradient.view(bits).bitwise_and_(sign.bitwise_not_())
+            probabilities = probabilities.abs()
+        scores_gradient = torch._softmax_backward_data(scores_gradient, probabilities, -1, probabilities.dtype)
+        query_gradient = torch.bmm(scores_gradient, key).mul_(ctx.scaling)
+        key_gradient = torch.bmm(scores_gradient.transpose(1, 2), query).mul_(ctx.scaling)
+        return query_gradient, key_gradient, value_gradient, None, None, None
+
+    @staticmethod
+    def kept(probabilities: torch.Tensor, dropout: Any) -> torch.Tensor:
+        """The probabilities that were not dropped, 0 for the others."""
+        if not dropout:
+            return probabilities
+        bits = probabilities.view(_BITS[probabilities.dtype])
+        sign = bits.bitwise_right_shift(torch.iinfo(bits.dtype).bits - 1)
+        return (bits & sign.bitwise_not_()).view(probabilities.dtype)

@@ -1,0 +1,252 @@
+"""What kernels_hfbert.py computes faster equals the plain path: outputs, losses, gradients, dropout's statistics."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CASES, NO_DROPOUT, assert_same, batch, gradients, make, tensors, tiny_config
+from torch import nn
+
+from hfbert_scratch import HFBertForPreTraining
+from hfbert_scratch.kernels_hfbert import HFBertDropout, Packing, attend_packed, summed_cross_entropy
+from hfbert_scratch.modeling_hfbert import UNPADDED
+
+
+# Padding at the end, at the start, in between, none at all, and rows of one length.
+MASKS = {
+    "right": [[1] * 12, [1] * 3 + [0] * 9, [1] * 11 + [0]],
+    "left": [[0] * 4 + [1] * 8, [1] * 12, [0] * 9 + [1] * 3],
+    "holes": [[1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 0], [1] * 12, [1, 1, 0, 0] * 3],
+    "none": [[1] * 12] * 3,
+    "equal": [[1] * 7 + [0] * 5] * 3,
+    "very short": [[1] + [0] * 11, [1, 1] + [0] * 10, [1] * 12],
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("left_to_right", [False, True])
+def test_unpadded_states_are_the_padded_ones_at_real_tokens_and_0_elsewhere(mask, left_to_right):
+    model = make("base", left_to_right=left_to_right, **NO_DROPOUT).eval()
+    inputs = batch() | {"attention_mask": torch.tensor(MASKS[mask])}
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        padded = model(**inputs)
+        model.set_attn_implementation(UNPADDED)
+        unpadded = model(**inputs)
+    torch.testing.assert_close(unpadded.last_hidden_state[real], padded.last_hidden_state[real], atol=1e-5, rtol=0)
+    assert (unpadded.last_hidden_state[~real] == 0).all()
+    first = real[:, 0]
+    torch.testing.assert_close(unpadded.pooler_output[first], padded.pooler_output[first], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("base", "question_answering")])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_unpadded_losses_and_gradients_are_the_padded_ones(case, checkpointing):
+    model = make(case, **NO_DROPOUT).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    inputs = batch(case)
+    found = []
+    for implementation in ("eager", UNPADDED):
+        model.set_attn_implementation(implementation)
+        outputs = model(**inputs)
+        found.append({"loss": outputs.loss.detach()} | gradients(model, outputs.loss))
+    assert_same(found[0], found[1], 2e-6)
+
+
+def test_unpadded_in_bfloat16_is_as_near_to_float32_as_the_padded_model():
+    model = make("pretraining", **NO_DROPOUT).train()
+    inputs = batch("pretraining")
+    model.set_attn_implementation("eager")
+    exact = gradients(model, model(**inputs).loss)
+    errors = {}
+    for implementation in ("eager", UNPADDED):
+        model.set_attn_implementation(implementation)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**inputs).loss
+        found = gradients(model, loss)
+        errors[implementation] = sum(float((found[name] - exact[name]).square().sum()) for name in exact) ** 0.5
+    assert 0 < errors[UNPADDED] < 1.3 * errors["eager"]
+
+
+def test_hidden_states_are_asked_for_in_the_padded_shape_and_attentions_are_refused():
+    model = make("base").eval()
+    inputs = batch()
+    expected = model(**inputs, output_hidden_states=True).hidden_states
+    model.set_attn_implementation(UNPADDED)
+    found = model(**inputs, output_hidden_states=True).hidden_states
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"set_attn_implementation\('eager'\)"):
+        model(**inputs, output_attentions=True)
+
+
+def test_embeddings_positions_and_ready_made_masks_in_place_of_the_defaults():
+    model = make("base").eval()
+    inputs = batch()
+    embedded = {name: value for name, value in inputs.items() if name != "input_ids"} | {
+        "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"]).detach(),
+        "position_ids": torch.arange(12).flip(0)[None],
+    }
+    four_dimensional = inputs | {"attention_mask": torch.ones(3, 1, 12, 12, dtype=torch.bool).tril()}
+    for given in (embedded, four_dimensional):
+        model.set_attn_implementation("sdpa")
+        expected = model(**given).last_hidden_state
+        model.set_attn_implementation(UNPADDED)
+        found = model(**given).last_hidden_state
+        real = inputs["attention_mask"].bool() if given is embedded else torch.ones(3, 12, dtype=torch.bool)
+        torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="does not fit max_position_embeddings=40"):
+        model(input_ids=torch.ones(1, 41, dtype=torch.long))
+
+
+# Lengths that make several groups, with and without padding within them.
+LENGTHS = [40, 40, 38, 20, 20, 9, 7, 3, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_with_dropout_is_the_plain_formula_with_the_same_probabilities_dropped(dtype, is_causal):
+    """With one-hot values the output is the matrix of dropped probabilities itself."""
+    torch.manual_seed(0)
+    length, heads, dropout = 64, 4, 0.25
+    query, key = (torch.randn(1, length, heads, 64, dtype=dtype, requires_grad=True) for _ in range(2))
+    value = torch.eye(length, dtype=dtype)[:, None].expand(length, heads, length)[None].clone().requires_grad_()
+    packing = Packing.from_mask(None, torch.Size((1, length)), query.device)
+    dropped = attend_packed(query[0], key[0], value[0], packing, 0.125, dropout, is_causal).transpose(0, 1)
+    scores = torch.einsum("qhd,khd->hqk", query[0].float(), key[0].float()) * 0.125
+    if is_causal:
+        scores = scores.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf)
+    probabilities = scores.softmax(-1)
+    kept = (dropped != 0).float()
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(dropped.float(), probabilities * kept / (1 - dropout), atol=tolerance, rtol=tolerance)
+    share = kept.sum() / (probabilities > 1e-20).sum()
+    assert abs(share.item() - (1 - dropout)) < 0.02
+
+    weights = torch.randn(heads, length, length)
+    (dropped.float() * weights).sum().backward()
+    found = [tensor.grad.clone() for tensor in (query, key, value)]
+    for tensor in (query, key, value):
+        tensor.grad = None
+    plain = torch.einsum("hqk,khd->hqd", probabilities * kept / (1 - dropout), value[0].float())
+    (plain * weights).sum().backward()
+    for mine, tensor in zip(found, (query, key, value), strict=True):
+        error = (mine.float() - tensor.grad.float()).norm() / tensor.grad.float().norm()
+        assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+
+
+def test_sequences_do_not_see_each_other_whatever_group_they_are_in():
+    torch.manual_seed(0)
+    tokens, heads = sum(LENGTHS), 2
+    mask = (torch.arange(40) < torch.tensor(LENGTHS)[:, None]).long()
+    packing = Packing.from_mask(mask, mask.shape, mask.device)
+    assert len(packing.groups) > 2
+    assert any(group.places is not None for group in packing.groups)
+    assert any(group.places is None for group in packing.groups)
+    query, key, value = torch.randn(3, tokens, heads, 16).unbind(0)
+    together = attend_packed(query, key, value, packing, 0.25, 0.0, False)
+    start = 0
+    for length in LENGTHS:
+        own = [tensor[start : start + length].transpose(0, 1) for tensor in (query, key, value)]
+        alone = F.scaled_dot_product_attention(*own, scale=0.25).transpose(0, 1)
+        torch.testing.assert_close(together[start : start + length], alone, atol=1e-6, rtol=0)
+        start += length
+
+
+def test_packing_and_unpacking_are_each_others_inverse():
+    mask = torch.tensor(MASKS["holes"])
+    values = torch.randn(3, 12, 5)
+    packing = Packing.from_mask(mask, mask.shape, mask.device)
+    assert torch.equal(packing.unpack(packing.pack(values)), values * mask[..., None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_stated_share_scaled_and_its_gradient_is_the_same_mask(dtype):
+    torch.manual_seed(1)
+    dropout = HFBertDropout(0.1)
+    values = torch.ones(1001, 997, dtype=dtype, requires_grad=True)
+    found = dropout(values)
+    kept = found != 0
+    # Five standard deviations of a million draws, and the 1/65536 to which the probability is met.
+    assert abs(kept.double().mean().item() - 0.9) < 5 * (0.09 / kept.numel()) ** 0.5 + 2**-16
+    torch.testing.assert_close(found[kept], torch.full_like(found[kept], 1 / 0.9), atol=0, rtol=5e-3)
+    # Neither rows nor columns, nor neighbours, which come from one random number, depend on each other.
+    for dimension in (0, 1):
+        means = kept.double().mean(dimension)
+        assert means.std().item() < 1.15 * (0.09 / kept.shape[dimension]) ** 0.5
+    flat = kept.flatten().double() - 0.9
+    for distance in (1, 2, 3, 4, 997):
+        assert abs((flat[distance:] * flat[:-distance]).mean().item()) < 5 * 0.09 / flat.numel() ** 0.5
+    found.float().sum().backward()
+    assert torch.equal(values.grad != 0, kept)
+    torch.testing.assert_close(values.grad[kept], found.detach()[kept], atol=0, rtol=0)
+
+
+def test_dropout_is_a_function_of_the_seed_and_off_in_evaluation():
+    dropout, values = HFBertDropout(0.5), torch.randn(64, 64)
+    draws = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        draws.append(dropout(values))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert isinstance(dropout, nn.Dropout)
+    assert dropout.eval()(values) is values or torch.equal(dropout(values), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_over_a_vocabulary_is_pytorchs(dtype):
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(70, 30522)).to(dtype).requires_grad_()
+    labels = torch.randint(0, 30522, (70,))
+    labels[::7] = -100
+    found = summed_cross_entropy(logits, labels)
+    found.backward()
+    gradient, logits.grad = logits.grad, None
+    expected = F.cross_entropy(logits.float(), labels, reduction="sum")
+    expected.backward()
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-6)
+    torch.testing.assert_close(gradient, logits.grad, atol=1e-6, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+    for label in (30522, -1):
+        labels[3] = label
+        with pytest.raises(IndexError, match="out of bounds"):
+            summed_cross_entropy(logits, labels)
+
+
+def test_training_unpadded_with_dropout_follows_training_padded():
+    """Other draws of dropout, the same learning: the area under the loss curve of a tiny run agrees."""
+    means = []
+    for implementation in ("eager", UNPADDED):
+        torch.manual_seed(0)
+        model = HFBertForPreTraining(tiny_config(vocab_size=40)).train()
+        model.set_attn_implementation(implementation)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        losses = []
+        for step in range(120):
+            inputs = batch("pretraining", size=16, seed=step % 8)
+            inputs["input_ids"] %= 40
+            inputs["labels"] = torch.where(inputs["labels"] == -100, -100, inputs["input_ids"])
+            loss = model(**inputs).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0] / 4
+        means.append(sum(losses) / len(losses))
+    assert abs(means[0] - means[1]) < 0.1 * means[0]
+
+
+def test_outputs_of_all_heads_are_the_padded_ones_in_evaluation():
+    for case in CASES:
+        model = make(case).eval()
+        inputs = batch(case, labels=False)
+        model.set_attn_implementation("sdpa")
+        expected = tensors(model(**inputs))
+        model.set_attn_implementation(UNPADDED)
+        found = tensors(model(**inputs))
+        real = inputs["attention_mask"].bool()
+        for name, theirs in expected.items():
+            mine = found[name]
+            if theirs.shape[:2] == real.shape:
+                mine, theirs = mine[real], theirs[real]
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0, msg=f"{case} {name}")
