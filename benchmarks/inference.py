@@ -21,7 +21,8 @@ from transformers import BertConfig, BertModel
 from hfbert_scratch import HFBertConfig, HFBertModel
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.errors import command_line
-from hfbert_scratch.features import encode, in_dtype
+from hfbert_scratch.features import encode
+from hfbert_scratch.inference import inference_copy
 from hfbert_scratch.throughput import model_flops_per_token, peak_flops
 from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
 
@@ -111,7 +112,7 @@ def main() -> None:
     words = [f"w{number}" for number in range(len(SPECIAL_TOKENS), VOCAB_SIZE)]
     tokenizer = bert_tokenizer({token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}, lowercase=True)
     ours, stock = (model.to(device) for model in make_models(arguments.size))
-    model = in_dtype(ours, dtype)
+    model = inference_copy(ours, dtype)
 
     def encoded() -> np.ndarray:
         vectors = encode(model, tokenizer, texts, pooling="mean", batch_tokens=arguments.batch_tokens)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from harness import compare, record
+from harness import compare, memory_as_usual, peak_memory_above, record
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.environment import fastest_attention
+from hfbert_scratch.environment import fastest_attention, keep_freed_memory
 from hfbert_scratch.errors import command_line
 from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.throughput import model_flops_per_token, peak_flops
@@ -33,7 +33,7 @@ class BenchmarkArguments:
     precision: str = argument("bfloat16", help="bfloat16 (autocast) or float32")
     vocab_size: int = argument(30522, help="tokens")
     dropout: float = argument(0.1, help="of hidden states and attention")
-    attention: str = argument("auto", help="of our side: eager, sdpa, or auto as in training")
+    attention: str = argument("auto", help="of our side: eager, sdpa, hfbert_unpadded, or auto as in training")
     pairs: int = argument(5, help="timed steps of each side")
 
 
@@ -79,36 +79,54 @@ def step_function(
     return step
 
 
+def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model and optimizer of "ours" or of "stock"."""
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
+    config = HFBertConfig.from_size(arguments.size, vocab_size=arguments.vocab_size, **dropout)
+    if side == "stock":
+        names = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+        stock_config = BertConfig(**{name: value for name, value in config.to_dict().items() if name in names})
+        stock = BertForPreTraining(stock_config).to(device)
+        return stock, torch.optim.AdamW(stock.parameters(), lr=1e-4)
+    ours = HFBertForPreTraining(config).to(device)
+    attention = arguments.attention
+    if attention == "auto":
+        precision = "bf16" if arguments.precision == "bfloat16" else "no"
+        attention = fastest_attention(ours, device, precision, arguments.dropout)
+    ours.set_attn_implementation(attention)
+    return ours, create_optimizer("adamw", ours, learning_rate=1e-4)
+
+
+def small_and_whole_step(arguments: BenchmarkArguments, side: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """For `peak_memory_above`, on the CPU."""
+    if side == "ours":
+        keep_freed_memory()
+    device = torch.device("cpu")
+    model, optimizer = build(arguments, side, device)
+    batch, _ = make_batch(arguments, device)
+    small, whole = (
+        step_function(model, optimizer, {name: tensor[:rows] for name, tensor in batch.items()}, arguments.precision)
+        for rows in (1, arguments.batch_size)
+    )
+    return small, whole
+
+
 @command_line
 def main() -> None:
     """Compare and record."""
     arguments = parse_arguments(BenchmarkArguments, description=__doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch, lengths = make_batch(arguments, device)
-    config = HFBertConfig.from_size(
-        arguments.size,
-        vocab_size=arguments.vocab_size,
-        hidden_dropout_prob=arguments.dropout,
-        attention_probs_dropout_prob=arguments.dropout,
-    )
-    ours = HFBertForPreTraining(config).to(device)
-    precision = "bf16" if arguments.precision == "bfloat16" else "no"
-    attention = arguments.attention
-    ours.set_attn_implementation(
-        fastest_attention(device, precision, arguments.dropout) if attention == "auto" else attention
-    )
-    optimizer = create_optimizer("adamw", ours, learning_rate=1e-4)
-    names = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
-    stock = BertForPreTraining(BertConfig(**{k: v for k, v in config.to_dict().items() if k in names})).to(device)
-    stock_optimizer = torch.optim.AdamW(stock.parameters(), lr=1e-4)
+    (ours, optimizer), (stock, stock_optimizer) = (build(arguments, side, device) for side in ("ours", "stock"))
     result = compare(
         step_function(ours, optimizer, batch, arguments.precision),
         step_function(stock, stock_optimizer, batch, arguments.precision),
         arguments.pairs,
+        before=(keep_freed_memory, memory_as_usual),
     )
     tokens, squared = int(lengths.sum()), int((lengths**2).sum())
     predicted = int((batch["labels"] != -100).sum())
-    flops = tokens * model_flops_per_token(config, squared / tokens, predicted / tokens)
+    flops = tokens * model_flops_per_token(ours.config, squared / tokens, predicted / tokens)
     peak, _ = peak_flops(device, torch.bfloat16 if arguments.precision == "bfloat16" else torch.float32)
     result |= {
         "tokens_per_second": tokens / result["ours_seconds"],
@@ -116,6 +134,9 @@ def main() -> None:
         "theirs_useful_gflops": flops / result["theirs_seconds"] / 1e9,
         "share_of_peak": flops / result["ours_seconds"] / peak,
     }
+    if device.type == "cpu":
+        memory = [peak_memory_above(small_and_whole_step, arguments, side) for side in ("ours", "stock")]
+        result |= {"peak_mib": memory[0], "theirs_peak_mib": memory[1], "memory_ratio": memory[0] / memory[1]}
     shape = f"{arguments.size} {arguments.batch_size}x{arguments.sequence_length}"
     lengths_name = f", {arguments.real_share:.0%} real tokens" if arguments.real_share else ""
     record(f"pretraining step, {shape}, {arguments.precision}{lengths_name}", result)

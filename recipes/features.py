@@ -27,7 +27,8 @@ from hfbert_scratch.arguments import argument, parse_arguments, read_json
 from hfbert_scratch.environment import hardware, has_bfloat16, versions
 from hfbert_scratch.errors import InputError, OutputError, command_line
 from hfbert_scratch.feature_files import FORMATS, Layout, Part, TextFile, write_parts
-from hfbert_scratch.features import POOLINGS, default_batch_tokens, encode, in_dtype, load_encoder, weights_hash
+from hfbert_scratch.features import POOLINGS, default_batch_tokens, encode, load_encoder, weights_hash
+from hfbert_scratch.inference import inference_copy
 from hfbert_scratch.throughput import clock
 from hfbert_scratch.tokenization import load_tokenizer, tokenizer_hash
 
@@ -126,8 +127,7 @@ def main() -> None:
     model_hash = weights_hash(model)
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
     lower = arguments.precision == "bfloat16" or (arguments.precision == "auto" and has_bfloat16(device))
-    if lower:
-        model = in_dtype(model, torch.bfloat16)
+    model = inference_copy(model, torch.bfloat16 if lower else torch.float32)
     pooling = None if arguments.pooling == "none" else arguments.pooling
     batch_tokens = default_batch_tokens(device) if arguments.batch_tokens is None else arguments.batch_tokens
     encoder = partial(

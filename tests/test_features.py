@@ -22,7 +22,8 @@ from training_helpers import RECIPES, environment
 
 from hfbert_scratch.errors import InputError, OutputError
 from hfbert_scratch.feature_files import FORMATS, TextFile
-from hfbert_scratch.features import Row, encode, encode_rows, in_dtype, load_encoder, weights_hash
+from hfbert_scratch.features import Row, encode, encode_rows, load_encoder, weights_hash
+from hfbert_scratch.inference import PackedLinear, can_pack, inference_copy
 from hfbert_scratch.tokenization import save_tokenizer
 
 
@@ -166,8 +167,26 @@ def test_bfloat16_is_close_and_leaves_the_float32_model_alone(models, tokenizer,
     lower = np.stack([f.vectors for f in encode(ours, tokenizer, texts, pooling="mean", dtype=torch.bfloat16)])
     assert lower.dtype == np.float32 and 0 < np.abs(exact - lower).max() < 0.1
     assert ours.dtype == torch.float32
-    once = np.stack([f.vectors for f in encode(in_dtype(ours, torch.bfloat16), tokenizer, texts, pooling="mean")])
+    once = np.stack(
+        [f.vectors for f in encode(inference_copy(ours, torch.bfloat16), tokenizer, texts, pooling="mean")]
+    )
     assert (once == lower).all()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_an_inference_copy_has_packed_layers_shared_embeddings_and_the_same_vectors(models, tokenizer, texts, side):
+    model = models[side]
+    copied = inference_copy(model)
+    expected = [f.vectors for f in encode(model, tokenizer, texts, layers=(0, 1, -1))]
+    found = [f.vectors for f in encode(copied, tokenizer, texts, layers=(0, 1, -1))]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=0)
+    assert copied.get_input_embeddings().weight is model.get_input_embeddings().weight
+    packed = [module for module in copied.modules() if isinstance(module, PackedLinear)]
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    if can_pack(model.device, torch.float32):
+        assert len(packed) == len(linear) and sum(module.activation == "gelu" for module in packed) == 2
+    assert all(type(module) is torch.nn.Linear for module in linear)
 
 
 @pytest.mark.parametrize("name", ["DistilBert", "Roberta", "Electra"])

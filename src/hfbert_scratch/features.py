@@ -5,7 +5,6 @@ there is enough to sort them by length, so that batches hold little padding; how
 is counted in tokens and bytes, never in rows, so that memory stays bounded whatever the lengths.
 """
 
-import copy
 import hashlib
 import inspect
 import math
@@ -19,8 +18,8 @@ import torch
 import transformers
 from torch import nn
 
-from .environment import fastest_attention
 from .errors import InputError
+from .inference import choose_attention, inference_copy
 
 
 POOLINGS = ("mean", "max", "cls", "pooler")
@@ -88,7 +87,7 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> nn.Module:
     if missing:
         raise InputError(f"{name!r} has no weights for {', '.join(missing[:3])}: it is not a {type(model).__name__}")
     model.eval().to(device)
-    _choose_attention(model)
+    choose_attention(model)
     return model
 
 
@@ -111,7 +110,8 @@ def encode(
     "cls" for the first; "pooler" for the model's own pooler_output (then layers must be (-1,)). max_seq_length: longer
     sequences are cut, by default at what model and tokenizer take; `Features.cut` tells. batch_tokens: per forward
     pass, padding included, by default `default_batch_tokens`; a sequence that is longer is a batch of its own. dtype:
-    to compute in, by default the model's own; for another one (bfloat16) a copy is made and yours stays as it is.
+    to compute in, by default the model's own; for another one (bfloat16) a copy is made and yours stays as it is. For
+    many texts an `inference.inference_copy` of the model is faster.
     Vectors are float32 in any case; in float32 they differ from a forward pass of the text alone by rounding (at most
     1e-5).
 
@@ -154,7 +154,7 @@ def encode_rows(
     if batch_tokens < 1:
         raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1")
     if dtype is not None and dtype != encoder.dtype:
-        encoder = in_dtype(encoder, dtype)
+        encoder = inference_copy(encoder, dtype)
     # Pooled vectors weigh next to nothing.
     waiting = _WINDOW_BYTES // (len(layers) * config.hidden_size * 4) if pooling is None else math.inf
     window_tokens = max(batch_tokens, min(waiting, _WINDOW_BATCHES * batch_tokens))
@@ -185,22 +185,6 @@ def default_batch_tokens(device: torch.device) -> int:
     (512 against 4096: benchmarks/inference.py --batch_tokens); on a GPU enough to fill it.
     """
     return 512 if device.type == "cpu" else 16384
-
-
-def in_dtype(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in another precision, with the fastest attention for it.
-
-    Under autocast every batch would cast every weight anew.
-    """
-    cast = copy.deepcopy(encoder).to(dtype)
-    if cast.config._attn_implementation in ("sdpa", "eager"):
-        _choose_attention(cast)
-    return cast
-
-
-def _choose_attention(encoder: nn.Module) -> None:
-    precision = "bf16" if encoder.dtype == torch.bfloat16 else "no"
-    encoder.set_attn_implementation(fastest_attention(encoder, encoder.device, precision, 0.0))
 
 
 def weights_hash(model: nn.Module) -> str:

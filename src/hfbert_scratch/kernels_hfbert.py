@@ -22,7 +22,9 @@ _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32:
 # Random numbers have 15 bits: a dropout probability is met to within 1/65536.
 _RANDOM_BITS = 15
 # Float32 logits that are worked on at a time, in numbers: what fits a processor's cache.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
+# Fewer classes than this are not worth the trouble.
+_VOCABULARY = 4096
 # Sequences share a product of matrices if the shorter ones are at least this share of the longest, or very short.
 _SHARED_LENGTH = 0.8
 _SHORT_LENGTH = 16
@@ -76,34 +78,36 @@ class HFBertDropout(nn.Dropout):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of (rows, classes) logits and (rows,) labels, in float32 a few rows at a time."""
+    """Sum of the cross-entropies of (rows, classes) logits and (rows,) labels, in float32 a few rows at a time.
+
+    The forward pass keeps the probabilities, in the logits' type: the exponentials are the dear part.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        normalizers = torch.cat([rows.float().logsumexp(-1) for rows in _CrossEntropy.parts(logits)])
         counted = labels != IGNORED_LABEL
         index = torch.where(counted, labels, 0)[:, None]
-        ctx.save_for_backward(logits, normalizers, index, counted)
-        losses = normalizers - logits.gather(1, index).squeeze(1).float()
-        return (losses * counted).sum()
+        probabilities = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        normalizers = []
+        size = max(1, _CHUNK // logits.shape[1])
+        for start in range(0, len(logits), size):
+            values = logits[start : start + size].to(torch.float32, copy=True)
+            largest = values.amax(-1, keepdim=True)
+            total = values.sub_(largest).exp_().sum(-1, keepdim=True)
+            normalizers.append(largest + total.log())
+            if probabilities is not None:
+                torch.div(values, total, out=values)
+                probabilities[start : start + size] = values
+        ctx.save_for_backward(probabilities, index, counted)
+        losses = torch.cat(normalizers) - logits.gather(1, index).float()
+        return (losses.squeeze(1) * counted).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        logits, normalizers, index, counted = ctx.saved_tensors
-        result = torch.empty_like(logits)
-        start = 0
-        for rows in _CrossEntropy.parts(logits):
-            part = slice(start, start + len(rows))
-            probabilities = (rows.float() - normalizers[part, None]).exp_()
-            probabilities.scatter_add_(1, index[part], probabilities.new_full((len(rows), 1), -1.0))
-            result[part] = probabilities.mul_((gradient * counted[part])[:, None])
-            start += len(rows)
-        return result, None
-
-    @staticmethod
-    def parts(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return logits.split(max(1, _CHUNK // logits.shape[1]))
+        probabilities, index, counted = ctx.saved_tensors
+        scale = (gradient * counted).to(probabilities.dtype)[:, None]
+        return (probabilities * scale).scatter_add_(1, index, -scale), None
 
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -111,7 +115,7 @@ def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
     Over a vocabulary on a CPU without float32 copies of all logits, which cost more than the arithmetic.
     """
-    if logits.numel() > _CHUNK and _takes_own_path(logits):
+    if logits.shape[-1] >= _VOCABULARY and _takes_own_path(logits):
         lowest, highest = labels.min(), labels.max()
         if highest < logits.shape[1] and (lowest >= 0 or bool(((labels >= 0) | (labels == IGNORED_LABEL)).all())):
             return _CrossEntropy.apply(logits, labels)
