@@ -21,6 +21,8 @@ TINY = {
     "intermediate_size": 64,
     "max_position_embeddings": 40,
 }
+# The code that is copied beside every checkpoint.
+TRAVELLING = {"configuration_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py"}
 # Dropout draws are not comparable between implementations; everything else of train mode is.
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 NUM_LABELS = 3

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from helpers import TINY, batch, fresh_process, make
+from helpers import TINY, TRAVELLING, batch, fresh_process, make
 from safetensors import safe_open
 
 import hfbert_scratch
@@ -98,12 +98,7 @@ def test_files_on_disk_are_stocks(auto_class, tmp_path):
             assert file.metadata() == {"format": "pt"}
     assert names[0] == names[1]
     assert not [name for name in names[0] if re.search(r"decoder\.|position_ids", name)]
-    assert {path.name for path in (tmp_path / "ours").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "configuration_hfbert.py",
-        "modeling_hfbert.py",
-    }
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == {"config.json", "model.safetensors"} | TRAVELLING
 
 
 def test_a_stock_checkpoint_opens_as_it_is(tmp_path):
@@ -252,7 +247,7 @@ def test_a_model_fine_tuned_without_the_package_opens_everywhere(without_package
     for auto_class, name in HEADS.items():
         assert results["tuned"][auto_class][0] == name
     files = {path.name for path in tuned.iterdir()}
-    assert {"config.json", "model.safetensors", "configuration_hfbert.py", "modeling_hfbert.py"} <= files
+    assert {"config.json", "model.safetensors"} | TRAVELLING <= files
     written = json.loads((tuned / "config.json").read_text())
     assert written["model_type"] == "hfbert" and set(HEADS) < set(written["auto_map"])
     # Back where the package is installed, and on to stock.
@@ -280,9 +275,9 @@ def test_tokenizer_and_pipeline_without_the_package(without_package, checkpoint)
 
 def test_the_travelling_files_import_nothing_else_of_ours(checkpoint):
     directory, _ = checkpoint
-    for name in ("configuration_hfbert.py", "modeling_hfbert.py"):
+    for name in TRAVELLING:
         relative = re.findall(r"^\s*from (\.\S*) import", (directory / name).read_text(), re.MULTILINE)
-        assert set(relative) <= {".configuration_hfbert"}
+        assert {f"{module[1:]}.py" for module in relative} <= TRAVELLING
         assert "import hfbert_scratch" not in (directory / name).read_text()
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
 """HFBert's configuration: BERT's field names and defaults, validated when made; the published sizes by name.
 
-This file and modeling_hfbert.py travel with every checkpoint, so they import nothing else of this package.
+This file, modeling_hfbert.py and kernels_hfbert.py travel with every checkpoint, so they import nothing else of ours.
 """
 
 import difflib

@@ -20,7 +20,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from . import configuration_hfbert, modeling_hfbert
+from . import configuration_hfbert, kernels_hfbert, modeling_hfbert
 from .arguments import read_json
 from .configuration_hfbert import HEADS, HFBertConfig
 from .errors import HFBertError, InputError, OutputError
@@ -146,7 +146,7 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
     with _new_directory(target) as directory:
         config.architectures = [name]
         config.save_pretrained(directory)
-        for module in (configuration_hfbert, modeling_hfbert):
+        for module in (configuration_hfbert, kernels_hfbert, modeling_hfbert):
             shutil.copy(module.__file__, directory)
         save_file(checkpoint.tensors, directory / "model.safetensors", metadata={"format": "pt"})
         _copy_tokenizer(checkpoint, directory)
