@@ -232,21 +232,23 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
             run.say("the unigram plateau is left: the model uses context")
         return metrics
 
+    def save_extra(directory: Path) -> None:
+        save_tokenizer(tokenizer, directory)
+
     done = train(
         run,
         model,
         optimizer,
         batches,
         evaluate=evaluate,
-        save_extra=lambda directory: save_tokenizer(tokenizer, directory),
+        save_extra=save_extra,
         flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
     )
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
     past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
+    if done:
+        run.save_model(model, save_extra)
     if run.is_main:
-        if done:
-            unwrapped.save_pretrained(run.directory / "model")
-            save_tokenizer(tokenizer, run.directory / "model")
         draw_curves(run.history, evaluation.baseline, run.directory / "curves.png")
     run.write_record(
         status="done" if done else "stopped",

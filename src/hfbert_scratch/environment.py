@@ -10,7 +10,9 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from . import sharding
 from .errors import InputError
+from .processes import TIMEOUT_SECONDS, join_processes
 
 
 def versions() -> dict[str, str]:
@@ -56,9 +58,15 @@ def fastest_attention(device: torch.device, precision: str, dropout: float) -> s
     return "sdpa"
 
 
-def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: Path | None = None) -> Accelerator:
+def create_accelerator(
+    precision: str,
+    trackers: Sequence[str] = (),
+    directory: Path | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> Accelerator:
     """Accelerate for this launch: GPUs where there are any, else CPUs, in float32, bfloat16 or what auto comes to.
 
+    `timeout_seconds`: how long a process waits for another one before it gives up.
     Raises InputError when the processes that were launched do not find each other, or a tracker is not installed.
     """
     # Without a GPU, accelerate must be told so, or several launched processes become independent runs.
@@ -67,6 +75,10 @@ def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: 
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
     trackers = [name for name in trackers if name != "none"]
+    join_processes(cpu, timeout_seconds)
+    sharded = sharding.is_asked_for()
+    if sharded and cpu:
+        sharding.allow_on_cpu()
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -77,6 +89,8 @@ def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: 
         )
     except ValueError as error:
         raise InputError(f"the launch or its trackers {trackers} do not work here: {error}") from error
+    if sharded:
+        sharding.check_settings(accelerator)
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise InputError(
