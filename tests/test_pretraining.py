@@ -1,5 +1,6 @@
 """Pretraining through its recipe: it learns, leaves everything, resumes bit for bit, and layouts do not matter."""
 
+import itertools
 import json
 import os
 import random
@@ -7,13 +8,17 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_helpers import arguments, finish, make_inputs, pretrain_here, read_losses, start
+from training_helpers import arguments, finish, launcher, make_inputs, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hfbert_scratch import HFBertForPreTraining
+from hfbert_scratch.corpus import Corpus
+from hfbert_scratch.pretraining import PairSettings
+from hfbert_scratch.tokenization import load_tokenizer
 
 
 GOLDEN_LOSSES = [6.681051, 6.692506, 6.696513, 6.687856, 6.665943]
@@ -126,12 +131,25 @@ def test_sigterm_saves_and_loses_no_step(inputs, tmp_path):
     assert (tmp_path / "checkpoints" / f"step-{step}").is_dir()
 
 
+def test_max_time_saves_before_the_limit_and_the_same_command_continues(run, inputs, tmp_path, capsys):
+    """Half a second more than what starting takes; then a process whose time is up when it begins does one step."""
+    changes = {"max_steps": 3000, "log_every": 100, "save_every": 3000, "eval_every": 3000}
+    code, printed = finish(start(arguments(inputs, tmp_path, max_time=0.001, **changes)))
+    assert code == 75 and "stopped by max_time after step 1;" in printed, printed
+    assert json.loads((tmp_path / "record.json").read_text())["status"] == "stopped"
+    minutes = (time.time() - psutil.Process().create_time() + 2) / 60
+    began = time.monotonic()
+    assert run(tmp_path, max_time=minutes, **changes) == 75
+    assert time.monotonic() - began < 60
+    printed = capsys.readouterr().out
+    assert "continuing from" in printed and "stopped by max_time after step" in printed
+    assert int(printed.split("stopped by max_time after step ")[1].split(";")[0]) > 2
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 def test_two_processes_see_the_same_batches_and_resume_as_one(inputs, run, tmp_path):
     """The same global batches and dropout whatever the number of processes; stopped with 2, continued with 1."""
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no")
-    launcher += ("--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0")
-    code, printed = finish(start(arguments(inputs, tmp_path / "two"), *launcher))
+    code, printed = finish(start(arguments(inputs, tmp_path / "two"), *launcher(2)))
     assert code == 0, printed
     assert "2 process(es)" in printed
     assert run(tmp_path / "one") == 0
@@ -182,7 +200,15 @@ def test_a_run_belongs_to_the_content_of_its_corpus_wherever_that_lies(run, inpu
     assert "corpus: " in capsys.readouterr().err
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(run, tmp_path, monkeypatch, capsys):
+def assert_finite(output):
+    files = list((output / "checkpoints").glob("step-*/*.safetensors"))
+    assert files
+    assert all(value.isfinite().all() for path in files for value in load_file(path).values())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(
+    run, inputs, tmp_path, monkeypatch, capsys
+):
     forward = HFBertForPreTraining.forward
     calls = []
 
@@ -196,26 +222,51 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(r
     monkeypatch.setattr(HFBertForPreTraining, "forward", poisoned)
     assert run(tmp_path) == 5
     assert "step 12 is not finite" in capsys.readouterr().err
-    newest = tmp_path / "checkpoints" / "step-10"
-    assert sorted(path.name for path in newest.parent.iterdir()) == ["step-10", "step-5"]
-    assert all(value.isfinite().all() for value in load_file(newest / "model.safetensors").values())
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-10", "step-5"]
+    assert_finite(tmp_path)
+
+    report = json.loads((tmp_path / "diverged.json").read_text())
+    assert report["step"] == 12
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    pairs = PairSettings(seed=0).pairs(Corpus.open(inputs["corpus"], tokenizer).split("train"), 32)
+    instances, _ = next(itertools.islice(pairs.batches(16), 11, None))
+    assert report["examples"] == {"epoch": instances.epoch.tolist(), "index": instances.index.tolist()}
+
+
+def test_a_weight_that_is_not_finite_reaches_no_checkpoint(run, tmp_path, monkeypatch, capsys):
+    """A finite gradient whose update was not: the next step would tell, but a checkpoint may come before it."""
+    step, calls = torch.optim.AdamW.step, []
+
+    def broken(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 10:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].view(-1)[7] = float("inf")
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    assert run(tmp_path, eval_every=20) == 5
+    assert "after step 10 bert.embeddings" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
+    assert_finite(tmp_path)
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_the_run_goes_on_later(run, tmp_path, monkeypatch, capsys):
-    from hfbert_scratch import checkpoints
+    from hfbert_scratch import training
 
     assert run(tmp_path / "whole") == 0
-    save_file = checkpoints.save_file
+    save_file = training.save_file
 
     def full(tensors, path):
         if "step-15" in str(path):
             raise OSError(28, "No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(training, "save_file", full)
     assert run(tmp_path / "full") == 7
     assert "No space left on device" in capsys.readouterr().err
-    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    monkeypatch.setattr(training, "save_file", save_file)
     assert run(tmp_path / "full") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "full")
 

@@ -345,6 +345,8 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     Returns the prepared model and optimizer, and whether the run was resumed.
     """
     arguments = run.arguments
+    if arguments.compile and run.accelerator.is_fsdp2:
+        raise InputError("compile is not supported with FSDP; leave out one of them")
     attention = arguments.attention
     if attention == "auto":
         dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
