@@ -7,12 +7,13 @@ leaves in output_dir: model/ (opens with AutoModelForPreTraining, …ForMaskedLM
 without this package), checkpoints/, log.jsonl, record.json, curves.png and the trackers' files. Killed at any moment,
 the same command continues and ends with the same weights.
 
-Supports: one CPU, one GPU, several processes (accelerate launch --multi_gpu --num_processes N, also on CPUs);
+Supports: one CPU, one GPU, several processes and hosts, FSDP2 (recipes/accelerate, also on CPUs);
 sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); AdamW and LAMB; the paper's
 ablations: no NSP, left-to-right, other masking mixes, other sizes.
-Does not support: model parallelism; precision below bfloat16.
+Does not support: FSDP1; FSDP2 with --compile; model parallelism; precision below bfloat16.
 
-Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
+Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
+checkpoint. A launcher returns 1 for all but 0; record.json then says "stopped" or nothing new.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ A sharded run writes the same files as any other, so that it can be continued wi
 or without sharding, and its model opens like any other.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -23,8 +24,8 @@ from .errors import InputError
 
 
 def is_asked_for() -> bool:
-    """Whether `accelerate launch` was given a configuration with FSDP."""
-    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+    """Whether `accelerate launch` was given a configuration with FSDP, and there are processes to share a model."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def allow_on_cpu() -> None:
