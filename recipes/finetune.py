@@ -16,7 +16,8 @@ task's.
 Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes.
 Does not support: feature-based NER (features.py), model parallelism.
 
-Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
+Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
+checkpoint.
 """
 
 import dataclasses

@@ -7,12 +7,13 @@ leaves in output_dir: model/ (opens with AutoModelForPreTraining, …ForMaskedLM
 without this package), checkpoints/, log.jsonl, record.json, curves.png and the trackers' files. Killed at any moment,
 the same command continues and ends with the same weights.
 
-Supports: one CPU, one GPU, several processes (accelerate launch --multi_gpu --num_processes N, also on CPUs);
+Supports: one CPU, one GPU, several processes and hosts, FSDP2 (recipes/accelerate, also on CPUs);
 sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); AdamW and LAMB; the paper's
 ablations: no NSP, left-to-right, other masking mixes, other sizes.
-Does not support: model parallelism; precision below bfloat16.
+Does not support: FSDP1; FSDP2 with --compile; model parallelism; precision below bfloat16.
 
-Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
+Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
+checkpoint. A launcher returns 1 for all but 0; record.json then says "stopped" or nothing new.
 """
 
 import dataclasses
@@ -232,21 +233,23 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
             run.say("the unigram plateau is left: the model uses context")
         return metrics
 
+    def save_extra(directory: Path) -> None:
+        save_tokenizer(tokenizer, directory)
+
     done = train(
         run,
         model,
         optimizer,
         batches,
         evaluate=evaluate,
-        save_extra=lambda directory: save_tokenizer(tokenizer, directory),
+        save_extra=save_extra,
         flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
     )
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
     past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
+    if done:
+        run.save_model(model, save_extra)
     if run.is_main:
-        if done:
-            unwrapped.save_pretrained(run.directory / "model")
-            save_tokenizer(tokenizer, run.directory / "model")
         draw_curves(run.history, evaluation.baseline, run.directory / "curves.png")
     run.write_record(
         status="done" if done else "stopped",

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from hfbert_scratch.checkpoints import load_optimizer, save_optimizer
+from hfbert_scratch.checkpoints import load_optimizer, optimizer_tensors
 from hfbert_scratch.errors import CheckpointError, InputError
 from hfbert_scratch.optimization import LAMB, create_optimizer, linear_schedule, parameter_groups
 
@@ -89,7 +90,7 @@ def test_optimizer_file_restores_the_state_exactly(tmp_path, name):
     model = Small()
     optimizer = create_optimizer(name, model, learning_rate=0.01)
     trained(range(3), model, optimizer)
-    save_optimizer(optimizer, model, tmp_path / "optimizer.safetensors")
+    save_file(optimizer_tensors(optimizer, model), tmp_path / "optimizer.safetensors")
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     trained(range(3, 6), model, optimizer)
 
@@ -107,7 +108,7 @@ def test_another_models_optimizer_file_is_refused(tmp_path):
     optimizer = create_optimizer("adamw", model, learning_rate=0.01)
     model(torch.ones(2, 4)).backward()
     optimizer.step()
-    save_optimizer(optimizer, model, tmp_path / "optimizer.safetensors")
+    save_file(optimizer_tensors(optimizer, model), tmp_path / "optimizer.safetensors")
     other = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(CheckpointError, match="does not belong to this model"):
         load_optimizer(create_optimizer("adamw", other, learning_rate=0.01), other, tmp_path / "optimizer.safetensors")

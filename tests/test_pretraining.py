@@ -1,19 +1,26 @@
 """Pretraining through its recipe: it learns, leaves everything, resumes bit for bit, and layouts do not matter."""
 
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
-from training_helpers import arguments, finish, make_inputs, pretrain_here, read_losses, start
+from training_helpers import arguments, finish, launcher, make_inputs, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hfbert_scratch import HFBertForPreTraining
+from hfbert_scratch import HFBertForPreTraining, processes
+from hfbert_scratch.corpus import Corpus
+from hfbert_scratch.pretraining import PairSettings
+from hfbert_scratch.tokenization import load_tokenizer
 
 
 GOLDEN_LOSSES = [6.681051, 6.692506, 6.696513, 6.687856, 6.665943]
@@ -126,12 +133,34 @@ def test_sigterm_saves_and_loses_no_step(inputs, tmp_path):
     assert (tmp_path / "checkpoints" / f"step-{step}").is_dir()
 
 
+def test_max_time_saves_and_the_same_command_continues(run, tmp_path, capsys):
+    """A process whose time is up when it begins still does one step, so that every start gets further."""
+    assert run(tmp_path / "whole") == 0
+    assert run(tmp_path / "limited", max_time=0.001) == 75
+    assert "stopped by max_time after step 1;" in capsys.readouterr().out
+    assert json.loads((tmp_path / "limited" / "record.json").read_text())["status"] == "stopped"
+    assert run(tmp_path / "limited") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "limited")
+
+
+def test_max_time_leaves_room_for_the_longest_step(monkeypatch):
+    began = psutil.Process().create_time()
+    now = [100.0]
+    clock = SimpleNamespace(time=lambda: began + now[0], monotonic=lambda: now[0])
+    monkeypatch.setattr(processes, "time", clock)
+    stopping = processes.Stopping(Accelerator(cpu=True), max_minutes=5)
+    for seconds in (100, 110, 170, 180, 230, 239):  # the third step evaluates and saves: a minute
+        now[0] = seconds
+        assert not stopping.share({"items": 3})[1], seconds
+    now[0] = 245
+    totals, stop = stopping.share({"items": 3})
+    assert stop and stopping.reason == "max_time" and totals["items"] == 3
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 def test_two_processes_see_the_same_batches_and_resume_as_one(inputs, run, tmp_path):
     """The same global batches and dropout whatever the number of processes; stopped with 2, continued with 1."""
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no")
-    launcher += ("--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0")
-    code, printed = finish(start(arguments(inputs, tmp_path / "two"), *launcher))
+    code, printed = finish(start(arguments(inputs, tmp_path / "two"), *launcher(2)))
     assert code == 0, printed
     assert "2 process(es)" in printed
     assert run(tmp_path / "one") == 0
@@ -182,7 +211,15 @@ def test_a_run_belongs_to_the_content_of_its_corpus_wherever_that_lies(run, inpu
     assert "corpus: " in capsys.readouterr().err
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(run, tmp_path, monkeypatch, capsys):
+def assert_finite(output):
+    files = list((output / "checkpoints").glob("step-*/*.safetensors"))
+    assert files
+    assert all(value.isfinite().all() for path in files for value in load_file(path).values())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(
+    run, inputs, tmp_path, monkeypatch, capsys
+):
     forward = HFBertForPreTraining.forward
     calls = []
 
@@ -196,26 +233,51 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(r
     monkeypatch.setattr(HFBertForPreTraining, "forward", poisoned)
     assert run(tmp_path) == 5
     assert "step 12 is not finite" in capsys.readouterr().err
-    newest = tmp_path / "checkpoints" / "step-10"
-    assert sorted(path.name for path in newest.parent.iterdir()) == ["step-10", "step-5"]
-    assert all(value.isfinite().all() for value in load_file(newest / "model.safetensors").values())
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-10", "step-5"]
+    assert_finite(tmp_path)
+
+    report = json.loads((tmp_path / "diverged.json").read_text())
+    assert report["step"] == 12
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    pairs = PairSettings(seed=0).pairs(Corpus.open(inputs["corpus"], tokenizer).split("train"), 32)
+    instances, _ = next(itertools.islice(pairs.batches(16), 11, None))
+    assert report["examples"] == {"epoch": instances.epoch.tolist(), "index": instances.index.tolist()}
+
+
+def test_a_weight_that_is_not_finite_reaches_no_checkpoint(run, tmp_path, monkeypatch, capsys):
+    """A finite gradient whose update was not: the next step would tell, but a checkpoint may come before it."""
+    step, calls = torch.optim.AdamW.step, []
+
+    def broken(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 10:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].view(-1)[7] = float("inf")
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    assert run(tmp_path, eval_every=20) == 5
+    assert "after step 10 bert.embeddings" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
+    assert_finite(tmp_path)
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_the_run_goes_on_later(run, tmp_path, monkeypatch, capsys):
-    from hfbert_scratch import checkpoints
+    from hfbert_scratch import training
 
     assert run(tmp_path / "whole") == 0
-    save_file = checkpoints.save_file
+    save_file = training.save_file
 
     def full(tensors, path):
         if "step-15" in str(path):
             raise OSError(28, "No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(training, "save_file", full)
     assert run(tmp_path / "full") == 7
     assert "No space left on device" in capsys.readouterr().err
-    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    monkeypatch.setattr(training, "save_file", save_file)
     assert run(tmp_path / "full") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "full")
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,37 @@ def test_the_demos_own_text_is_prose_and_the_same_every_time(tmp_path):
 def test_accelerate_reads_the_shipped_launch_configurations(path):
     config = load_config_from_file(str(path))
     assert config.num_processes >= config.num_machines >= 1
-    assert config.distributed_type in ("NO", "MULTI_GPU")
+    assert config.distributed_type in ("NO", "MULTI_GPU", "FSDP")
+
+
+def test_the_batch_script_launches_once_a_host_and_requeues_what_stopped(tmp_path):
+    """With Slurm's programs and the launcher replaced by shells that say how they were called."""
+    record = tmp_path / "run" / "record.json"
+    for name, body in {
+        "scontrol": f'echo host-a; if [ "$1" = requeue ]; then echo "$2" >> {tmp_path}/requeued; fi',
+        "srun": 'shift; SLURM_PROCID=1 exec "$@"',
+        "accelerate": f'printf "%s\\n" "$@" > {tmp_path}/called; sleep 0.05; eval "$LEAVE"; exit 1',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
+    environment |= {"SLURM_JOB_NODELIST": "host-[a-b]", "SLURM_GPUS_ON_NODE": "4"}
+    command = ["bash", str(RECIPES / "accelerate" / "slurm.sh"), "recipes/pretrain.py", "--output_dir", record.parent]
+
+    def submit(leave: str) -> int:
+        return subprocess.run(command, env=environment | {"LEAVE": leave}, cwd=RECIPES.parent).returncode
+
+    record.parent.mkdir()
+    record.write_text('{"status": "stopped"}')
+    assert submit("true") == 1
+    called = (tmp_path / "called").read_text().split()
+    for option, value in (("--machine_rank", "1"), ("--num_machines", "2"), ("--num_processes", "8")):
+        assert called[called.index(option) + 1] == value
+    assert called[called.index("--main_process_ip") + 1] == "host-a"
+    assert "--max_time" in called[called.index("recipes/pretrain.py") :]
+    assert not (tmp_path / "requeued").exists(), "the record is of an earlier job: this one failed"
+    assert submit(f"touch {record}") == 1
+    assert (tmp_path / "requeued").read_text() == "7\n"
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -70,12 +71,22 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def start(command: list[str], *launcher: str) -> subprocess.Popen:
-    """Start recipes/pretrain.py in a process of its own, or through a launcher (`-m accelerate.commands.launch …`)."""
+def launcher(processes: int, *options: str, config: str | None = None) -> tuple[str, ...]:
+    """`accelerate launch` for processes on this host's CPUs; config: one of recipes/accelerate."""
+    settings = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--main_process_port", "0"]
+    if config:
+        settings += ["--config_file", str(RECIPES / "accelerate" / f"{config}.yaml")]
+    else:
+        settings += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return (*settings, *options) if processes > 1 else ()
+
+
+def start(command: list[str], *launcher: str, recipe: str = "pretrain", output: Any = None) -> subprocess.Popen:
+    """Start a recipe in a process of its own, or through a `launcher`; output: a file for what it prints."""
     return subprocess.Popen(
-        [sys.executable, *launcher, str(RECIPES / "pretrain.py"), *command],
+        [sys.executable, *launcher, str(RECIPES / f"{recipe}.py"), *command],
         env=environment(),
-        stdout=subprocess.PIPE,
+        stdout=output or subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )

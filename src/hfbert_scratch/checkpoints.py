@@ -3,6 +3,9 @@
 A checkpoint is a directory `step-N`: whatever the caller writes into it (a model directory that AutoModel opens,
 optimizer.safetensors, training_state.json), and a manifest.json with the size and SHA-256 of every file, itself
 checksummed. Whoever kills the process at whatever moment leaves the earlier checkpoints untouched.
+
+They are written while the run waits, on purpose: a copy in a thread would need the model's and the optimizer's memory
+once more on the host, and a run that ends on a signal would have to wait for it all the same.
 """
 
 import hashlib
@@ -16,10 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from .errors import CheckpointError, OutputError
+from .sharding import placed_like, whole
 
 
 MANIFEST = "manifest.json"
@@ -111,32 +115,39 @@ def verify_checkpoint(directory: Path) -> None:
             raise CheckpointError(f"{path} does not match its SHA-256: it is damaged")
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `parameter name/state name` → tensor: no pickle, and no dependence on the order."""
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `parameter name/state name` → whole tensor on the host: no pickle, no dependence on the
+    order or on sharding. `keep`: return it; without, a process only helps to gather what is sharded.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Write the optimizer's state as safetensors."""
-    save_file(optimizer_tensors(optimizer, model), path)
+    tensors = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensor = whole(torch.as_tensor(value)).detach()
+            if keep:
+                tensors[f"{names[parameter]}/{key}"] = tensor.cpu().contiguous()
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Restore what `save_optimizer` wrote. Raises CheckpointError when names or shapes are not this model's."""
+    """Restore a file of `optimizer_tensors`, each tensor to where and as its parameter is.
+
+    Raises CheckpointError when names or shapes are not this model's.
+    """
     parameters = dict(model.named_parameters())
     for key, value in load_file(path).items():
         name, _, slot = key.rpartition("/")
         parameter = parameters.get(name)
         if parameter is None or (value.dim() and value.shape != parameter.shape):
             raise CheckpointError(f"{path}: {key} of shape {tuple(value.shape)} does not belong to this model")
-        # As torch keeps them: step counters stay on the host unless the optimizer is fused.
-        on_host = value.dim() == 0 and not any(group.get("fused") for group in optimizer.param_groups)
-        optimizer.state[parameter][slot] = value if on_host else value.to(parameter.device)
+        if value.dim():
+            optimizer.state[parameter][slot] = placed_like(value, parameter)
+        else:
+            # As torch keeps them: step counters stay on the host unless the optimizer is fused.
+            fused = any(group.get("fused") for group in optimizer.param_groups)
+            optimizer.state[parameter][slot] = value.to(parameter.device) if fused else value
 
 
 def _write_manifest(directory: Path, step: int) -> None:

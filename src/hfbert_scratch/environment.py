@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from . import sharding
 from .configuration_hfbert import HFBertConfig
 from .errors import InputError
 from .modeling_hfbert import UNPADDED
+from .processes import TIMEOUT_SECONDS, join_processes
 
 
 # Names of glibc's malloc.h.
@@ -79,9 +81,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(2**31 - 1))
 
 
-def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: Path | None = None) -> Accelerator:
+def create_accelerator(
+    precision: str,
+    trackers: Sequence[str] = (),
+    directory: Path | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> Accelerator:
     """Accelerate for this launch: GPUs where there are any, else CPUs, in float32, bfloat16 or what auto comes to.
 
+    `timeout_seconds`: how long a process waits for another one before it gives up.
     Raises InputError when the processes that were launched do not find each other, or a tracker is not installed.
     """
     # Without a GPU, accelerate must be told so, or several launched processes become independent runs.
@@ -90,6 +98,10 @@ def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: 
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
     trackers = [name for name in trackers if name != "none"]
+    join_processes(cpu, timeout_seconds)
+    sharded = sharding.is_asked_for()
+    if sharded and cpu:
+        sharding.allow_on_cpu()
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -100,6 +112,8 @@ def create_accelerator(precision: str, trackers: Sequence[str] = (), directory: 
         )
     except ValueError as error:
         raise InputError(f"the launch or its trackers {trackers} do not work here: {error}") from error
+    if sharded:
+        sharding.check_settings(accelerator)
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise InputError(

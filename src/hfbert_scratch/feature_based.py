@@ -339,6 +339,7 @@ class TaggingBatches:
             num_tokens=int(lengths.sum()),
             squared_lengths=int((lengths**2).sum()),
             cursor=None,
+            examples={"sentence": sentences},
         )
 
 

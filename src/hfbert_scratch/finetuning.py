@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model
 from torch import nn
 
 from .arguments import argument
@@ -30,6 +29,7 @@ from .prediction import (
     task_loss,
     write_task_file,
 )
+from .sharding import gathered, load_weights
 from .tasks import DataArguments, FeatureSettings, SequenceTask, SquadTask, Task, get_task
 from .tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
 from .training import Run, StepBatch, TrainingArguments, own_micro_batches, prepare, train
@@ -178,6 +178,7 @@ class FinetuningBatches:
             num_tokens=int(tokens.sum()),
             squared_lengths=int((tokens.astype(np.int64) ** 2).sum()),
             cursor=None,
+            examples={"feature": rows},
         )
 
 
@@ -321,16 +322,16 @@ class _Finetuning:
         run, step = self.run, self.run.progress.step
         self.chosen_step = run.best_step if self.arguments.keep_checkpoints else step
         if self.chosen_step != step:
-            load_model(self.unwrapped, run.checkpoints / f"step-{self.chosen_step}" / "model.safetensors")
-            self.unwrapped.to(run.device)
+            load_weights(self.unwrapped, run.checkpoints / f"step-{self.chosen_step}" / "model.safetensors")
         scores = {}
         size = self.arguments.eval_batch_size
-        for split in [split for split in self.data.raw if split != "train"]:
-            if self.task.is_labelled(self.data.raw[split]):
-                scores[split], made = evaluate(run.accelerator, self.model, self.data, split, size)
-            else:
-                made, _ = predict(run.accelerator, self.model, self.data, split, size)
-            self.predictions[split] = made
+        with gathered(self.unwrapped):
+            for split in [split for split in self.data.raw if split != "train"]:
+                if self.task.is_labelled(self.data.raw[split]):
+                    scores[split], made = evaluate(run.accelerator, self.model, self.data, split, size)
+                else:
+                    made, _ = predict(run.accelerator, self.model, self.data, split, size)
+                self.predictions[split] = made
         return scores
 
     def results(self, scores: dict[str, dict[str, float]], started: float) -> dict[str, Any]:
@@ -360,6 +361,7 @@ class _Finetuning:
     def write(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write model/, predictions/, the pictures and results.json; returns the predictions."""
         directory, raw, predictions = self.run.directory, self.data.raw, self.predictions
+        self.run.save_model(self.model, lambda model: save_tokenizer(self.data.tokenizer, model))
         if not self.run.is_main:
             return predictions
         threshold = None
@@ -380,8 +382,6 @@ class _Finetuning:
         )
         for split, made in predictions.items():
             self.task.write_predictions(directory / "predictions", raw[split], made, split)
-        self.unwrapped.save_pretrained(directory / "model")
-        save_tokenizer(self.data.tokenizer, directory / "model")
         write_task_file(directory / "model", self.data, threshold)
         write_json(directory / "results.json", {k: v for k, v in results.items() if k != "predictions"})
         return predictions

@@ -125,6 +125,7 @@ class PretrainingBatches:
             num_tokens=int(lengths.sum()),
             squared_lengths=int((lengths.astype(np.int64) ** 2).sum()),
             cursor={"phase": number, "cursor": list(cursor)},
+            examples={"epoch": instances.epoch.copy(), "index": instances.index.copy()},
         )
 
 

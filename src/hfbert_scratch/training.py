@@ -2,7 +2,8 @@
 
 Counted in optimizer steps. What a step sees is a function of its number: the data (see `StepBatch`), the learning
 rate, the dropout (seeded per step and micro-batch). So a run that is killed and started again continues bit for bit,
-and how a global batch is shared by processes does not change what is learned.
+and how a global batch is shared by processes does not change what is learned. Batches are made ahead in one thread;
+there are no loader processes that could die, hang or get out of order.
 """
 
 import dataclasses
@@ -12,7 +13,6 @@ import math
 import os
 import platform
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,17 +23,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_model
+from safetensors.torch import load_model, save_file
 from torch import nn
 
 from .arguments import argument, read_json, save_arguments
-from .checkpoints import load_optimizer, newest_checkpoint, save_optimizer, write_checkpoint
+from .checkpoints import load_optimizer, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .environment import create_accelerator, fastest_attention, hardware, keep_freed_memory, versions
 from .errors import CheckpointError, DivergenceError, InputError, OutputError
 from .masking import hash64
 from .optimization import OPTIMIZERS, create_optimizer, linear_schedule
+from .processes import TIMEOUT_SECONDS, Stopping, describe_processes
+from .sharding import autocast_forward, gathered, is_sharded, whole, whole_state, without_weights
 from .throughput import clock, peak_flops
 
 
@@ -41,7 +44,7 @@ Item = TypeVar("Item")
 
 # Changing these between two starts of a run does not change what is learned, so a resume accepts it.
 _FREE_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
-_FREE_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size"}
+_FREE_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
 
 
 @dataclass(kw_only=True)
@@ -71,12 +74,18 @@ class TrainingArguments:
     eval_every: int = argument(1000, help="steps between evaluations")
     save_every: int = argument(1000, help="steps between checkpoints")
     keep_checkpoints: int = argument(2, help="how many of the newest to keep; 0: write none, a killed run starts anew")
+    max_time: float = argument(
+        0.0, help="minutes since the launch after which the run stops, with a checkpoint, as by a signal; 0: none"
+    )
+    process_timeout: int = argument(TIMEOUT_SECONDS, help="seconds a process waits for the others before it gives up")
     trackers: list[str] = argument(["tensorboard"], help="accelerate's trackers: tensorboard, wandb, trackio…; none")
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("keep_checkpoints", self.keep_checkpoints >= 0, "0 or more")
+        self._require("max_time", 0 <= self.max_time < math.inf, "0 or more")
+        self._require("process_timeout", self.process_timeout >= 1, "at least 1")
         if self.warmup_steps is None:
             self.warmup_steps = self.max_steps // 100
         self._require("learning_rate", 0 < self.learning_rate < 10, "above 0")
@@ -123,7 +132,8 @@ class StepBatch:
     micro_batches: the model's inputs, host tensors. first: the number of the first of them in the global batch; it
     keys the dropout. counts: what this process's losses are summed over, under the names the model's forward takes
     (`num_items_in_batch`…); their global sums normalise the loss. num_tokens: real tokens, squared_lengths: Σs² over
-    the sequences, both this process's. cursor: JSON that continues the data after this step.
+    the sequences, both this process's. cursor: JSON that continues the data after this step. examples: columns that
+    say which examples the global batch has, for the report on a gradient that is not finite.
     """
 
     micro_batches: list[dict[str, torch.Tensor]]
@@ -132,6 +142,7 @@ class StepBatch:
     num_tokens: int
     squared_lengths: int
     cursor: Any
+    examples: dict[str, np.ndarray]
 
 
 @dataclass
@@ -163,7 +174,9 @@ class Run:
         self.last = last
         self.directory = Path(arguments.output_dir)
         keep_freed_memory()
-        self.accelerator = create_accelerator(arguments.precision, arguments.trackers, self.directory)
+        self.accelerator = create_accelerator(
+            arguments.precision, arguments.trackers, self.directory, arguments.process_timeout
+        )
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
         self.precision = self.accelerator.mixed_precision
@@ -171,10 +184,8 @@ class Run:
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.best_step: int | None = None
-        self._stop = False
-        self._handlers: dict[int, Any] = {}
+        self.stopping = Stopping(self.accelerator, arguments.max_time)
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
-        self._stop_votes: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
         if self.is_main:
             self._lock = _lock_directory(self.directory)
         self.accelerator.wait_for_everyone()
@@ -183,8 +194,7 @@ class Run:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self.stopping.release_signals()
         if self.is_main:
             self._lock.close()
         if error[0] is None:  # after an error the other processes may not come to this point
@@ -209,8 +219,8 @@ class Run:
 
     # Resume and checkpoints
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-        """Load the newest whole checkpoint, if there is one, into model and optimizer; call before they are wrapped.
+    def resume(self, model: nn.Module) -> Path | None:
+        """Load the newest whole checkpoint, if there is one, into the model, before it is wrapped; returns its path.
 
         Raises CheckpointError when all are damaged or when it was written with other settings, listing them.
         """
@@ -218,41 +228,71 @@ class Run:
         if checkpoint is None:
             if self.is_main:
                 self._log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-            return False
+            return None
         state = read_json(checkpoint / "training_state.json", "checkpoint")
         _compare_settings(checkpoint, state["settings"], self.settings)
         load_model(model, checkpoint / "model.safetensors")
-        load_optimizer(optimizer, model, checkpoint / "optimizer.safetensors")
         self.progress = Progress(**state["progress"])
         self.history = [entry for entry in _read_log(self._log_path) if entry["step"] <= self.progress.step]
         if self.is_main:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
             self._log_path.write_text(lines, encoding="utf-8")
-        written_with = state["processes"]
-        self.say(f"continuing from {checkpoint} (step {self.progress.step}, written by {written_with} process(es))")
-        return True
+        written_with = f"{state['processes']} process(es){', sharded' if state.get('sharded') else ''}"
+        self.say(f"continuing from {checkpoint} (step {self.progress.step}, written by {written_with})")
+        return checkpoint
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, save_extra: Callable[[Path], None]) -> None:
-        """Write checkpoint step-N: a model directory, the optimizer and the progress. `save_extra` adds files."""
+        """Write checkpoint step-N: a model directory, the optimizer and the progress. `save_extra` adds files.
+
+        Raises DivergenceError, and writes nothing, if a weight is not finite.
+        """
         keep = self.arguments.keep_checkpoints
-        if self.is_main and keep:
+        if keep:
+            plain, weights = self._to_save(model)
             unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-            inner = getattr(optimizer, "optimizer", optimizer)
+            sharded = is_sharded(unwrapped)
+            if self.is_main or sharded:
+                moments = optimizer_tensors(getattr(optimizer, "optimizer", optimizer), unwrapped, self.is_main)
+        if self.is_main and keep:
+            self._require_finite(weights or plain.state_dict())
             state = {
                 "settings": self.settings,
                 "progress": dataclasses.asdict(self.progress),
                 "processes": self.accelerator.num_processes,
+                "sharded": sharded,
                 "versions": versions(),
             }
 
             def write(directory: Path) -> None:
-                unwrapped.save_pretrained(directory)
+                plain.save_pretrained(directory, state_dict=weights)
                 save_extra(directory)
-                save_optimizer(inner, unwrapped, directory / "optimizer.safetensors")
+                save_file(moments, directory / "optimizer.safetensors")
                 (directory / "training_state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
             write_checkpoint(self.checkpoints, self.progress.step, write, keep, spare=self.best_step)
         self.accelerator.wait_for_everyone()
+
+    def save_model(self, model: nn.Module, save_extra: Callable[[Path], None]) -> None:
+        """Write model/ as a checkpoint has it, whatever the model is wrapped in. All processes must call this."""
+        plain, weights = self._to_save(model)
+        if self.is_main:
+            plain.save_pretrained(self.directory / "model", state_dict=weights)
+            save_extra(self.directory / "model")
+
+    def _to_save(self, model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:
+        """The model to call save_pretrained of, and the state to give it; None for its own."""
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if is_sharded(unwrapped):
+            return without_weights(unwrapped), whole_state(unwrapped, self.is_main)
+        return unwrapped, None
+
+    def _require_finite(self, weights: dict[str, torch.Tensor]) -> None:
+        bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise DivergenceError(
+                f"after step {self.progress.step} {bad[0]} is not finite; the checkpoints before it in "
+                f"{self.checkpoints} are intact: lower the learning rate and start again"
+            )
 
     # Log
 
@@ -295,49 +335,6 @@ class Run:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, self.directory / "record.json")
 
-    # Signals
-
-    def catch_signals(self) -> None:
-        """SIGTERM, SIGINT, SIGUSR1 end the run after the current step, with a checkpoint; a second SIGINT at once."""
-
-        def stop(number: int, frame: Any) -> None:
-            if self._stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._handlers[number] = signal.signal(number, stop)
-
-    def share(self, counts: dict[str, int]) -> tuple[dict[str, torch.Tensor], bool]:
-        """The global sums of `counts`, and whether some process was asked to stop; one all-reduce for both."""
-        votes = torch.tensor(
-            [*counts.values(), int(self._stop)], dtype=torch.float64 if self._on_cpu else torch.float32
-        )
-        votes = votes.to(self.device, non_blocking=True)
-        if self.accelerator.num_processes == 1:
-            return dict(zip(counts, votes, strict=False)), self._stop
-        votes = self.accelerator.reduce(votes, reduction="sum")
-        stop = self._agree(votes[-1])
-        return dict(zip(counts, votes, strict=False)), stop
-
-    def _agree(self, votes: torch.Tensor) -> bool:
-        """On a GPU every process reads the votes one step late, so that none waits for its device."""
-        if self._on_cpu:
-            return bool(votes > 0)
-        host = torch.empty((), dtype=votes.dtype, pin_memory=True)
-        host.copy_(votes, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        previous, self._stop_votes = self._stop_votes, (host, event)
-        if previous is None:
-            return False
-        previous[1].synchronize()
-        return bool(previous[0] > 0)
-
-    @property
-    def _on_cpu(self) -> bool:
-        return self.device.type == "cpu"
-
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
         return fixed | {"precision": {"no": "float32", "bf16": "bfloat16"}.get(self.precision, self.precision)}
@@ -349,6 +346,8 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     Returns the prepared model and optimizer, and whether the run was resumed.
     """
     arguments = run.arguments
+    if arguments.compile and run.accelerator.is_fsdp2:
+        raise InputError("compile is not supported with FSDP; leave out one of them")
     attention = arguments.attention
     if arguments.compile:
         model.compile()
@@ -372,13 +371,18 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         epsilon=arguments.adam_epsilon,
     )
-    resumed = run.resume(model, optimizer)
+    checkpoint = run.resume(model)
     if run.is_main:  # not before: a run that is refused leaves the directory as it was
         save_arguments(arguments, run.directory / "arguments.yaml")
     model.to(run.device)
-    _optimizer_to(optimizer, run.device)
     model, optimizer = run.accelerator.prepare(model, optimizer)
-    return model, optimizer, resumed
+    if is_sharded(model):
+        autocast_forward(run.accelerator, model)
+    if checkpoint:
+        unwrapped = run.accelerator.unwrap_model(model, keep_torch_compile=False)
+        load_optimizer(optimizer.optimizer, unwrapped, checkpoint / "optimizer.safetensors")
+    run.say(describe_processes(run.accelerator))
+    return model, optimizer, checkpoint is not None
 
 
 def model_outputs(model: nn.Module, inputs: dict[str, torch.Tensor], totals: dict[str, torch.Tensor]) -> Any:
@@ -397,7 +401,7 @@ def train(
     flops_per_token: Callable[[float], float],
     forward: Callable[[nn.Module, dict[str, torch.Tensor], dict[str, torch.Tensor]], Any] = model_outputs,
 ) -> bool:
-    """Run optimizer steps until `max_steps` or a signal; returns whether it got to the end.
+    """Run optimizer steps until `max_steps`, a signal or `max_time`; returns whether it got to the end.
 
     `batches` must begin at `run.progress`. `evaluate` returns metrics to log; `save_extra` adds files (the tokenizer)
     to checkpoints; `flops_per_token(mean_length)` is the model's useful arithmetic, for the MFU. `forward(model,
@@ -406,14 +410,14 @@ def train(
     """
     arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
     meter = _Meter(run, flops_per_token)
-    run.catch_signals()
+    run.stopping.catch_signals()
     model.train()
     stop = False
     for batch in meter.time_waiting(prefetch(batches)):
         factor = linear_schedule(progress.step, arguments.warmup_steps, arguments.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * factor
-        totals, stop = run.share(batch.counts)
+        totals, stop = run.stopping.share(batch.counts)
         for number, inputs in enumerate(batch.micro_batches):
             last = number == len(batch.micro_batches) - 1
             torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.first + number) >> 1))
@@ -423,7 +427,7 @@ def train(
                 # DDP averages over processes; the loss is already a share of the global mean.
                 accelerator.backward(outputs.loss * accelerator.num_processes)
             meter.add(outputs)
-        gradient_norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        gradient_norm = whole(accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad()
         progress.step += 1
@@ -434,7 +438,7 @@ def train(
         if finished or progress.step % arguments.log_every == 0:
             meter.log(arguments.learning_rate * factor)
         if finished or progress.step % arguments.eval_every == 0:
-            with meter.paused():
+            with meter.paused(), gathered(model):
                 run.log(evaluate())
             model.train()
         if finished or stop or progress.step % arguments.save_every == 0:
@@ -443,7 +447,7 @@ def train(
         if finished or stop:
             break
     if stop:
-        run.say(f"stopped by a signal after step {progress.step}; the same command continues from there")
+        run.say(f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there")
     return progress.step >= arguments.max_steps
 
 
@@ -460,6 +464,7 @@ class _Meter:
         self.losses = torch.zeros(len(self.PARTS), dtype=torch.float64, device=run.device)
         self.gradient_norms = torch.zeros((), dtype=torch.float64, device=run.device)
         self.first_bad_step = torch.full((), math.inf, device=run.device)
+        self.unchecked: dict[int, dict[str, np.ndarray]] = {}
         self.tokens = self.squared_lengths = 0
         self.waited = 0.0
         self.parts_seen: list[str] = []
@@ -487,19 +492,26 @@ class _Meter:
         self.gradient_norms += gradient_norm
         bad = torch.where(torch.isfinite(gradient_norm), math.inf, float(self.run.progress.step))
         self.first_bad_step = torch.minimum(self.first_bad_step, bad)
+        self.unchecked[self.run.progress.step] = batch.examples
         self.tokens += batch.num_tokens
         self.squared_lengths += batch.squared_lengths
         if self.run.device.type == "cpu":
             self.check_finite()
 
     def check_finite(self) -> None:
-        """Raise DivergenceError if a gradient so far was not finite."""
+        """Raise DivergenceError if a gradient so far was not finite; diverged.json says of which examples."""
         step = self.first_bad_step.item()
         if math.isfinite(step):
+            examples = {name: column.tolist() for name, column in self.unchecked[int(step)].items()}
+            report = self.run.directory / "diverged.json"
+            if self.run.is_main:
+                report.write_text(json.dumps({"step": int(step), "examples": examples}) + "\n", encoding="utf-8")
             raise DivergenceError(
-                f"the gradient of step {int(step)} is not finite; the checkpoints before it in {self.run.checkpoints} "
-                "are intact: lower the learning rate, lengthen the warm-up or use float32, and start again"
+                f"the gradient of step {int(step)} is not finite ({report} lists its examples); the checkpoints "
+                f"before it in {self.run.checkpoints} are intact: lower the learning rate, lengthen the warm-up or "
+                "use float32, and start again"
             )
+        self.unchecked.clear()
 
     def collect(self) -> None:
         """Move the sums, over all processes, into the progress, where they travel with a checkpoint."""
@@ -627,13 +639,6 @@ def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str
             f"{checkpoint} belongs to a run with other settings ({'; '.join(differing)}); "
             "use those, or another output_dir"
         )
-
-
-def _optimizer_to(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if value.dim():
-                state[key] = value.to(device)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,109 @@
+"""Twenty kills in one run, anywhere: while it starts, steps, evaluates, writes; then the same losses and weights.
+
+HFBERT_TEST_SEED chooses other moments.
+"""
+
+import os
+import random
+import time
+
+import psutil
+import pytest
+import torch
+from finetuning_helpers import make_data, make_model, options
+from safetensors.torch import load_file
+from training_helpers import arguments, launcher, make_inputs, read_losses, start
+
+from hfbert_scratch.checkpoints import checkpoint_steps
+
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+MOMENTS = ("start", "step", "evaluation", "checkpoint")
+
+
+class Killer:
+    """Starts a command again and again and kills it, and what it launched, at a moment of a given kind."""
+
+    def __init__(self, recipe, command, processes, output, every, rng):
+        self.recipe, self.command, self.output, self.every, self.rng = recipe, command, output, every, rng
+        self.launcher = launcher(processes)
+        self.log = output.with_name("printed")
+
+    def start(self):
+        self.log.write_bytes(b"")
+        with self.log.open("w") as file:
+            return start(self.command, *self.launcher, recipe=self.recipe, output=file)
+
+    def kill(self, moment):
+        """Returns the newest checkpoint's step at the time."""
+        done = max(checkpoint_steps(self.output / "checkpoints"), default=0)
+        process = self.start()
+        if moment == "start":
+            time.sleep(self.rng.uniform(0.1, 10))
+        else:
+            self.wait(process, moment, done)
+            time.sleep(self.rng.uniform(0, 0.03))
+        family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        assert process.poll() is None, self.log.read_text()
+        self.rng.shuffle(family)  # a launcher may see one of its processes die, or be the first to go
+        for member in family:
+            member.kill()
+        process.wait()
+        for member in family:
+            if member is not process:
+                member.wait(30)
+        return done
+
+    def wait(self, process, moment, done):
+        goal = done + self.rng.randint(1, 6)
+        if moment == "evaluation":
+            goal = (done // self.every + 1) * self.every  # its line comes, then the evaluation
+        deadline = time.monotonic() + 300
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            if moment == "checkpoint":
+                if list(self.output.glob("checkpoints/.writing-step-*")):
+                    return
+            elif f"step {goal}/" in self.log.read_text():
+                return
+            time.sleep(0.001)
+
+    def finish(self):
+        process = self.start()
+        assert process.wait(300) == 0, self.log.read_text()
+        return self.log.read_text()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune"])
+def test_twenty_kills_then_the_same_losses_and_weights(tmp_path, recipe, processes):
+    """With accumulation, across the border of an epoch, with dropout; a checkpoint every third step."""
+    rng = random.Random(os.environ.get("HFBERT_TEST_SEED", f"{recipe}{processes}"))
+    changes = {"max_steps": 200, "save_every": 3, "eval_every": 9, "log_every": 1, "micro_batch_size": 4}
+    if recipe == "pretrain":
+        inputs = make_inputs(tmp_path)
+
+        def line(output):
+            return arguments(inputs, output, batch_size=16, **changes)
+    else:
+        data, model = make_data(tmp_path / "data", "mrpc"), make_model(tmp_path / "model")
+
+        def line(output):
+            return options("mrpc", data, model, output, batch_size=16, **changes)
+
+    whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    for output in (whole, killed):
+        output.parent.mkdir()
+    Killer(recipe, line(whole), processes, whole, 9, rng).finish()
+    killer = Killer(recipe, line(killed), processes, killed, 9, rng)
+    moments = [*MOMENTS * (KILLS // len(MOMENTS))]
+    rng.shuffle(moments)
+    reached = [killer.kill(moment) for moment in moments]
+    assert len(reached) == KILLS and len(set(reached)) > KILLS // 4, reached
+    assert "continuing from" in killer.finish()
+    assert read_losses(killed) == read_losses(whole)
+    ours, theirs = (load_file(output / "model" / "model.safetensors") for output in (killed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
