@@ -6,7 +6,7 @@ stock: a plain `bert` checkpoint. onnx: ONNX Runtime, transformers.js, fastembed
 ctranslate2: CTranslate2. gguf: llama.cpp and what is built on it. sentence-transformers: SentenceTransformer, for a
 sequence classifier CrossEncoder. All but stock need packages: pip install hfbert-scratch[export].
 
-Supports: every head in stock, onnx and openvino; the encoder in ctranslate2, gguf and sentence-transformers, taken also
+Supports: every head in stock, onnx and openvino; the encoder in ctranslate2, gguf and sentence-transformers, also
 from checkpoints with pretraining heads.
 Does not support: quantization, which these programs' own tools do; cased vocabularies and other activations than GELU
 in gguf; left-to-right models except in stock, onnx and openvino.

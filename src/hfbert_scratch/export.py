@@ -1,4 +1,4 @@
-"""A checkpoint in the formats of other programs: ONNX, GGUF, CTranslate2, OpenVINO, sentence-transformers, stock `bert`.
+"""A checkpoint in other programs' formats: ONNX, GGUF, CTranslate2, OpenVINO, sentence-transformers, stock `bert`.
 
 Every format starts from the stock conversion, which is exact, and leaves a directory that its readers open as it is.
 At the end the written directory is opened again and what it computes is compared with our own forward pass.
@@ -201,7 +201,7 @@ def _refuse_stock(source: str | Path, format: str) -> None:
 
 
 def _our_model(source: str | Path, architecture: str, notes: list[str]) -> transformers.PreTrainedModel:
-    """Our model in eval mode, in float32; its pooler is None where the checkpoint has none. A head must have weights."""
+    """Our model in eval mode and float32; without a pooler if the checkpoint has none. A head must have weights."""
     name = "HFBertForMaskedLM" if architecture == "BertLMHeadModel" else f"HF{architecture}"
     model, info = getattr(modeling_hfbert, name).from_pretrained(
         source, output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
@@ -232,7 +232,10 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _write_stock(source: Source, directory: Path) -> float:
     shutil.copytree(source.stock, directory, dirs_exist_ok=True)
-    stock = getattr(transformers, source.architecture).from_pretrained(directory, attn_implementation="eager").eval()
+    stock = getattr(transformers, source.architecture).from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    stock.eval()
 
     def run(batch: Arrays) -> Arrays:
         with torch.no_grad():
@@ -277,9 +280,7 @@ def _write_onnx(source: Source, directory: Path) -> float:
 def _export_graph(source: Source, path: Path) -> None:
     """Batch size, length and number of choices stay free in the graph."""
     batch = source.batches()[0]
-    axes = ("batch_size", "num_choices", "sequence_length") if batch["input_ids"].ndim == 3 else None
-    axes = axes or ("batch_size", "sequence_length")
-    dynamic = {axis: torch.export.Dim.DYNAMIC for axis in range(len(axes))}
+    dynamic = dict.fromkeys(range(batch["input_ids"].ndim), torch.export.Dim.DYNAMIC)
     # It warns of every torchvision operator that is not installed.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     program = torch.onnx.export(
@@ -502,7 +503,7 @@ def _check_cross_encoder(source: Source, directory: Path) -> float:
     pairs = list(zip(texts, reversed(texts), strict=True))
     limit = source.model.config.max_position_embeddings
     batch = tokenizer(pairs, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    reader = CrossEncoder(str(directory), device="cpu")
+    reader = CrossEncoder(str(directory), device="cpu", model_kwargs={"dtype": torch.float32})
     theirs = reader.predict(pairs, activation_fn=nn.Identity(), convert_to_numpy=True)
     return _difference(theirs.reshape(len(pairs), -1), source.model(**batch).logits.numpy())
 
