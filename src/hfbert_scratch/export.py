@@ -404,7 +404,6 @@ def _add_vocabulary(writer: Any, tokenizer: Any, config: HFBertConfig) -> None:
         tokens.append(f"[unused-{number}]")
         types.append(gguf.TokenType.UNUSED)
     writer.add_tokenizer_model("bert")
-    writer.add_tokenizer_pre("jina-v2-en")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_type_count(config.type_vocab_size)

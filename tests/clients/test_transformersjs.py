@@ -10,7 +10,12 @@ def test_features(exported, features, tokenizer, sentences, run_node, agrees):
     for text, result in zip(sentences, found["features"], strict=True):
         assert result["ids"] == tokenizer(text)["input_ids"], text
     theirs = [torch.tensor(result["vectors"]) for result in found["features"]]
-    agrees(f"transformers.js {found['version']}", "features, token ids", zip(theirs, features(case="base"), strict=True), 1e-5)
+    agrees(
+        f"transformers.js {found['version']}",
+        "features, token ids",
+        zip(theirs, features(case="base"), strict=True),
+        1e-5,
+    )
 
 
 @torch.no_grad()
