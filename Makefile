@@ -10,13 +10,13 @@ demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not clients" -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" --ignore tests/clients -n 2 --dist loadscope
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m "slow or gpu"
 
 test-clients: $(CLIENTS)/installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CLIENTS)/python/bin/python -m pytest -q -m clients tests/clients
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CLIENTS)/python/bin/python -m pytest -q tests/clients tests/test_export.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -132,14 +132,9 @@ def export(source: str | Path, target: str | Path, format: str, *, pooling: str 
     if pooling not in POOLINGS:
         raise InputError(f"pooling {pooling!r} is not known; choose one of {', '.join(POOLINGS)}")
     form = FORMATS[format]
-    missing = [name for name, module in form.packages.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise InputError(
-            f"format {format!r} needs packages that are not installed: pip install {' '.join(missing)} "
-            "(all formats: the extra hfbert-scratch[export])"
-        )
     with tempfile.TemporaryDirectory() as temporary, new_directory(target) as directory:
         prepared, notes = _prepare(source, Path(temporary), format, pooling)
+        _require(form.packages, format)
         difference = form.write(prepared, directory)
         if not difference <= form.tolerance:
             raise RuntimeError(f"{format} of {source} differs by {difference:.3g} from our own forward pass")
@@ -190,6 +185,15 @@ def _prepare(source: str | Path, temporary: Path, format: str, pooling: str) -> 
                 shutil.copyfile(converted.directory / name, temporary / "encoder" / name)
         converted = to_stock(temporary / "encoder", temporary / "stock_encoder")
     return Source(converted.directory, architecture, model, pooling), notes
+
+
+def _require(packages: dict[str, str], format: str) -> None:
+    missing = [name for name, module in packages.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise InputError(
+            f"format {format!r} needs packages that are not installed: pip install {' '.join(missing)} "
+            "(for all formats: the extra hfbert-scratch[export])"
+        )
 
 
 def _refuse_stock(source: str | Path, format: str) -> None:

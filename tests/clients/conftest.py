@@ -32,7 +32,8 @@ _rows: list[tuple[str, str, str]] = []
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        item.add_marker(pytest.mark.clients)
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.clients)
 
 
 def pytest_terminal_summary(terminalreporter):
