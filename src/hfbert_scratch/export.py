@@ -48,6 +48,7 @@ Arrays = dict[str, np.ndarray]
 class Format:
     """What a format needs and holds.
 
+    write: writes a directory and returns how far what `checked_by` reads from it is from our own forward pass.
     packages: what writing and checking import (distribution → module). heads: stock's names of the architectures it
     can hold; None for all. encoder: of a checkpoint with pretraining heads, the encoder is written. tokenizer: whether
     there must be one. tolerance: the largest difference from our own forward pass that counts as the same, absolute;
@@ -159,10 +160,10 @@ def _prepare(source: str | Path, temporary: Path, format: str, pooling: str) -> 
     _refuse_stock(source, format)
     converted = to_stock(source, temporary / "stock")
     architecture, notes = converted.architecture, converted.notes
-    model = _our_model(source, architecture, notes)
+    model = _our_model(source, architecture)
     if form.encoder and architecture in _PRETRAINING_HEADS:
         notes = [f"{format} holds the encoder of {architecture}, without the pretraining heads"]
-        architecture, model = "BertModel", _our_model(source, "BertModel", notes)
+        architecture, model = "BertModel", _our_model(source, "BertModel")
     left_to_right = model.config.left_to_right
     if form.heads is not None and (architecture not in form.heads or left_to_right):
         what = "left-to-right attention" if left_to_right else f"the head of {architecture}"
@@ -178,6 +179,7 @@ def _prepare(source: str | Path, temporary: Path, format: str, pooling: str) -> 
             model.pooler = modeling_hfbert.HFBertPooler(model.config).eval()
             nn.init.zeros_(model.pooler.dense.weight)
             nn.init.zeros_(model.pooler.dense.bias)
+            notes = [note for note in notes if not note.startswith("not in the weights")]
             notes.append("the checkpoint has no pooler: pooler_output will be 0")
         model.save_pretrained(temporary / "encoder")
         for name in TOKENIZER_FILES:
@@ -204,7 +206,7 @@ def _refuse_stock(source: str | Path, format: str) -> None:
             raise InputError(f"{source} is a stock bert checkpoint; convert it first: recipes/convert.py --to hfbert")
 
 
-def _our_model(source: str | Path, architecture: str, notes: list[str]) -> transformers.PreTrainedModel:
+def _our_model(source: str | Path, architecture: str) -> transformers.PreTrainedModel:
     """Our model in eval mode and float32; without a pooler if the checkpoint has none. A head must have weights."""
     name = "HFBertForMaskedLM" if architecture == "BertLMHeadModel" else f"HF{architecture}"
     model, info = getattr(modeling_hfbert, name).from_pretrained(
@@ -213,7 +215,6 @@ def _our_model(source: str | Path, architecture: str, notes: list[str]) -> trans
     missing = sorted(info["missing_keys"])
     if missing and name == "HFBertModel" and all(key.startswith("pooler.") for key in missing):
         model.pooler = None
-        notes[:] = [note for note in notes if not note.startswith("not in the weights")]
     elif missing:
         raise InputError(f"{source} has no weights for {', '.join(missing[:3])} of {name}; train that head first")
     return model.eval()
