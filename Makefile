@@ -2,17 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow test-clients lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" --ignore tests/clients -n 2 --dist loadscope
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m "slow or gpu"
+
+test-clients: $(CLIENTS)/installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CLIENTS)/python/bin/python -m pytest -q tests/clients tests/test_export.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -26,10 +30,19 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/run_all.py
 
 clean:
-	rm -rf $(VENV) runs build dist src/*.egg-info
+	rm -rf $(VENV) $(CLIENTS) runs build dist src/*.egg-info
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14"
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+# Python clients together; transformers 4 for those that have not moved on; Node 20 or newer must be there.
+$(CLIENTS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(CLIENTS)/python
+	$(CLIENTS)/python/bin/python -m pip install --quiet "torch>=2.11,<2.14" --editable ".[test,export,clients]"
+	$(PYTHON) -m venv $(CLIENTS)/transformers4
+	$(CLIENTS)/transformers4/bin/python -m pip install --quiet "torch>=2.11,<2.14" optimum-onnx onnxruntime "transformers<4.58"
+	npm install --silent --ignore-scripts --prefix $(CLIENTS)/node @huggingface/transformers node-llama-cpp
 	touch $@

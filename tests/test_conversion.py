@@ -73,7 +73,8 @@ def test_there_and_back_for_every_head(case, tmp_path):
     result = to_stock(tmp_path / "ours", tmp_path / "stock")
     assert (result.architecture, result.largest_difference, result.notes) == (CASES[case][1], 0.0, [])
     files = {path.name for path in (tmp_path / "stock").iterdir()}
-    assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    tokenizer_files = {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"}
+    assert files == {"config.json", "model.safetensors"} | tokenizer_files
     assert stat.S_IMODE((tmp_path / "stock").stat().st_mode) == stat.S_IMODE((tmp_path / "ours").stat().st_mode)
     config = json.loads((tmp_path / "stock" / "config.json").read_text())
     assert config["model_type"] == "bert" and config["architectures"] == [CASES[case][1]]

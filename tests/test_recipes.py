@@ -142,7 +142,7 @@ def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["train_tokenizer", "build_corpus", "pretrain", "static_instances", "convert", "demo"]
+    "name", ["train_tokenizer", "build_corpus", "pretrain", "static_instances", "convert", "export", "demo"]
 )
 def test_every_recipe_explains_itself(name, monkeypatch, capsys):
     assert call(monkeypatch, name, "--help") == 0

@@ -9,6 +9,7 @@ import transformers
 from . import modeling_hfbert
 from .configuration_hfbert import HEADS, SIZES, HFBertConfig
 from .modeling_hfbert import *  # noqa: F403
+from .peft_defaults import register_peft_defaults
 
 
 __version__ = "0.1.0"
@@ -17,5 +18,6 @@ transformers.AutoConfig.register(HFBertConfig.model_type, HFBertConfig)
 transformers.AutoTokenizer.register(HFBertConfig, transformers.BertTokenizer)
 for _auto_class, _name in HEADS.items():
     getattr(transformers, _auto_class).register(HFBertConfig, getattr(modeling_hfbert, _name), exist_ok=True)
+register_peft_defaults(HFBertConfig.model_type)
 
 __all__ = ["HEADS", "SIZES", "HFBertConfig", *modeling_hfbert.__all__]

@@ -5,6 +5,7 @@ conversion ends by loading both directories and comparing what the two models co
 """
 
 import json
+import math
 import os
 import pickle
 import re
@@ -24,9 +25,10 @@ from . import configuration_hfbert, kernels_hfbert, modeling_hfbert
 from .arguments import read_json
 from .configuration_hfbert import HEADS, HFBertConfig
 from .errors import HFBertError, InputError, OutputError
+from .tokenization import SPECIAL_TOKENS, write_vocabulary
 
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
@@ -107,12 +109,13 @@ def to_stock(source: str | Path, target: str | Path) -> Conversion:
         # Untied, stock adds the bias of this name and ignores the other.
         tensors[_STOCK_BIAS] = tensors[_BIAS].clone()
 
-    with _new_directory(target) as directory:
+    with new_directory(target) as directory:
         stock_config = transformers.BertConfig.from_dict(fields)
         stock_config.architectures = [stock_name]
         stock_config.save_pretrained(directory)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         _copy_tokenizer(checkpoint, directory)
+        _complete_tokenizer(directory, config)
         difference = _largest_difference((checkpoint.directory, name), (directory, stock_name), checkpoint.missing)
     return Conversion(Path(target), stock_name, difference, checkpoint.notes)
 
@@ -143,14 +146,14 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
     config = _our_config(checkpoint, fields | {"model_type": "hfbert"})
     _compare_with_architecture(checkpoint, name, config)
 
-    with _new_directory(target) as directory:
+    with new_directory(target) as directory:
         config.architectures = [name]
         config.save_pretrained(directory)
         for module in (configuration_hfbert, kernels_hfbert, modeling_hfbert):
             shutil.copy(module.__file__, directory)
         save_file(checkpoint.tensors, directory / "model.safetensors", metadata={"format": "pt"})
         _copy_tokenizer(checkpoint, directory)
-        _complete_tokenizer_config(directory, config)
+        _complete_tokenizer(directory, config)
         stock_name = _stock_architecture(checkpoint, name)
         difference = _largest_difference((directory, name), (checkpoint.directory, stock_name), checkpoint.missing)
     return Conversion(Path(target), name, difference, checkpoint.notes)
@@ -336,7 +339,7 @@ def _compare_with_architecture(checkpoint: _Checkpoint, name: str, config: HFBer
 
 
 @contextmanager
-def _new_directory(target: str | Path) -> Iterator[Path]:
+def new_directory(target: str | Path) -> Iterator[Path]:
     """A directory beside `target` that takes its place when the block ends; after an error nothing is left of it."""
     target = Path(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
@@ -359,22 +362,53 @@ def _new_directory(target: str | Path) -> Iterator[Path]:
 
 
 def _copy_tokenizer(checkpoint: _Checkpoint, directory: Path) -> None:
-    present = [name for name in _TOKENIZER_FILES if (checkpoint.directory / name).is_file()]
+    present = [name for name in TOKENIZER_FILES if (checkpoint.directory / name).is_file()]
     for name in present:
         shutil.copyfile(checkpoint.directory / name, directory / name)
     if not {"tokenizer.json", "vocab.txt"} & set(present):
         checkpoint.notes.append("there is no tokenizer beside the model; put its files into the directory")
 
 
-def _complete_tokenizer_config(directory: Path, config: HFBertConfig) -> None:
-    """Old tokenizers leave their class to the model's type, which readers without this package do not know."""
+def _complete_tokenizer(directory: Path, config: HFBertConfig) -> None:
+    """Add what readers other than today's transformers ask for: the class, which old tokenizers leave to the model's
+    type; a length limit; the vocabulary as text; the special tokens in a file of their own.
+    """
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return
     path = directory / "tokenizer_config.json"
     stated = read_json(path, "the tokenizer's configuration") if path.is_file() else {}
-    completed = {"tokenizer_class": "BertTokenizer", "model_max_length": config.max_position_embeddings} | stated
+    limit = min(stated.get("model_max_length") or math.inf, config.max_position_embeddings)
+    completed = {"tokenizer_class": "BertTokenizer"} | stated | {"model_max_length": limit}
     if completed != stated:
         path.write_text(json.dumps(completed, indent=2) + "\n", encoding="utf-8")
+    serialized, vocabulary = directory / "tokenizer.json", directory / "vocab.txt"
+    if serialized.is_file() and not vocabulary.is_file():
+        content = read_json(serialized, "the tokenizer")
+        model = content.get("model") if isinstance(content, dict) else None
+        if isinstance(model, dict) and model.get("type") == "WordPiece":
+            write_vocabulary(model["vocab"], directory)
+    special_tokens = directory / "special_tokens_map.json"
+    if not special_tokens.is_file():
+        roles = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
+        named = {role: completed.get(role, usual) for role, usual in roles.items()}
+        special_tokens.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+
+
+def random_batch(config: transformers.PreTrainedConfig, architecture: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A padded batch for `architecture` (ours or stock's) to compare two readers of a checkpoint with: input_ids,
+    attention_mask and token_type_ids, (3, at most 32), for multiple choice with two choices in the middle.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, min(32, config.max_position_embeddings))
+    if architecture.endswith("ForMultipleChoice"):
+        shape = (3, 2, shape[1])
+    mask = torch.ones(shape, dtype=torch.long)
+    mask[1, ..., shape[-1] // 2 + 1 :] = 0
+    return {
+        "input_ids": torch.randint(config.vocab_size, shape, generator=generator),
+        "attention_mask": mask,
+        "token_type_ids": torch.randint(config.type_vocab_size, shape, generator=generator),
+    }
 
 
 @torch.no_grad()
@@ -386,18 +420,7 @@ def _largest_difference(ours: tuple[Path, str], stock: tuple[Path, str], missing
     stock_model = getattr(transformers, stock[1]).from_pretrained(stock[0], dtype=torch.float32)
     for name in missing:
         stock_model.get_parameter(name).copy_(our_model.get_parameter(name))
-    config = our_model.config
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, min(32, config.max_position_embeddings))
-    if ours[1] == "HFBertForMultipleChoice":
-        shape = (3, 2, shape[1])
-    mask = torch.ones(shape, dtype=torch.long)
-    mask[1, ..., shape[-1] // 2 + 1 :] = 0
-    inputs = {
-        "input_ids": torch.randint(config.vocab_size, shape, generator=generator),
-        "attention_mask": mask,
-        "token_type_ids": torch.randint(config.type_vocab_size, shape, generator=generator),
-    }
+    inputs = random_batch(our_model.config, ours[1])
     left, right = our_model.eval()(**inputs), stock_model.eval()(**inputs)
     compared = [name for name in left if isinstance(left[name], torch.Tensor) and name in right]
     difference = max((left[name] - right[name]).abs().max().item() for name in compared)

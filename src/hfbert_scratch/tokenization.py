@@ -146,8 +146,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(directory)
-        lines = "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
-        (directory / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
+        write_vocabulary(vocabulary, directory)
     except OSError as error:
         raise OutputError(f"cannot write the tokenizer to {directory}: {error.strerror or error}") from None
     reloaded = AutoTokenizer.from_pretrained(directory)
@@ -156,6 +155,12 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) 
     )
     if not same:
         raise RuntimeError(f"the tokenizer read back from {directory} differs from the one that was written")
+
+
+def write_vocabulary(vocabulary: dict[str, int], directory: Path) -> None:
+    """Write vocab.txt: the tokens of `vocabulary` (token → id), one a line, in the order of their ids."""
+    lines = "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
+    (directory / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
 
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerBase":
