@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -24,6 +24,11 @@ format: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/run_all.py
+
+# What is installed, and what is known against it, where pip-audit is installed and its database can be reached.
+audit: $(VENV)/installed
+	$(BIN)/python -m pip list
+	@$(BIN)/python -m pip_audit --local || echo "not audited clean: see above (offline, or no pip-audit in $(VENV))"
 
 clean:
 	rm -rf $(VENV) runs build dist src/*.egg-info
