@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 
-.PHONY: demo test test-slow test-clients lint format bench clean
+.PHONY: demo test test-slow test-clients lint format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -28,6 +28,11 @@ format: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/run_all.py
+
+# What is installed, and what is known against it, where pip-audit is installed and its database can be reached.
+audit: $(VENV)/installed
+	$(BIN)/python -m pip list
+	@$(BIN)/python -m pip_audit --local || echo "not audited clean: see above (offline, or no pip-audit in $(VENV))"
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) runs build dist src/*.egg-info

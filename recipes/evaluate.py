@@ -36,7 +36,9 @@ from hfbert_scratch.prediction import (
     quietly,
     read_task_file,
 )
+from hfbert_scratch.pretrained import check_directory
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task
+from hfbert_scratch.tasks.loading import read_text
 from hfbert_scratch.tokenization import load_tokenizer
 
 
@@ -89,6 +91,7 @@ class EvaluationArguments(DataArguments):
 def main() -> None:
     """Parse, then answer or evaluate."""
     arguments = parse_arguments(EvaluationArguments, description=__doc__)
+    check_directory(arguments.model)
     noted = read_task_file(arguments.model)
     name = arguments.task or noted.get("task") or ("squad" if arguments.question else None)
     if name is None:
@@ -162,11 +165,19 @@ def evaluate_splits(
     return results
 
 
+def is_file(text: str) -> bool:
+    """Whether `text` is the path of a file; a text too long for a path is none."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def ask(arguments: EvaluationArguments, task: SquadTask, noted: dict[str, Any]) -> None:
     """Print the answer and its probability."""
     context = str(arguments.context)
-    if len(context) < 4096 and Path(context).is_file():
-        context = Path(context).read_text(encoding="utf-8")
+    if is_file(context):
+        context = read_text(Path(context))
     model, _ = load_for_task(task, arguments.model, None)
     threshold = arguments.null_threshold
     if threshold is None and task.unanswerable:

@@ -18,6 +18,7 @@ checkpoint. A launcher returns 1 for all but 0; record.json then says "stopped" 
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from hfbert_scratch.corpus import Corpus
 from hfbert_scratch.environment import hardware
 from hfbert_scratch.errors import InputError, command_line
 from hfbert_scratch.plots import draw_curves
+from hfbert_scratch.prediction import check_fits
+from hfbert_scratch.pretrained import check_memory, open_model
 from hfbert_scratch.pretraining import PairSettings, Phase, PretrainingBatches, PretrainingEvaluation
 from hfbert_scratch.throughput import clock, model_flops_per_token
 from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -109,19 +112,20 @@ class PretrainingArguments(TrainingArguments):
         return PairSettings(next_sentence=not self.no_nsp, **{name: getattr(self, name) for name in names})
 
 
-def build_model(arguments: PretrainingArguments, tokenizer: Any) -> HFBertForPreTraining | HFBertForMaskedLM:
-    """The model to train: from `--model`, or freshly initialised from the seed."""
+def build_model(
+    arguments: PretrainingArguments, tokenizer: Any, say: Callable[[str], None]
+) -> HFBertForPreTraining | HFBertForMaskedLM:
+    """The model to train: from `--model`, or freshly initialised from the seed; weights that it lacks are said."""
     model_class = HFBertForMaskedLM if arguments.no_nsp else HFBertForPreTraining
     dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
     try:
         torch.manual_seed(arguments.seed)
         if arguments.model:
-            model = model_class.from_pretrained(arguments.model, left_to_right=arguments.left_to_right, **dropout)
-            if model.config.vocab_size < len(tokenizer):
-                raise InputError(
-                    f"the tokenizer has {len(tokenizer)} tokens, {arguments.model} embeds {model.config.vocab_size}; "
-                    "use the tokenizer it was trained with"
-                )
+            overrides = {"left_to_right": arguments.left_to_right} | dropout
+            model, new = open_model(model_class, arguments.model, overrides, new_head=False)
+            check_fits(model, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
+            if new:
+                say(f"warning: {arguments.model} has no {', '.join(new)}; they start from random numbers")
             return model
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
@@ -137,6 +141,8 @@ def build_model(arguments: PretrainingArguments, tokenizer: Any) -> HFBertForPre
             **dropout,
             **overrides,
         )
+        with torch.device("meta"):
+            check_memory(model_class(config), "this size")
         model = model_class(config)
         if arguments.sinusoidal_positions:
             set_sinusoidal_positions(model, 2 * arguments.initializer_range)
@@ -209,7 +215,10 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     """Build, train, save and record; returns whether the run got to its end."""
     phases, settings = arguments.phases(), arguments.pair_settings()
     documents, held_out = corpus.split("train"), corpus.split("validation")
-    model, optimizer, _ = prepare(run, build_model(arguments, tokenizer))
+    for phase in phases:  # settings that cannot be are refused before anything is written
+        settings.pairs(documents, phase.max_seq_length)
+        settings.collator(tokenizer, phase.max_seq_length)
+    model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.say))
     unwrapped = run.accelerator.unwrap_model(model)
     batches = PretrainingBatches(run, documents, tokenizer, phases, settings, run.progress)
     evaluation = PretrainingEvaluation(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.errors import InputError, OutputError, command_line
-from hfbert_scratch.text_sources import Source, find_sources, read_documents
+from hfbert_scratch.text_sources import Source, find_sources, names_of, read_documents
 from hfbert_scratch.tokenization import Progress, save_tokenizer, tokenizer_hash, train_wordpiece
 
 
@@ -58,6 +58,8 @@ class Text:
             yield document
         self.bytes = progress.done
         print(progress.line(), flush=True)
+        if not self.documents:
+            raise InputError(f"{names_of(self.sources)} holds no text")
 
 
 @command_line

@@ -21,9 +21,9 @@ WORDS = words(400)[:60]
 GOOD, BAD = WORDS[0], WORDS[1]
 
 
-def make_model(directory: Path, **config: Any) -> Path:
+def make_model(directory: Path, tokenizer: Any = None, **config: Any) -> Path:
     """An encoder without a head, and its tokenizer."""
-    tokenizer = small_tokenizer(documents(100))
+    tokenizer = tokenizer or small_tokenizer(documents(100))
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     settings = (

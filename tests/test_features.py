@@ -239,7 +239,7 @@ def test_a_text_that_is_none_is_named(models, tokenizer, bad):
 def test_models_that_do_not_fit_are_refused(models, tokenizer, tmp_path):
     with pytest.raises(InputError, match="the tokenizer has .* tokens, the model embeds 99"):
         encode(make("base"), tokenizer, [])
-    with pytest.raises(InputError, match="no encoder can be loaded from"):
+    with pytest.raises(InputError, match="is not a checkpoint: it has no config.json"):
         load_encoder(str(tmp_path))
     config = transformers.T5Config(vocab_size=500, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     with pytest.raises(InputError, match="T5Model is not a text encoder"):
@@ -472,7 +472,7 @@ def test_an_output_directory_of_something_else_is_refused(monkeypatch, capsys, i
         ({"part_texts": 0}, "part_texts is 0"),
         ({"max_seq_length": 4000}, "max_seq_length is 4000"),
         ({"text": "missing.txt"}, "no such file"),
-        ({"model": "./missing"}, "no encoder can be loaded"),
+        ({"model": "./missing"}, "no checkpoint directory ./missing"),
     ],
 )
 def test_bad_options_end_in_one_sentence_and_leave_nothing(monkeypatch, capsys, inputs, tmp_path, changes, message):

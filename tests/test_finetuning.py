@@ -407,33 +407,6 @@ def test_the_originals_adam_is_without_bias_correction():
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
-BAD_RUNS = [
-    ({"task": "mpc"}, "unknown task 'mpc'"),
-    ({"task": "ax"}, "ax has only a test set"),
-    ({"data_dir": "/nonexistent"}, "/nonexistent"),
-    ({"model": "/nonexistent"}, "/nonexistent"),
-    ({"max_seq_length": 129}, "exceeds the model's max_position_embeddings 128"),
-    ({"max_seq_length": 4}, "max_seq_length is 4"),
-    ({"epochs": 0}, "epochs is 0.0"),
-    ({"batch_size": 0}, "batch_size is 0"),
-    ({"batch_size": 10, "micro_batch_size": 4}, "multiple of micro_batch_size"),
-    ({"eval_every": 10, "save_every": 4}, "eval_every 10 is not a multiple of save_every 4"),
-    ({"learning_rate": -1}, "learning_rate is -1.0"),
-    ({"warmup_steps": 41}, "warmup_steps is 41"),
-    ({"learning_rat": 1}, "learning_rate"),
-    ({"columns": "sentence1=nosuch"}, "nosuch"),
-    ({"train_file": "/nonexistent.jsonl"}, "/nonexistent.jsonl"),
-]
-
-
-@pytest.mark.parametrize(("changes", "named"), BAD_RUNS, ids=lambda value: str(value)[:40])
-def test_bad_input_ends_in_one_sentence(finetune, tmp_path, capsys, changes, named):
-    assert finetune("mrpc", tmp_path / "run", **changes) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and named in error
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
 def test_bad_data_and_models_are_named(finetune, trained, data, tmp_path, monkeypatch, capsys):
     made = rows("mrpc", 8, 0)
     write_jsonl(tmp_path / "bad.jsonl", [*made, {**made[0], "label": 7}])

@@ -334,48 +334,6 @@ def test_a_second_run_starts_from_the_first_ones_model(run, tmp_path):
     assert second[0] < first[0]
 
 
-BAD_ARGUMENTS = [
-    ({"learning_rte": 1}, "learning_rate"),
-    ({"max_steps": "many"}, "max_steps"),
-    ({"max_steps": 0}, "max_steps is 0"),
-    ({"batch_size": 20, "micro_batch_size": 16}, "multiple of micro_batch_size"),
-    ({"warmup_steps": 21}, "warmup_steps is 21; it must be 0 to max_steps"),
-    ({"learning_rate": -1}, "learning_rate is -1.0"),
-    ({"max_seq_length": 128}, "exceeds max_position_embeddings 64"),
-    ({"max_seq_length": 128, "max_position_embeddings": 128}, "128"),
-    ({"max_seq_length": 4}, "max_seq_length is 4"),
-    ({"num_attention_heads": 5}, "num_attention_heads 5"),
-    ({"size": "huge"}, "tiny, mini, small, medium, base, large"),
-    ({"precision": "float8"}, "float32 or bfloat16"),
-    ({"optimizer": "adafactor"}, "adamw or lamb"),
-    ({"attention": "nosuch"}, "nosuch"),
-    ({"mask_share": 0.5}, "mask_share"),
-    ({"trackers": "nosuch"}, "nosuch"),
-    ({"corpus": "/nonexistent"}, "/nonexistent"),
-    ({"tokenizer": "/nonexistent"}, "/nonexistent"),
-    ({"model": "/nonexistent"}, "/nonexistent"),
-    ({"config": "nosuch"}, "demo"),
-]
-
-
-@pytest.mark.parametrize(("changes", "named"), BAD_ARGUMENTS, ids=lambda value: str(value)[:40])
-def test_bad_arguments_end_in_one_sentence(run, tmp_path, capsys, changes, named):
-    assert run(tmp_path / "run", **changes) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and named in error
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_the_corpus_of_another_tokenizer_is_refused(run, tmp_path, inputs, capsys):
-    from corpus_helpers import documents, small_tokenizer
-
-    from hfbert_scratch.tokenization import save_tokenizer
-
-    save_tokenizer(small_tokenizer(documents(50, seed=9), vocab_size=300), tmp_path / "other")
-    assert run(tmp_path / "run", tokenizer=tmp_path / "other") == 2
-    assert "another tokenizer" in capsys.readouterr().err
-
-
 def test_an_output_that_cannot_be_written_or_is_in_use(run, inputs, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert run(tmp_path / "file" / "run") == 7

@@ -70,8 +70,20 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{what}: no file {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{what}: {path} is not readable JSON ({error})") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text; `where` names its place in the InputError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"{where} cannot be read ({error})") from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply to be read") from None
 
 
 def _field_names(cls: type) -> list[str]:
@@ -115,7 +127,7 @@ def _find_config(name: str, configs: Path | None) -> Path:
 def _yaml_as_argv(cls: type, path: Path) -> list[str]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if entries is None:
         return []
@@ -131,5 +143,7 @@ def _yaml_as_argv(cls: type, path: Path) -> list[str]:
         if isinstance(value, dict):
             raise InputError(f"{path}: {key} must be a value or a list, not a mapping")
         values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, list | dict) for item in values):
+            raise InputError(f"{path}: {key} must be a list of single values, without lists or mappings in it")
         argv += [f"--{key}", *(str(item) for item in values)] if values else []
     return argv

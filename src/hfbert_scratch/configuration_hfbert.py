@@ -40,7 +40,7 @@ SIZES = {
 }
 
 # Far above any BERT, far below what would exhaust memory before the first clear message.
-_LARGEST = {
+LARGEST = {
     "vocab_size": 10_000_000,
     "hidden_size": 65_536,
     "num_hidden_layers": 1_000,
@@ -124,7 +124,7 @@ class HFBertConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Run by @strict after construction and on saving. Raises ValueError naming the field and what it may hold."""
         super().validate_architecture()
-        for name, largest in _LARGEST.items():
+        for name, largest in LARGEST.items():
             value = getattr(self, name)
             if not 1 <= value <= largest:
                 raise ValueError(f"{name} is {value}; it must be between 1 and {largest}")

@@ -25,6 +25,7 @@ from . import configuration_hfbert, kernels_hfbert, modeling_hfbert
 from .arguments import read_json
 from .configuration_hfbert import HEADS, HFBertConfig
 from .errors import HFBertError, InputError, OutputError
+from .pretrained import PICKLE, SAFETENSORS, is_local, read_config, shard_names
 from .tokenization import SPECIAL_TOKENS, write_vocabulary
 
 
@@ -166,11 +167,7 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
 def _read_checkpoint(source: str | Path, model_type: str) -> _Checkpoint:
     directory = _find_directory(source)
     path = directory / "config.json"
-    if not path.is_file():
-        raise InputError(f"{directory} is not a checkpoint: it has no config.json")
-    config = read_json(path, "the model's configuration")
-    if not isinstance(config, dict):
-        raise InputError(f"{path} must hold a JSON object, not a {type(config).__name__}")
+    config = read_config(directory)
     # Configurations of 2018 and 2019 name no model_type.
     found = config.get("model_type", "bert" if "num_hidden_layers" in config else None)
     if found != model_type:
@@ -189,13 +186,8 @@ def _read_checkpoint(source: str | Path, model_type: str) -> _Checkpoint:
 
 
 def _find_directory(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise InputError(f"{source} is a file; name the directory of the checkpoint")
-    if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
-        raise InputError(f"no checkpoint directory {source}")
+    if is_local(source):
+        return Path(source)
     from huggingface_hub import snapshot_download
 
     try:
@@ -211,19 +203,13 @@ def _find_directory(source: str | Path) -> Path:
 
 def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
     """All tensors of the checkpoint, from safetensors if there are any, by the names in the files."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in (SAFETENSORS, PICKLE):
         index = directory / f"{name}.index.json"
         if (directory / name).is_file():
             return _read_file(directory / name)
         if index.is_file():
-            shards = read_json(index, "the list of weight files")
-            shards = shards.get("weight_map") if isinstance(shards, dict) else None
-            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-                raise InputError(f"{index} has no weight_map of parameter and file names")
             tensors: dict[str, torch.Tensor] = {}
-            for shard in sorted(set(shards.values())):
-                if Path(shard).name != shard:
-                    raise InputError(f"{index} points outside its directory: {shard!r}")
+            for shard in shard_names(index):
                 tensors |= _read_file(directory / shard)
             return tensors
     raise InputError(f"{directory} is not a checkpoint: it has neither model.safetensors nor pytorch_model.bin")
@@ -234,8 +220,6 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"the weight file {path} is missing") from None
     except pickle.UnpicklingError:
         raise InputError(f"{path} is damaged, or holds code besides weights, which is not run") from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:

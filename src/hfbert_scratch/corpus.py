@@ -46,12 +46,14 @@ from .shard_writing import (
     write_batch,
     write_json,
 )
-from .text_sources import Source, find_sources
+from .text_sources import Source, find_sources, names_of
 from .tokenization import Progress, check_tokenizer, tokenizer_hash
 
 
 FORMAT = 1  # of the directory; raised when what is written changes
 MANIFEST = "manifest.json"
+# What opening a corpus and training on it read from there.
+_NEEDED = ("tokenizer_hash", "vocab_size", "max_seq_length", "special_ids", "arguments", "identity", "splits", "pairs")
 
 # Tokens of a file of the validation split.
 _VALIDATION_TOKENS = 1 << 24
@@ -82,6 +84,9 @@ class Corpus:
         manifest = read_json(directory / MANIFEST, "corpus")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise InputError(f"{directory / MANIFEST} is not a manifest of format {FORMAT}; build the corpus again")
+        lacking = [name for name in _NEEDED if name not in manifest]
+        if lacking:
+            raise InputError(f"{directory / MANIFEST} has no {', '.join(lacking)}; build the corpus again")
         if tokenizer is not None and tokenizer_hash(tokenizer) != manifest["tokenizer_hash"]:
             raise InputError(
                 f"the corpus {directory} was built with another tokenizer ({manifest['arguments']['tokenizer']}, "
@@ -103,7 +108,11 @@ class Corpus:
                 f"the corpus {self.directory} has no split {name!r}, only {', '.join(self.manifest['splits'])}; "
                 "build it with --validation_share above 0"
             )
-        files = [self.directory / name / file for file in self.manifest["splits"][name]["files"]]
+        names = self.manifest["splits"][name]["files"]
+        outside = next((file for file in names if Path(file).name != file), None)
+        if outside is not None:
+            raise InputError(f"{self.directory / MANIFEST} points outside its directory: {outside!r}")
+        files = [self.directory / name / file for file in names]
         return Documents(files, self.manifest["special_ids"])
 
 
@@ -142,6 +151,7 @@ def build_corpus(
     identity = _identity(arguments, tokenizer, sources, segmenter)
     if (output / MANIFEST).is_file():
         return _finished(output, identity)
+    _refuse_strangers(output)
     with _output_errors(output), _lock(output, f"host-{host_index}") as alone:
         if not alone:
             raise OutputError(f"another build is writing to {output}; wait for it, or end it")
@@ -151,7 +161,7 @@ def build_corpus(
         workers = _Workers(output, tokenizer, segmenter, num_proc)
         _tokenize_shards(output, shards, workers, num_hosts, host_index, sources)
         if counts.documents == 0:
-            raise InputError(f"{_names(sources)} holds no text")
+            raise InputError(f"{names_of(sources)} holds no text")
         if (output / MANIFEST).is_file():
             return _finished(output, identity)
         with _lock(output, "completion") as first:
@@ -201,12 +211,17 @@ def _claim(output: Path, identity: dict[str, Any]) -> None:
     if begun.is_file():
         _refuse_differences(output, read_json(begun, "corpus build"), identity)
     else:
-        strangers = sorted(path.name for path in output.iterdir() if path.name != BUILD)
-        if strangers:
-            raise InputError(f"--output_dir {output} is not empty (it has {strangers[0]}); name a new directory")
         write_json(begun, identity)
     for split in ("train", "validation"):
         (output / split).mkdir(exist_ok=True)
+
+
+def _refuse_strangers(output: Path) -> None:
+    """Before anything is written there: a directory that is no build's must be empty, or not be there."""
+    if output.is_dir() and not (output / BUILD / "identity.json").is_file():
+        strangers = sorted(path.name for path in output.iterdir() if path.name != BUILD)
+        if strangers:
+            raise InputError(f"--output_dir {output} is not empty (it has {strangers[0]}); name a new directory")
 
 
 @contextlib.contextmanager
@@ -444,7 +459,3 @@ def describe_for_datasets(output: Path, files: dict[str, list[str]]) -> None:
         }
         write_json(directory / "state.json", state)
     write_json(output / "dataset_dict.json", {"splits": kept})
-
-
-def _names(sources: list[Source]) -> str:
-    return sources[0].name if len(sources) == 1 else f"{sources[0].name} … {sources[-1].name} ({len(sources)} sources)"

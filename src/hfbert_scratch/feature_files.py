@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .arguments import parse_json
 from .errors import InputError, OutputError
 from .features import Features, Text
 
@@ -92,10 +93,7 @@ class TextFile:
         for where, line in self._lines():
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{where} is not JSON ({error})") from None
+            row = parse_json(line, where)
             if not isinstance(row, dict):
                 raise InputError(f"{where} is a {type(row).__name__}; it must be an object with {self.text_column!r}")
             yield self._text(row, where)

@@ -20,6 +20,7 @@ from torch import nn
 
 from .errors import InputError
 from .inference import choose_attention, inference_copy
+from .pretrained import check_directory, check_finite
 
 
 POOLINGS = ("mean", "max", "cls", "pooler")
@@ -67,13 +68,16 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> nn.Module:
     A checkpoint without pooler weights gives a model whose `pooler` is None, not a random one.
     Raises InputError when it cannot be loaded or lacks other weights.
     """
+    check_directory(name)
     logging = transformers.logging
     verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # What a head leaves over is no news here, and what is missing is an error below.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        model, info = transformers.AutoModel.from_pretrained(
+            name, output_loading_info=True, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     except Exception as error:  # transformers, safetensors and the Hub raise many types
         raise InputError(f"no encoder can be loaded from {name!r} ({' '.join(str(error).split())[:300]})") from None
     finally:
@@ -86,6 +90,7 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> nn.Module:
         missing = [key for key in missing if not key.startswith("pooler.")]
     if missing:
         raise InputError(f"{name!r} has no weights for {', '.join(missing[:3])}: it is not a {type(model).__name__}")
+    check_finite(model, name)
     model.eval().to(device)
     choose_attention(model)
     return model

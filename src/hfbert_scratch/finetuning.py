@@ -29,6 +29,7 @@ from .prediction import (
     task_loss,
     write_task_file,
 )
+from .pretrained import check_directory
 from .sharding import gathered, load_weights
 from .tasks import DataArguments, FeatureSettings, SequenceTask, SquadTask, Task, get_task
 from .tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -190,6 +191,7 @@ def open_task(arguments: FinetuningArguments) -> TaskData:
     task = get_task(arguments.task)
     if "train" not in task.splits:
         raise InputError(f"{task.name} has only a test set; predict it with evaluate.py and a model trained on mnli")
+    check_directory(arguments.model)
     data = TaskData(task, arguments, load_tokenizer(arguments.model), arguments.feature_settings(task))
     for split in ("train", "validation"):
         if split not in data.raw:

@@ -443,20 +443,41 @@ class HFBertModel(HFBertPreTrainedModel):
             # One row of positions or segments serves every sequence of the batch; a mask has to be said for each.
             if name == "attention_mask" or tensor.shape != (1, given.shape[1]):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
+        ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+        for name, tensor in ids.items():
+            if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
+                raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
+        packing = None
+        inputs = [*ids.values(), inputs_embeds]
         if self._unpads(attention_mask, kwargs):
             packing = Packing.from_mask(attention_mask, given.shape[:2], given.device)
-            positions = self.embeddings.default_positions(given.shape[1]) if position_ids is None else position_ids
-            embeddings = self.embeddings(
-                *(packing.pack(tensor) for tensor in (input_ids, token_type_ids, positions, inputs_embeds))
-            )
-            sequence_output = self.encoder(embeddings, packing=packing, **kwargs).last_hidden_state
-            sequence_output = packing.unpack(sequence_output)
-        else:
-            embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+            if position_ids is None:
+                inputs[2] = self.embeddings.default_positions(given.shape[1])
+            inputs = [packing.pack(tensor) for tensor in inputs]
+        try:
+            embeddings = self.embeddings(*inputs)
+        except IndexError as error:
+            raise ValueError(self._outside(ids)) from error
+        if packing is None:
             mask = self._attention_mask(embeddings, attention_mask)
             sequence_output = self.encoder(embeddings, mask, **kwargs).last_hidden_state
+        else:
+            sequence_output = packing.unpack(self.encoder(embeddings, packing=packing, **kwargs).last_hidden_state)
         pooled_output = self.pooler(sequence_output) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=pooled_output)
+
+    def _outside(self, ids: dict[str, torch.Tensor | None]) -> str:
+        """Which id has no embedding. Looked for after the fact, on the CPU: a GPU would have to be waited for."""
+        fields = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
+        for name, tensor in ids.items():
+            field = fields.get(name, "max_position_embeddings")
+            size = getattr(self.config, field)
+            bad = (tensor < 0) | (tensor >= size) if tensor is not None else torch.zeros(0)
+            if bad.any():
+                row, column = bad.nonzero()[0].tolist()
+                value = int(tensor[row, column])
+                return f"{name}[{row}, {column}] is {value}; it must be 0 … {size - 1} ({field} {size})"
+        return "an id has no embedding"
 
     def _unpads(self, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]) -> bool:
         """Whether to compute on real tokens alone: not where the shapes of what lies between are asked for."""
@@ -490,7 +511,13 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.T
     """
     _check_label_count(labels, logits, logits.shape[:-1].numel())
     labels = labels.reshape(-1).to(logits.device, torch.long)
-    total = summed_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
+    try:
+        total = summed_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
+    except IndexError as error:  # "Target … is out of bounds", on the CPU
+        raise ValueError(
+            f"the labels go from {int(labels[labels != IGNORED_LABEL].min())} to {int(labels.max())}; they must be "
+            f"0 … {logits.shape[-1] - 1}, or {IGNORED_LABEL} where there is none"
+        ) from error
     return total / _count(num_items, (labels != IGNORED_LABEL).sum(), total.device)
 
 

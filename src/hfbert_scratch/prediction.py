@@ -23,12 +23,11 @@ import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig
 
 from .arguments import read_json
 from .errors import InputError, OutputError
+from .pretrained import open_model
 from .tasks import (
     IGNORED_LABEL,
     Answers,
@@ -45,6 +44,14 @@ from .tasks.squad import squad_features
 
 # What a fine-tuned model's directory says about how to use it.
 TASK_FILE = "task.json"
+_TASK_FIELDS = {
+    "task": (str,),
+    "max_seq_length": (int,),
+    "doc_stride": (int,),
+    "max_query_length": (int,),
+    "document_context": (bool,),
+    "null_threshold": (float, int),
+}
 
 # Heads with an output for every token, where others have one for every feature.
 _PER_TOKEN = ("AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
@@ -161,28 +168,11 @@ def load_for_task(task: Task, name: str, raw: datasets.Dataset | None, seed: int
     Raises InputError if the checkpoint cannot be opened or its encoder is not whole.
     """
     transformers.utils.logging.disable_progress_bar()
-    overrides = {} if raw is None else task.config_overrides(raw)
+    overrides: dict[str, Any] = {} if raw is None else task.config_overrides(raw)
     if raw is not None and isinstance(task, SquadTask):
         overrides = {"num_labels": 2}  # stock's head has as many outputs as num_labels, left by another task
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # which weights are new is returned, not logged
-    try:
-        config = AutoConfig.from_pretrained(name, **overrides)
-        torch.manual_seed(seed)
-        model, info = getattr(transformers, task.head).from_pretrained(
-            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=raw is not None, output_loading_info=True
-        )
-    except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError) as error:
-        raise InputError(f"--model {name} cannot be opened for {task.name}: {' '.join(str(error).split())}") from error
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-    prefix = f"{model.base_model_prefix}."
-    missing = sorted(info["missing_keys"])
-    mismatched = sorted(entry[0] for entry in info["mismatched_keys"])
-    lost = [key for key in missing + mismatched if key.startswith(prefix) and "pooler" not in key]
-    if lost:
-        raise InputError(f"--model {name} lacks {len(lost)} weights of its own encoder, the first {lost[0]}")
-    new = missing + mismatched
+    torch.manual_seed(seed)
+    model, new = open_model(getattr(transformers, task.head), name, overrides, new_head=raw is not None)
     if raw is None and new:
         raise InputError(
             f"--model {name} is not fine-tuned for {task.name}: it has no {new[0]}; run finetune.py first"
@@ -191,12 +181,21 @@ def load_for_task(task: Task, name: str, raw: datasets.Dataset | None, seed: int
 
 
 def check_fits(model: nn.Module, tokenizer: Any, max_seq_length: int) -> None:
-    """Raise InputError if the model is too small for the tokenizer or the sequences."""
+    """Raise InputError if the model is too small for the tokenizer or the sequences, or pads with another id."""
     positions = getattr(model.config, "max_position_embeddings", max_seq_length)
     if max_seq_length > positions:
         raise InputError(f"max_seq_length {max_seq_length} exceeds the model's max_position_embeddings {positions}")
     if len(tokenizer) > model.config.vocab_size:
-        raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.config.vocab_size}")
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.config.vocab_size}; use the one it "
+            "was trained with"
+        )
+    padding = model.config.pad_token_id
+    if padding not in (None, tokenizer.pad_token_id):
+        raise InputError(
+            f"the tokenizer pads with id {tokenizer.pad_token_id}, the model has pad_token_id {padding}; "
+            "use the one it was trained with"
+        )
 
 
 def task_loss(outputs: Any, targets: Mapping[str, torch.Tensor], total: torch.Tensor | float) -> torch.Tensor:
@@ -338,7 +337,18 @@ def write_task_file(directory: Path, data: TaskData, null_threshold: float | Non
 def read_task_file(directory: str) -> dict[str, Any]:
     """What `write_task_file` wrote; empty for a model that has no such file."""
     path = Path(directory) / TASK_FILE
-    return read_json(path, "--model") if path.is_file() else {}
+    content = read_json(path, "--model") if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} must hold a JSON object, not a {type(content).__name__}; remove it, and name the --task"
+        )
+    for name, kinds in _TASK_FIELDS.items():
+        if content.get(name) is not None and not isinstance(content[name], kinds):
+            allowed = " or ".join(kind.__name__ for kind in kinds)
+            raise InputError(
+                f"{path}: {name} is {content[name]!r}, but must be of type {allowed}; correct or remove it"
+            )
+    return content
 
 
 def answer(

@@ -64,7 +64,7 @@ class PairSettings:
 
     def collator(self, tokenizer: Any, max_seq_length: int) -> PretrainingCollator:
         """The masking of instances of this length."""
-        most = self.max_predictions_per_seq or math.ceil(max_seq_length * self.masked_lm_prob)
+        most = self.max_predictions_per_seq or max(1, math.ceil(max_seq_length * self.masked_lm_prob))
         names = {field.name for field in dataclasses.fields(Masking)} - {"max_predictions_per_seq"}
         masking = Masking(max_predictions_per_seq=most, **{name: getattr(self, name) for name in names})
         return PretrainingCollator(tokenizer, masking, self.seed, self.left_to_right)

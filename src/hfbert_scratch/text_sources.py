@@ -10,12 +10,12 @@ import glob
 import gzip
 import hashlib
 import io
-import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .arguments import parse_json, read_json
 from .errors import InputError
 
 
@@ -24,6 +24,8 @@ from .errors import InputError
 MAX_DOCUMENT = 1 << 22
 # Plain-text lines are read in pieces of this many bytes; a longer line is cut at a blank.
 MAX_LINE = 1 << 20
+# Bytes of a .zst file unpacked at once: four can stand for 128 KiB, so this for 128 MiB.
+_PACKED = 1 << 12
 # One JSON row has to be parsed at once.
 MAX_JSON_LINE = 1 << 28
 
@@ -106,6 +108,11 @@ def find_sources(paths: Iterable[str]) -> list[Source]:
     return sources
 
 
+def names_of(sources: Sequence[Source]) -> str:
+    """How a message calls all of them."""
+    return sources[0].name if len(sources) == 1 else f"{sources[0].name} … {sources[-1].name} ({len(sources)} sources)"
+
+
 def read_documents(
     sources: Iterable[Source],
     *,
@@ -155,7 +162,10 @@ def _file_source(path: Path) -> Source:
 
 def _in_directory(path: Path) -> list[Source]:
     if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        content = read_json(path / "dataset_dict.json", "the data set's splits")
+        splits = content.get("splits") if isinstance(content, dict) else None
+        if not isinstance(splits, list) or not splits or not all(isinstance(split, str) for split in splits):
+            raise InputError(f"{path / 'dataset_dict.json'} names no splits; save the data set again")
         if "train" not in splits:
             raise InputError(
                 f"{path} has the splits {', '.join(splits)} but no train; name one, as {path / splits[0]}"
@@ -201,7 +211,7 @@ class _ZstdStream(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         import zstandard
 
-        self._file, self._ready = file, b""
+        self._file, self._ready = file, memoryview(b"")
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
         self._frame = self._decompressor.decompressobj()
         self._inside_frame = False
@@ -214,15 +224,15 @@ class _ZstdStream(io.RawIOBase):
             if self._frame.eof:
                 data = self._frame.unused_data
                 self._frame, self._inside_frame = self._decompressor.decompressobj(), False
-                data = data or self._file.read(1 << 14)
+                data = data or self._file.read(_PACKED)
             else:
-                data = self._file.read(1 << 14)
+                data = self._file.read(_PACKED)
             if not data:
                 if self._inside_frame:
                     raise EOFError("end of file inside a zstd frame")
                 return 0
             self._inside_frame = True
-            self._ready = self._frame.decompress(data)
+            self._ready = memoryview(self._frame.decompress(data))
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
@@ -330,12 +340,7 @@ def _read_jsonl(source: Source, column: str, errors: str, counts: ReadingCounts)
         line = _decode(data, errors, lambda start, o=offset, p=place: f"{p}, byte {o + start},")
         if line.isspace():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{place} is not JSON ({error.msg} at column {error.colno})") from None
-        except RecursionError:
-            raise InputError(f"{place} is nested too deeply to be read") from None
+        row = parse_json(line, place)
         if not isinstance(row, dict):
             raise InputError(f"{place} is a {type(row).__name__}; every line must be an object with {column!r}")
         if column not in row:
@@ -355,7 +360,9 @@ def _read_parquet(source: Source, column: str, errors: str, counts: ReadingCount
             _check_column(source.name, column, file.schema_arrow.names)
             kind = file.schema_arrow.field(column).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise InputError(f"{source.name}: column {column!r} holds {kind}, not strings; see --text_column")
+                raise InputError(
+                    f"{source.name}: column {column!r} holds {_one_line(kind)}, not strings; see --text_column"
+                )
             for batch in file.iter_batches(batch_size=64, columns=[column]):
                 # As bytes: Arrow does not check that its strings are UTF-8.
                 for value in batch.column(0).cast(pa.large_binary()).to_pylist():

@@ -149,7 +149,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) 
         write_vocabulary(vocabulary, directory)
     except OSError as error:
         raise OutputError(f"cannot write the tokenizer to {directory}: {error.strerror or error}") from None
-    reloaded = AutoTokenizer.from_pretrained(directory)
+    reloaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     same = tokenizer_hash(reloaded) == tokenizer_hash(tokenizer) and all(
         reloaded(text)["input_ids"] == tokenizer(text)["input_ids"] for text in _SAMPLE_TEXTS
     )
@@ -177,7 +177,7 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerBase":
     elif str(directory).startswith((".", "/", "~")) or str(directory).count("/") > 1:
         raise InputError(f"no tokenizer directory {directory}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory))
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many types, bare Exception among them
         raise InputError(f"{directory} holds no tokenizer that can be loaded ({_one_line(error)})") from None
     check_tokenizer(tokenizer, str(directory))
@@ -211,8 +211,11 @@ def _check_files(path: Path) -> None:
             content = json.loads(serialized.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{serialized} is truncated or damaged ({_one_line(error)})") from None
-        tokens = set(content.get("model", {}).get("vocab", ())) if isinstance(content, dict) else set()
-        _check_special_tokens(serialized, tokens)
+        model = content.get("model") if isinstance(content, dict) else None
+        vocab = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocab, dict):
+            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of train_tokenizer.py's")
+        _check_special_tokens(serialized, set(vocab))
     if vocabulary.is_file():
         _check_vocabulary_lines(vocabulary)
 

@@ -93,6 +93,7 @@ class TrainingArguments:
         self._require("weight_decay", self.weight_decay >= 0, "0 or more")
         self._require("adam_beta1", 0 <= self.adam_beta1 < 1, "at least 0 and below 1")
         self._require("adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
+        self._require("adam_epsilon", self.adam_epsilon > 0, "above 0")
         self._require("max_grad_norm", self.max_grad_norm > 0, "above 0")
         self._require("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
         self._require("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))

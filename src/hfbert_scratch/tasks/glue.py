@@ -19,6 +19,7 @@ from .task import (
     FeatureSettings,
     Task,
     cached_map,
+    check_single,
     check_strings,
     class_ids,
     class_names,
@@ -79,7 +80,7 @@ class SequenceTask(Task):
         split = next((split for split in ("train", "validation") if split in tables), None)
         if split is None:
             raise InputError(f"{self.name} needs a split with labels, or a model that names its classes")
-        names = class_names(tables[split].column("label"))
+        names = class_names(check_single(tables[split].column("label"), f"split {split}: column 'label'"))
         if len(names) < 2:
             raise InputError(f"split {split}: {len(names)} class in column 'label'; at least 2 are needed")
         return names

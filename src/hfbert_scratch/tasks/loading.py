@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..arguments import argument
+from ..arguments import argument, parse_json
 from ..errors import InputError
 
 
@@ -31,6 +30,8 @@ SPLIT_FILES = {
     "test": ("test_matched", "test"),
     "test_mismatched": ("test_mismatched",),
 }
+# A .gz file can stand for a thousand times its size; it is read as a whole.
+MAX_UNPACKED = 1 << 31
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
 
@@ -169,9 +170,13 @@ def read_text(path: Path) -> str:
     Raises InputError naming what is wrong with it.
     """
     try:
-        data = path.read_bytes()
         if path.suffix == ".gz":
-            data = gzip.decompress(data)
+            with gzip.open(path) as file:
+                data = file.read(MAX_UNPACKED + 1)
+            if len(data) > MAX_UNPACKED:
+                raise InputError(f"{path} unpacks to more than {MAX_UNPACKED} bytes; unpack it, or split it")
+        else:
+            data = path.read_bytes()
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not valid UTF-8 (byte {error.start}); convert the file first") from None
@@ -179,16 +184,6 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} is truncated or damaged ({one_line(error)})") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
-
-
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text; `where` names its place in the InputError."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise InputError(f"{where} is nested too deeply to be read") from None
 
 
 def _read_json(path: Path, columns: Columns, optional: Collection[str]) -> dict[str, list]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
-from .loading import SUFFIXES, Columns, read_file, read_text
+from .loading import SUFFIXES, Columns, one_line, read_file, read_text
 from .task import (
     IGNORED_LABEL,
     INPUT_FEATURES,
@@ -20,6 +20,7 @@ from .task import (
     FeatureSettings,
     Task,
     cached_map,
+    check_single,
     class_ids,
     label_maps,
     make_dataset,
@@ -100,7 +101,8 @@ class NerTask(Task):
         # Also without labels: the classes of a split to be predicted are known all the same.
         features["ner_tags"] = datasets.List(datasets.ClassLabel(names=names))
         if "document" in table.column_names:
-            columns["document"] = table.column("document").cast(pa.string())
+            documents = check_single(table.column("document"), f"{where}: column 'document'")
+            columns["document"] = documents.cast(pa.string())
             features["document"] = datasets.Value("string")
         return make_dataset(columns, datasets.Features(features))
 
@@ -339,7 +341,7 @@ def _read_columns(path: Path) -> pa.Table:
 def _list_column(table: pa.Table, name: str, where: str) -> pa.ListArray:
     column = table.column(name)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise InputError(f"{where}: column {name!r} holds {column.type}, not lists; use jsonl or parquet")
+        raise InputError(f"{where}: column {name!r} holds {one_line(column.type)}, not lists; use jsonl or parquet")
     if column.null_count:
         raise InputError(
             f"{where}: column {name!r} is missing (null) in row {pc.index(column.is_null(), True).as_py()}"
@@ -355,7 +357,7 @@ def _offsets(lists: pa.ListArray) -> pa.Array:
 
 
 def _tag_ids(tags: pa.ListArray, names: list[str], where: str, by_position: bool) -> np.ndarray:
-    flat = pa.chunked_array([tags.flatten()])
+    flat = check_single(pa.chunked_array([tags.flatten()]), f"{where}: a tag")
     try:
         ids = class_ids(flat, names, where, by_position=by_position)
         bad = int(np.argmax(ids < 0)) if (ids < 0).any() else -1
@@ -376,10 +378,11 @@ def _is_tag(value: Any, names: list[str], by_position: bool) -> bool:
 
 def _tags_of(tables: dict[str, pa.Table]) -> list[str]:
     """The tags of the training split: O first, then by type, B- before I-."""
-    table = next((tables[split] for split in ("train", "validation") if split in tables), None)
-    if table is None or "ner_tags" not in table.column_names:
+    split = next((split for split in ("train", "validation") if split in tables), None)
+    if split is None or "ner_tags" not in tables[split].column_names:
         raise InputError("custom-ner needs a split with tags, or a model that names its classes")
-    found = {str(tag) for tag in pc.unique(table.column("ner_tags").combine_chunks().flatten()).to_pylist()}
+    flat = _list_column(tables[split], "ner_tags", f"custom-ner, split {split}").flatten()
+    found = {str(tag) for tag in pc.unique(check_single(flat, f"split {split}: a tag")).to_pylist()}
     return sorted(found, key=lambda tag: (tag != OUTSIDE, tag[2:], tag))
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..arguments import parse_json
 from ..errors import InputError
 from ..metrics.squad_scoring import best_threshold, score_v2
-from .loading import Columns, parse_json, read_file, read_text, table_of
+from .loading import Columns, read_file, read_text, table_of
 from .squad_spans import N_BEST_SIZE, Span, answer_tokens, best_spans, max_context_windows, windows
 from .task import (
     INPUT_FEATURES,
@@ -24,6 +25,7 @@ from .task import (
     FeatureSettings,
     Task,
     cached_map,
+    check_single,
     check_strings,
     make_dataset,
     metric_scores,
@@ -104,7 +106,8 @@ class SquadTask(Task):
             name: check_strings(table.column(name), f"{where}: column {name!r}") for name in ("question", "context")
         }
         if "id" in table.column_names:
-            columns["id"] = check_strings(table.column("id").cast(pa.string()), f"{where}: column 'id'")
+            ids = check_single(table.column("id"), f"{where}: column 'id'")
+            columns["id"] = check_strings(ids.cast(pa.string()), f"{where}: column 'id'")
         else:
             columns["id"] = pa.array([str(row) for row in range(table.num_rows)])
         if len(pc.unique(columns["id"])) < table.num_rows:
@@ -375,9 +378,10 @@ def _original_rows(content: Any, where: str) -> dict[str, list]:
                     for column, value in zip(rows.values(), row, strict=True):
                         column.append(value)
                     unlabelled |= "answers" not in question
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else "lies among values of other types"
         raise InputError(
-            f"{where} is not in SQuAD's format: question {len(rows['id'])} has no {error} "
+            f"{where} is not in SQuAD's format: question {len(rows['id'])} {what} "
             "(data → paragraphs → context, qas → id, question, answers)"
         ) from None
     if unlabelled:
@@ -395,7 +399,7 @@ def _answers(values: list, where: str) -> list[dict[str, list]]:
     """Answers as {"text": [], "answer_start": []}, whether they come so or as a list of objects; null is refused."""
     result = []
     for row, value in enumerate(values):
-        if isinstance(value, list):
+        if isinstance(value, list) and all(isinstance(answer, dict) for answer in value):
             value = {name: [answer.get(name) for answer in value] for name in ("text", "answer_start")}
         texts, starts = (value.get(name) if isinstance(value, dict) else None for name in ("text", "answer_start"))
         if not (

@@ -23,7 +23,7 @@ from ..masking import IGNORED_LABEL  # noqa: F401 - the tasks' own name for it
 from ..metrics import load_metric
 from ..tokenization import tokenizer_hash
 from ..word_encoding import WordEncoder, decomposes
-from .loading import Columns, DataArguments, find_files, load_hub, read_file
+from .loading import Columns, DataArguments, find_files, load_hub, one_line, read_file
 
 
 @dataclass(frozen=True)
@@ -336,8 +336,15 @@ def check_strings(values: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
         row = pc.index(values.is_null(), True).as_py()
         raise InputError(f"{where} is missing (null) in row {row}")
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise InputError(f"{where} holds {values.type}, not text; row 0 is {values[0].as_py()!r}")
+        raise InputError(f"{where} holds {one_line(values.type)}, not text; row 0 is {values[0].as_py()!r}")
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def check_single(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """`values` if they are numbers or texts; InputError if they are lists or objects."""
+    if pa.types.is_nested(values.type):
+        raise InputError(f"{where} holds {one_line(values.type)}, not one value a row")
+    return values
 
 
 def class_names(values: pa.ChunkedArray) -> list[str]:
@@ -360,6 +367,7 @@ def class_ids(values: pa.ChunkedArray, names: Sequence[str], where: str, *, by_p
     """
     if pa.types.is_null(values.type):
         return np.full(len(values), -1, dtype=np.int64)
+    check_single(values, f"{where}: the label")
     encoded = pc.dictionary_encode(values)
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().combine_chunks()
