@@ -2,8 +2,9 @@
 
     python benchmarks/inference.py --size minilm --texts 600 --precision float32
 
-Against stock BertModel with the texts in the given order, 32 at a time, padded to the longest; and, where it is
-installed, against sentence-transformers with its defaults (it sorts, too). All with the same weights, the same dtype,
+Against stock BertModel with the texts in the given order, 32 at a time, padded to the longest; and, where they are
+installed, against sentence-transformers with its defaults (it sorts, too) and, in float32, against ONNX Runtime on our
+export with the texts sorted. All with the same weights, the same dtype,
 mean pooling, tokenization included. Useful FLOP/s count real tokens alone.
 """
 
@@ -21,6 +22,7 @@ from transformers import BertConfig, BertModel
 from hfbert_scratch import HFBertConfig, HFBertModel
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.errors import command_line
+from hfbert_scratch.export import INPUTS, export
 from hfbert_scratch.features import encode
 from hfbert_scratch.inference import inference_copy
 from hfbert_scratch.throughput import model_flops_per_token, peak_flops
@@ -102,6 +104,36 @@ def sentence_transformer(
     return run
 
 
+def onnx_runtime(ours: HFBertModel, tokenizer: Any, directory: Path) -> Callable[[list[str]], np.ndarray] | None:
+    """ONNX Runtime on our export, texts sorted by length, or None where its packages are not installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        print(f"onnxruntime is not installed ({error}); that comparison is left out")
+        return None
+    ours.save_pretrained(directory / "ours")
+    save_tokenizer(tokenizer, directory / "ours")
+    export(directory / "ours", directory / "onnx", "onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    path = str(directory / "onnx" / "onnx" / "model.onnx")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(texts: list[str]) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+        found = np.empty((len(texts), ours.config.hidden_size), dtype=np.float32)
+        for begin in range(0, len(order), BATCH_SIZE):
+            chosen = order[begin : begin + BATCH_SIZE]
+            batch = [texts[number] for number in chosen]
+            inputs = dict(tokenizer(batch, padding=True, truncation=True, return_tensors="np"))
+            (states,) = session.run(["last_hidden_state"], {name: inputs[name].astype(np.int64) for name in INPUTS})
+            mask = inputs["attention_mask"][..., None]
+            found[chosen] = (states * mask).sum(1) / mask.sum(1)
+        return found
+
+    return run
+
+
 @command_line
 def main() -> None:
     """Compare and record."""
@@ -126,6 +158,8 @@ def main() -> None:
     workload = f"{arguments.size}, {arguments.texts} texts of {arguments.mean_tokens} tokens, {arguments.precision}"
     with tempfile.TemporaryDirectory() as directory:
         others = {"sentence-transformers": sentence_transformer(stock, tokenizer, Path(directory), dtype)}
+        if dtype == torch.float32 and device.type == "cpu":
+            others["ONNX Runtime"] = onnx_runtime(ours, tokenizer, Path(directory))
         stock.to(dtype)
         others = {"padded BertModel": lambda texts: padded_in_order(stock, tokenizer, texts)} | others
         for other, theirs in others.items():
