@@ -9,6 +9,7 @@ import sys
 import psutil
 import pytest
 import torch
+from finetuning_helpers import make_data, make_model, options, read
 from helpers import fresh_process
 from safetensors.torch import load_file
 from training_helpers import (
@@ -81,6 +82,23 @@ def test_sharded_is_the_same_run_and_its_checkpoints_and_model_are_as_any_other(
     shutil.rmtree(tmp_path / "sharded" / "checkpoints" / "step-6")
     assert run(tmp_path / "sharded", **changes) == 0
     assert_close_runs(tmp_path / "sharded", tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_sharded_fine_tuning_is_the_same_run(tmp_path):
+    """Where the best step is not the last one, its weights are loaded into the sharded model, and predict as then."""
+    data, model = make_data(tmp_path / "data", "mrpc"), make_model(tmp_path / "model")
+    for name, config in (("sharded", "fsdp2"), ("plain", None)):
+        line = options("mrpc", data, model, tmp_path / name, eval_every=10, micro_batch_size=4)
+        code, printed = finish(start(line, *launcher(2, config=config), recipe="finetune"))
+        assert code == 0, printed
+    for ours, theirs in zip(read_losses(tmp_path / "sharded"), read_losses(tmp_path / "plain"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-3), "40 long steps let rounding grow"
+    ours, theirs = (read(tmp_path / name / "results.json") for name in ("sharded", "plain"))
+    assert ours["best_step"] == theirs["best_step"]
+    assert ours["scores"]["validation"]["accuracy"] == theirs["scores"]["validation"]["accuracy"]
+    for path in (tmp_path / "plain" / "predictions").iterdir():
+        assert (tmp_path / "sharded" / "predictions" / path.name).exists()
 
 
 @pytest.mark.slow

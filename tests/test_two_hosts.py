@@ -50,10 +50,10 @@ def pair(hosts, inputs, tmp_path):
     """Start a run over both hosts; returns the launchers and the files of what they print."""
     started = []
 
-    def begin(**changes):
+    def begin(outputs=("run", "run"), **changes):
         logs = [tmp_path / f"host-{rank}" for rank in (0, 1)]
-        command = arguments(inputs, tmp_path / "run", **changes)
-        started.extend(launch(command, log, rank) for rank, log in enumerate(logs))
+        commands = [arguments(inputs, tmp_path / output, **changes) for output in outputs]
+        started.extend(launch(commands[rank], logs[rank], rank) for rank in (0, 1))
         return started, logs
 
     yield begin
@@ -70,6 +70,14 @@ def wait_for_step(launchers, logs, step):
         alive = all(process.poll() is None for process in launchers)
         assert alive and time.monotonic() < deadline, "".join(log.read_text() for log in logs)
         time.sleep(0.05)
+
+
+def test_hosts_that_do_not_share_the_runs_directory_are_refused(pair, inputs, tmp_path):
+    """Else one would go on from a checkpoint and the other begin anew."""
+    assert finish(start(arguments(inputs, tmp_path / "run")))[0] == 0
+    launchers, logs = pair(outputs=("run", "elsewhere"))
+    assert [process.wait(240) for process in launchers] == [1, 1]
+    assert "the processes find different checkpoints" in logs[0].read_text()
 
 
 LONG = {"max_steps": 100_000, "save_every": 50, "eval_every": 100_000, "log_every": 5}
@@ -93,7 +101,7 @@ def test_a_host_that_dies_ends_the_other_ones_launch(pair):
 
 
 def test_a_cut_cable_ends_both_after_the_time_limit(pair):
-    launchers, logs = pair(process_timeout=10, **LONG)
+    launchers, logs = pair(process_timeout=20, **LONG)
     wait_for_step(launchers, logs, 10)
     subprocess.run([SCRIPT, "cut"], check=True)
     assert [process.wait(120) for process in launchers] == [1, 1], "".join(log.read_text() for log in logs)

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import gather_object
 from safetensors.torch import load_model, save_file
 from torch import nn
 
@@ -237,7 +238,8 @@ class Run:
         self.history = [entry for entry in _read_log(self._log_path) if entry["step"] <= self.progress.step]
         if self.is_main:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
-            self._log_path.write_text(lines, encoding="utf-8")
+            # At once: a kill must not cost the log, and the other processes are reading it.
+            _replace(self._log_path, lines)
         written_with = f"{state['processes']} process(es){', sharded' if state.get('sharded') else ''}"
         self.say(f"continuing from {checkpoint} (step {self.progress.step}, written by {written_with})")
         return checkpoint
@@ -332,9 +334,7 @@ class Run:
             "seconds": round(self.progress.seconds, 1),
         } | entries
         if self.is_main:
-            temporary = self.directory / ".record.json"
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self.directory / "record.json")
+            _replace(self.directory / "record.json", json.dumps(record, indent=1) + "\n")
 
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
@@ -373,6 +373,12 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
         epsilon=arguments.adam_epsilon,
     )
     checkpoint = run.resume(model)
+    steps = sorted(set(gather_object([run.progress.step])))
+    if len(steps) > 1:
+        raise CheckpointError(
+            f"the processes find different checkpoints in {run.checkpoints} (steps {', '.join(map(str, steps))}); "
+            "output_dir must be one directory that all hosts share"
+        )
     if run.is_main:  # not before: a run that is refused leaves the directory as it was
         save_arguments(arguments, run.directory / "arguments.yaml")
     model.to(run.device)
@@ -640,6 +646,12 @@ def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str
             f"{checkpoint} belongs to a run with other settings ({'; '.join(differing)}); "
             "use those, or another output_dir"
         )
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
