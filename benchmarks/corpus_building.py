@@ -12,34 +12,29 @@ Checked on the way: our token ids are the tokenizer's, sentence by sentence.
 """
 
 import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import datasets
+import numpy as np
+from generated_text import TextGenerator
+from harness import record
+from one_core import compare_with_part, use_one_core
+from original_script import OriginalScript
 
-# One core for both sides, whatever threads their libraries would start; set before they count the cores.
-os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-import random  # noqa: E402
-import shutil  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from contextlib import redirect_stdout  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import datasets  # noqa: E402
-import numpy as np  # noqa: E402
-from generated_text import TextGenerator  # noqa: E402
-from harness import compare, record  # noqa: E402
-from original_script import OriginalScript  # noqa: E402
-
-from hfbert_scratch.arguments import argument, parse_arguments  # noqa: E402
-from hfbert_scratch.corpus import BuildArguments, Corpus, build_corpus  # noqa: E402
-from hfbert_scratch.errors import InputError, command_line  # noqa: E402
-from hfbert_scratch.pretraining import PairSettings, write_static_instances  # noqa: E402
-from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, train_wordpiece  # noqa: E402
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.corpus import BuildArguments, Corpus, build_corpus
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.pretraining import PairSettings, write_static_instances
+from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, train_wordpiece
 
 
 @dataclass(kw_only=True)
@@ -153,10 +148,8 @@ class Workload:
         write_static_instances(self.corpus(self.text), self.tokenizer, PairSettings(seed=0), output, 128, dupe_factor)
 
     def compare(self, name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int) -> None:
-        """Record the comparison, the other side's time scaled from its part of the text to the whole."""
-        result = compare(ours, theirs, pairs, warmup=0)
-        for key in ("theirs_seconds", "ratio", "ratio_lowest", "ratio_highest"):
-            result[key] *= self.scale
+        """Record a comparison of ours, on the text, with theirs, on its part."""
+        result = compare_with_part(ours, theirs, pairs, self.scale)
         tokens, megabytes = self.corpus(self.text).split("train").num_tokens, self.text.stat().st_size / 1e6
         result |= {
             "megabytes": megabytes,
@@ -213,6 +206,7 @@ def write_documents(path: Path, documents: Iterator[list[str]]) -> None:
 def main() -> None:
     """Compare and record."""
     arguments = parse_arguments(BenchmarkArguments, description=__doc__)
+    use_one_core()
     datasets.disable_progress_bars()
     kind = "own text" if arguments.text else "generated text"
     with tempfile.TemporaryDirectory() as name:
