@@ -15,15 +15,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
 from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.corpus import Corpus, describe_for_datasets
+from hfbert_scratch.corpus import Corpus
 from hfbert_scratch.environment import versions
-from hfbert_scratch.errors import InputError, OutputError, command_line
-from hfbert_scratch.pretraining import PairSettings, static_instances
-from hfbert_scratch.shard_writing import write_batch
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.pretraining import PairSettings, write_static_instances
 from hfbert_scratch.tokenization import load_tokenizer
 
 
@@ -61,23 +57,7 @@ def main() -> None:
     names = {field.name for field in dataclasses.fields(PairSettings)} & set(dataclasses.asdict(arguments))
     settings = PairSettings(next_sentence=not arguments.no_nsp, **{name: getattr(arguments, name) for name in names})
 
-    files: dict[str, list[str]] = {}
-    rows: dict[str, int] = {}
-    try:
-        for split in corpus.manifest["splits"]:
-            (output / split).mkdir(parents=True)
-            files[split], rows[split] = [], 0
-            # Held-out rows are never copied: one pass.
-            passes = arguments.dupe_factor if split == "train" else 1
-            drawn = static_instances(corpus, split, tokenizer, settings, arguments.max_seq_length, passes)
-            for number, columns in enumerate(drawn):
-                files[split].append(f"data-{number:05d}.arrow")
-                write_batch(output / split / files[split][-1], as_arrow(columns))
-                rows[split] += len(columns["input_ids"])
-                print(f"{split}: {rows[split]} rows, {time.monotonic() - start:.0f} s", flush=True)
-        describe_for_datasets(output, files)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written ({error}); remove it and start again elsewhere") from error
+    rows = write_static_instances(corpus, tokenizer, settings, output, arguments.max_seq_length, arguments.dupe_factor)
     record = {
         "arguments": dataclasses.asdict(arguments),
         "rows": rows,
@@ -86,15 +66,6 @@ def main() -> None:
     }
     (output / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{output}: open it with datasets.load_from_disk")
-
-
-def as_arrow(columns: dict[str, np.ndarray]) -> pa.RecordBatch:
-    """Matrices become columns of fixed-size lists, without a copy."""
-    arrays = {name: pa.array(values.reshape(-1)) for name, values in columns.items()}
-    for name, values in columns.items():
-        if values.ndim == 2:
-            arrays[name] = pa.FixedSizeListArray.from_arrays(arrays[name], values.shape[1])
-    return pa.record_batch(arrays)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,23 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .corpus import Corpus, describe_for_datasets
+from .errors import OutputError
 from .masking import IGNORED_LABEL, Masking, PretrainingCollator
-from .segment_pairs import Cursor, Instances, SegmentPairs
+from .segment_pairs import Cursor, Documents, Instances, SegmentPairs
+from .shard_writing import write_batch
 from .training import Progress, Run, StepBatch, check_divides, own_micro_batches
 
 
@@ -51,7 +57,7 @@ class PairSettings:
     whole_word: bool = False
     random_special: bool = False
 
-    def pairs(self, documents: Any, max_seq_length: int) -> SegmentPairs:
+    def pairs(self, documents: Documents, max_seq_length: int) -> SegmentPairs:
         """The instances of `documents` at this length."""
         return SegmentPairs(
             documents,
@@ -249,21 +255,54 @@ def _loss_and_right(logits: torch.Tensor, targets: torch.Tensor) -> list[torch.T
     return [loss, right, right.new_tensor(len(targets))]
 
 
-def static_instances(
-    corpus: Any, split: str, tokenizer: Any, settings: PairSettings, max_seq_length: int, dupe_factor: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The original's static data: `dupe_factor` passes over a split, each with its own pairs and masks, baked in.
+def write_static_instances(
+    corpus: Corpus, tokenizer: Any, settings: PairSettings, output: Path, max_seq_length: int, dupe_factor: int
+) -> dict[str, int]:
+    """The original's static data: `dupe_factor` passes over the corpus, each with its own pairs and masks, baked in.
 
-    Yields batches of columns for `datasets`, what any BertForPreTraining takes: input_ids, token_type_ids,
+    Writes a directory for `datasets.load_from_disk` with what any BertForPreTraining takes: input_ids, token_type_ids,
     attention_mask, labels (-100 where nothing is predicted), all (rows, max_seq_length), and with NSP
-    next_sentence_label (rows,).
-    The same rows and masks as `dupe_factor` epochs of training from the corpus itself.
+    next_sentence_label (rows,). The same rows and masks as `dupe_factor` epochs of training from the corpus itself.
+    Held-out rows are never copied: one pass.
+
+    Returns the rows of each split. Raises OutputError if `output` cannot be written.
     """
-    pairs, collator = settings.pairs(corpus.split(split), max_seq_length), settings.collator(tokenizer, max_seq_length)
-    for instances, _ in pairs.batches(_STATIC_ROWS, epochs=dupe_factor):
+    files: dict[str, list[str]] = {}
+    rows: dict[str, int] = {}
+    start = time.monotonic()
+    try:
+        for split in corpus.manifest["splits"]:
+            (output / split).mkdir(parents=True)
+            files[split], rows[split] = [], 0
+            passes = dupe_factor if split == "train" else 1
+            for columns in _static_columns(corpus.split(split), tokenizer, settings, max_seq_length, passes):
+                files[split].append(f"data-{len(files[split]):05d}.arrow")
+                write_batch(output / split / files[split][-1], _as_arrow(columns))
+                rows[split] += len(columns["input_ids"])
+                print(f"{split}: {rows[split]} rows, {time.monotonic() - start:.0f} s", flush=True)
+        describe_for_datasets(output, files)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written ({error}); remove it and start again elsewhere") from error
+    return rows
+
+
+def _static_columns(
+    documents: Documents, tokenizer: Any, settings: PairSettings, max_seq_length: int, passes: int
+) -> Iterator[dict[str, np.ndarray]]:
+    pairs, collator = settings.pairs(documents, max_seq_length), settings.collator(tokenizer, max_seq_length)
+    for instances, _ in pairs.batches(_STATIC_ROWS, epochs=passes):
         batch, _ = collate(pairs, collator, instances)
         batch.pop("masked_positions", None)
         yield {
             name: array.astype(np.int8 if name in ("token_type_ids", "attention_mask") else np.int32)
             for name, array in batch.items()
         }
+
+
+def _as_arrow(columns: dict[str, np.ndarray]) -> pa.RecordBatch:
+    """Matrices become columns of fixed-size lists, without a copy."""
+    arrays = {name: pa.array(values.reshape(-1)) for name, values in columns.items()}
+    for name, values in columns.items():
+        if values.ndim == 2:
+            arrays[name] = pa.FixedSizeListArray.from_arrays(arrays[name], values.shape[1])
+    return pa.record_batch(arrays)

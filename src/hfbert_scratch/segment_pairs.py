@@ -177,6 +177,7 @@ class SegmentPairs:
         self.documents = documents
         self.max_seq_length, self.seed, self.short_seq_prob = max_seq_length, seed, short_seq_prob
         self.balanced_nsp, self.next_sentence = balanced_nsp, next_sentence
+        self._single_shares: dict[float, float] = {}
         self.num_groups = -(-documents.num_shards // SHARDS_PER_GROUP)
 
     @cached_property
@@ -199,14 +200,19 @@ class SegmentPairs:
         Documents with short targets have many times as many of them as others. To draw which documents those are would
         be noise, so every document goes through once with the full and once with a short target, weighted.
         """
+        if coin not in self._single_shares:
+            self._single_shares[coin] = self._dry_passes(coin)
+        return self._single_shares[coin]
+
+    def _dry_passes(self, coin: float) -> float:
         shards = self.documents.num_shards
         chosen = sorted({shard * shards // _DRY_SHARDS for shard in range(_DRY_SHARDS)})
+        arrays = {number: self.documents.shard(number) for number in chosen}
         rows = single = 0.0
         seen = 0
         for dry_pass in range(_DRY_PASSES):
-            for number in chosen:
+            for number, shard in arrays.items():
                 rng = np.random.default_rng([dry_pass, number, _DRY])
-                shard = self.documents.shard(number)
                 for short, weight in ((0.0, 1 - self.short_seq_prob), (1.0, self.short_seq_prob)):
                     sentences = draw_pairs(shard, self.room, short, coin, rng).chunk_sentences
                     rows += weight * len(sentences)
@@ -334,32 +340,33 @@ def draw_pairs(shard: Shard, room: int, short_seq_prob: float, coin: float, rng:
     Step k takes the k-th chunk of every document that still has sentences. The shard needs two documents.
     """
     tokens_before, first_sentences = shard.sentences, shard.documents[:-1]
-    documents = len(first_sentences)
-    targets = _targets(documents, room, short_seq_prob, rng)
-    position = first_sentences.copy()
-    alive = np.arange(documents)
+    document_sentences = np.diff(shard.documents)
+    alive = np.arange(len(first_sentences))
+    begin, stop = first_sentences, shard.documents[1:]
+    target = _targets(len(alive), room, short_seq_prob, rng)
     steps: list[tuple[np.ndarray, ...]] = []
     while len(alive):
-        begin, target, stop = position[alive], targets[alive], shard.documents[alive + 1]
         a_start = tokens_before[begin]
-        end = np.minimum(np.searchsorted(tokens_before, a_start + target), stop)
+        end = np.minimum(tokens_before.searchsorted(a_start + target), stop)
         sentences = end - begin
         # A: one sentence of a one-sentence chunk, else 1 … n − 1 of them.
         a_end = begin + 1 + _uniform(np.maximum(sentences - 1, 1), rng)
         a_length = tokens_before[a_end] - a_start
         random_b = (rng.random(len(alive)) < coin) | (sentences == 1)
         # Random B: never from A's document, from a uniform sentence on, until the target is reached.
-        other = _uniform(np.full(len(alive), documents - 1), rng)
+        other = (rng.random(len(alive)) * (len(first_sentences) - 1)).astype(np.int64)
         other += other >= alive
-        other_begin = first_sentences[other] + _uniform(shard.documents[other + 1] - first_sentences[other], rng)
+        other_begin = first_sentences[other] + _uniform(document_sentences[other], rng)
         wanted = tokens_before[other_begin] + np.maximum(target - a_length, 1)
-        other_end = np.minimum(np.searchsorted(tokens_before, wanted), shard.documents[other + 1])
+        other_end = np.minimum(tokens_before.searchsorted(wanted), shard.documents[other + 1])
         b_begin, b_end = np.where(random_b, other_begin, a_end), np.where(random_b, other_end, end)
         b_start = tokens_before[b_begin]
         steps.append((a_start, a_length, b_start, tokens_before[b_end] - b_start, random_b, sentences))
         # The sentences a random B displaced are put back.
-        position[alive] = np.where(random_b, a_end, end)
-        alive = alive[position[alive] < stop]
+        begin = np.where(random_b, a_end, end)
+        unfinished = begin < stop
+        if not unfinished.all():
+            alive, begin, stop, target = (values[unfinished] for values in (alive, begin, stop, target))
     a_start, a_length, b_start, b_length, label, sentences = (np.concatenate(c) for c in zip(*steps, strict=True))
     *spans, lost = _truncate(a_start, a_length, b_start, b_length, room, rng)
     return Drawn(*spans, label=label, lost=lost, chunk_sentences=sentences)

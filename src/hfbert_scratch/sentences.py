@@ -30,11 +30,12 @@ _BEFORE_NUMBERS = """
 _ABBREVIATIONS = frozenset(_TITLES.split())
 _NUMBER_ABBREVIATIONS = frozenset(_BEFORE_NUMBERS.split())
 
-# It begins with a plain character class because the regex engine can then skip to the next candidate.
+# It begins with a plain character class because the regex engine can then skip to the next candidate. It never looks
+# beyond the line, so that a whole document can be searched at once.
 _BORDER = re.compile(
     r"""
     [.!?…。！？] [.!?…。！？]* ['"’”»)\]}」』）]*
-    (?: \s+ (?= ['"‘“„«(\[{¿¡—-]* [^\W_a-zß-öø-ÿа-яёα-ω] )
+    (?: [^\S\n]+ (?= ['"‘“„«(\[{¿¡—-]* [^\W_a-zß-öø-ÿа-яёα-ω] )
       | (?<= [。！？] ) | (?<= [。！？][」』”’）] )
     )
     """,
@@ -45,16 +46,18 @@ _LAST_WORD = re.compile(r"[\w.&'’-]+\Z")
 
 def split_sentences(text: str) -> list[str]:
     """The sentences of `text` in order, stripped of surrounding white space, none empty."""
-    sentences: list[str] = []
-    for line in text.split("\n"):
-        start = 0
-        for border in _BORDER.finditer(line):
-            stop = border.start()
-            if line[stop] == "." and line[stop + 1].isspace() and _abbreviates(line, start, stop, border.end()):
-                continue
-            sentences += bounded(line[start : border.end()])
-            start = border.end()
-        sentences += bounded(line[start:] if start else line)
+    pieces: list[str] = []
+    start = 0
+    for border in _BORDER.finditer(text):
+        stop, end = border.span()
+        if text[stop] == "." and text[stop + 1].isspace() and _abbreviates(text, start, stop, end):
+            continue
+        pieces.append(text[start:end])
+        start = end
+    pieces.append(text[start:])
+    sentences = list(filter(None, map(str.strip, "\n".join(pieces).split("\n"))))
+    if max(map(len, sentences), default=0) > MAX_SENTENCE:
+        return [piece for sentence in sentences for piece in bounded(sentence)]
     return sentences
 
 
@@ -74,12 +77,15 @@ def bounded(sentence: str) -> list[str]:
     return [piece for piece in [*pieces, sentence[start:].strip()] if piece]
 
 
-def _abbreviates(line: str, start: int, stop: int, following: int) -> bool:
+def _abbreviates(text: str, start: int, stop: int, following: int) -> bool:
     """Whether the full stop at `stop` belongs to the word before it; the next sentence would begin at `following`."""
-    match = _LAST_WORD.search(line, max(start, stop - 20), stop)
-    if match is None:
-        return False
-    word = match.group()
+    word = text[max(start, text.rfind(" ", start, stop) + 1) : stop]
+    if not word.isalpha():
+        # Less than what lies between blanks: "(Mr.", "the-Rev."
+        match = _LAST_WORD.search(text, max(start, stop - 20), stop)
+        if match is None:
+            return False
+        word = match.group()
     if len(word) == 1:
         # An initial; but "I" and digits end sentences ("So did I.", "It was 5.").
         return word.isalpha() and word.isupper() and word != "I"
@@ -87,5 +93,5 @@ def _abbreviates(line: str, start: int, stop: int, following: int) -> bool:
     if lowered in _ABBREVIATIONS:
         return True
     if lowered in _NUMBER_ABBREVIATIONS:
-        return line[following].isdigit()
+        return text[following].isdigit()
     return "." in word and all(len(part) == 1 and part.isalpha() for part in word.split("."))

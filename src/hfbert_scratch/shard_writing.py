@@ -126,14 +126,14 @@ class ShardWriter:
 
 
 def _batches(sentences: list[str], size: int) -> Iterator[list[str]]:
-    begin = held = 0
-    for end, sentence in enumerate(sentences, start=1):
-        held += len(sentence)
-        if held >= size:
-            yield sentences[begin:end]
-            begin, held = end, 0
-    if begin < len(sentences):
-        yield sentences[begin:]
+    """`sentences` in runs of about `size` characters."""
+    ends = np.cumsum(np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences)))
+    begin = 0
+    while begin < len(sentences):
+        held = int(ends[begin - 1]) if begin else 0
+        end = int(np.searchsorted(ends, held + size)) + 1
+        yield sentences[begin:end]
+        begin = end
 
 
 def write_documents(path: Path, tokens: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import glob
 import gzip
 import hashlib
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,13 @@ MAX_JSON_LINE = 1 << 28
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ENCODING_ERRORS = ("strict", "replace")
+
+# Lines with only white space; but for the file's first, a line end in front makes them quick to find.
+_LEADING_BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+# Bytes read at once.
+_BLOCK = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,9 +206,9 @@ def _counts(names: Iterable[str]) -> dict[str, int]:
 # ---------------------------------------------------------------------------------------------------- bytes
 
 
-def _open(path: Path | str) -> BinaryIO:
+def _open(path: Path | str) -> io.BufferedReader:
     try:
-        return open(path, "rb")
+        return open(path, "rb", buffering=_BLOCK)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -239,18 +247,19 @@ class _ZstdStream(io.RawIOBase):
         return count
 
 
-def _stream(source: Source) -> BinaryIO:
+def _stream(source: Source) -> io.BufferedReader:
     file = _open(source.name)
     if source.compression == "gzip":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), buffer_size=_BLOCK)  # type: ignore[type-var]
     if source.compression == "zstd":
-        return io.BufferedReader(_ZstdStream(file), buffer_size=1 << 20)  # type: ignore[return-value]
+        return io.BufferedReader(_ZstdStream(file), buffer_size=_BLOCK)  # type: ignore[type-var]
     return file
 
 
 def _pieces(source: Source, limit: int, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
-    """Yield (byte offset, line with its line end); longer lines than `limit` are cut, or refused if `whole`.
+    """Yield (byte offset, lines with their line ends); longer lines than `limit` are cut, or refused if `whole`.
 
+    With `whole` one line at a time, otherwise as many as have been read; a part of a line that was cut comes alone.
     Only LF ends a line: U+2028, U+0085, form feeds and the like stay inside. The byte order mark is dropped.
     """
     import zstandard
@@ -259,7 +268,11 @@ def _pieces(source: Source, limit: int, *, whole: bool = False) -> Iterator[tupl
     rest = b""
     try:
         with _stream(source) as stream:
-            while line := stream.readline(limit):
+            while True:
+                end = 0 if rest or whole else stream.peek()[:limit].rfind(b"\n") + 1
+                line = stream.read(end) if end else stream.readline(limit)
+                if not line:
+                    break
                 if offset == 0 and not rest:
                     if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                         raise InputError(
@@ -312,26 +325,48 @@ def _decode(data: bytes, errors: str, where: Callable[[int], str]) -> str:
 
 
 def _read_text(source: Source, errors: str, counts: ReadingCounts) -> Iterator[str]:
-    lines: list[str] = []
+    held: list[str] = []  # lines of the document so far
     size, number = 0, 1
     unpacked = " of the unpacked text" if source.compression else ""
     for offset, data in _pieces(source, MAX_LINE):
 
-        def where(start: int, offset: int = offset, number: int = number) -> str:
-            return f"{source.name}: byte {offset + start}{unpacked}, line {number},"
+        def where(start: int, offset: int = offset, data: bytes = data, number: int = number) -> str:
+            line = number + data.count(b"\n", 0, start)
+            return f"{source.name}: byte {offset + start}{unpacked}, line {line},"
 
-        line = _decode(data, errors, where)
-        number += line.endswith("\n")
-        blank = not line or line.isspace()
-        if lines and (blank or size + len(line) > MAX_DOCUMENT):
-            counts.cut_documents += not blank
-            yield "".join(lines)
-            lines, size = [], 0
-        if not blank:
-            lines.append(line)
-            size += len(line)
-    if lines:
-        yield "".join(lines)
+        for index, part in enumerate(_between_blank_lines(_decode(data, errors, where))):
+            if index and held:
+                yield "".join(held)
+                held, size = [], 0
+            # One by one only where the document may have to be cut.
+            for lines in [part] if size + len(part) <= MAX_DOCUMENT else _LINE.findall(part):
+                if held and size + len(lines) > MAX_DOCUMENT:
+                    counts.cut_documents += 1
+                    yield "".join(held)
+                    held, size = [], 0
+                if lines:
+                    held.append(lines)
+                    size += len(lines)
+        number += data.count(b"\n")
+    if held:
+        yield "".join(held)
+
+
+def _between_blank_lines(text: str) -> list[str]:
+    """The lines before, between and behind blank ones; before the first and behind the last there may be none ("")."""
+    parts: list[str] = []
+    begin = 0
+    leading = _LEADING_BLANK_LINES.match(text)
+    if leading:
+        parts.append("")
+        begin = leading.end()
+    for blank in _BLANK_LINES.finditer(text, begin):
+        parts.append(text[begin : blank.start() + 1])
+        begin = blank.end()
+    last_line = text.rfind("\n", begin) + 1
+    if text[max(begin, last_line) :].isspace():
+        return [*parts, text[begin:last_line], ""]
+    return [*parts, text[begin:]]
 
 
 def _read_jsonl(source: Source, column: str, errors: str, counts: ReadingCounts) -> Iterator[str]:
