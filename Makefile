@@ -3,16 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow test-transformers lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not transformers_common" -n 2 --dist loadscope
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m "slow or gpu"
+
+test-transformers: $(VENV)/installed
+	$(BIN)/python tests/transformers_common/fetch.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rfEX -n 2 -m transformers_common tests/transformers_common
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
