@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from . import configuration_hfbert, modeling_hfbert
 from .arguments import read_json
 from .configuration_hfbert import HEADS, HFBertConfig
 from .errors import HFBertError, InputError, OutputError
+from .tensorflow_checkpoint import CONFIG_FILE, is_tensorflow_checkpoint, write_as_stock
 
 
 _TOKENIZER_FILES = (
@@ -120,6 +122,9 @@ def to_stock(source: str | Path, target: str | Path) -> Conversion:
 def from_stock(source: str | Path, target: str | Path) -> Conversion:
     """Write the stock `bert` checkpoint `source` (a directory or a name on the Hub) as one of ours into `target`.
 
+    A directory of the original's, with bert_config.json and TensorFlow's files, is read as well (see
+    `tensorflow_checkpoint`).
+
     Reads safetensors and pytorch_model.bin (as plain weights, no code of the file is run), whole or in shards, with
     the names of any age: gamma/beta in LayerNorms, position_ids, a second name for the output bias. A head or pooler
     that the file lacks is named in the notes, as are weights the architecture has no place for; the latter are kept.
@@ -128,6 +133,8 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
     architecture does not (cross-attention, relative positions), or if `target` is not empty; OutputError if `target`
     cannot be written.
     """
+    if is_tensorflow_checkpoint(source):
+        return _from_tensorflow(source, target)
     checkpoint = _read_checkpoint(source, "bert")
     stated = checkpoint.config
     for key, only in (("add_cross_attention", False), ("position_embedding_type", "absolute")):
@@ -150,14 +157,26 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
             shutil.copy(module.__file__, directory)
         save_file(checkpoint.tensors, directory / "model.safetensors", metadata={"format": "pt"})
         _copy_tokenizer(checkpoint, directory)
-        _complete_tokenizer_config(directory, config)
+        _complete_tokenizer_config(checkpoint, directory, config)
         stock_name = _stock_architecture(checkpoint, name)
         difference = _largest_difference((directory, name), (checkpoint.directory, stock_name), checkpoint.missing)
     return Conversion(Path(target), name, difference, checkpoint.notes)
 
 
+def _from_tensorflow(source: str | Path, target: str | Path) -> Conversion:
+    """By way of a stock directory, so that nothing is checked or compared in two ways."""
+    with tempfile.TemporaryDirectory() as stock:
+        notes = write_as_stock(source, Path(stock))
+        try:
+            result = from_stock(stock, target)
+        except InputError as error:
+            message = str(error).replace(f"{stock}/config.json", f"{source}/{CONFIG_FILE}").replace(stock, str(source))
+            raise InputError(message) from None
+    result.notes[:0] = notes
+    return result
+
+
 # ---------------------------------------------------------------------------------------------------- reading
-# A reader of another format, such as the original's TensorFlow files, returns a _Checkpoint as this one does.
 
 
 def _read_checkpoint(source: str | Path, model_type: str) -> _Checkpoint:
@@ -366,13 +385,24 @@ def _copy_tokenizer(checkpoint: _Checkpoint, directory: Path) -> None:
         checkpoint.notes.append("there is no tokenizer beside the model; put its files into the directory")
 
 
-def _complete_tokenizer_config(directory: Path, config: HFBertConfig) -> None:
-    """Old tokenizers leave their class to the model's type, which readers without this package do not know."""
+def _complete_tokenizer_config(checkpoint: _Checkpoint, directory: Path, config: HFBertConfig) -> None:
+    """Old tokenizers leave their class to the model's type, which readers without this package do not know.
+
+    Where only vocab.txt is there and nothing says whether text is lower-cased, the vocabulary tells: it is, unless
+    some entry beside [CLS] and its like has an upper-case letter.
+    """
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return
     path = directory / "tokenizer_config.json"
     stated = read_json(path, "the tokenizer's configuration") if path.is_file() else {}
     completed = {"tokenizer_class": "BertTokenizer", "model_max_length": config.max_position_embeddings} | stated
+    if not (directory / "tokenizer.json").is_file() and "do_lower_case" not in stated:
+        words = (directory / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        cased = any(word != word.lower() for word in words if not re.fullmatch(r"\[\w+\]", word))
+        completed["do_lower_case"] = not cased
+        checkpoint.notes.append(
+            f"do_lower_case={not cased}: the vocabulary has {'' if cased else 'no '}upper-case letters"
+        )
     if completed != stated:
         path.write_text(json.dumps(completed, indent=2) + "\n", encoding="utf-8")
 
