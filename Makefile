@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-transformers lint format bench clean
+.PHONY: demo test test-slow test-transformers test-tensorflow lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not transformers_common" -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not transformers_common and not tensorflow" -n 2 --dist loadscope
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m "slow or gpu"
@@ -17,6 +17,10 @@ test-slow: $(VENV)/installed
 test-transformers: $(VENV)/installed
 	$(BIN)/python tests/transformers_common/fetch.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rfEX -n 2 -m transformers_common tests/transformers_common
+
+test-tensorflow: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[test,tensorflow]"
+	$(BIN)/python -m pytest -q -m tensorflow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
