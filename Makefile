@@ -3,20 +3,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+# What needs neither hours, a GPU, nor packages and sources beyond the package's own.
+DEFAULT := "not slow and not gpu and not transformers_common and not tensorflow"
 
-.PHONY: demo test test-slow test-clients lint format bench audit clean
+.PHONY: demo test test-slow test-clients test-transformers test-tensorflow lint format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" --ignore tests/clients -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m $(DEFAULT) --ignore tests/clients -n 2 --dist loadscope
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m "slow or gpu"
 
 test-clients: $(CLIENTS)/installed
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CLIENTS)/python/bin/python -m pytest -q tests/clients tests/test_export.py
+
+test-transformers: $(VENV)/installed
+	$(BIN)/python tests/transformers_common/fetch.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rfEX -n 2 -m transformers_common tests/transformers_common
+
+test-tensorflow: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[test,tensorflow]"
+	$(BIN)/python -m pytest -q -m tensorflow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -2,13 +2,15 @@
 
     python recipes/convert.py --to stock --model runs/base/model --output_dir runs/base/stock
     python recipes/convert.py --to hfbert --model google-bert/bert-base-uncased --output_dir runs/bert-base-uncased
+    python recipes/convert.py --to hfbert --model uncased_L-12_H-768_A-12 --output_dir runs/original
 
 `--to stock` gives a directory for everyone and everything that knows `bert` but not this package, without
 trust_remote_code. `--to hfbert` takes any stock checkpoint, old ones included, to train on or to fine-tune here.
 The outputs of both models are compared at the end; they are the same to the last bit.
 
-Supports: directories and models on the Hub, every head, safetensors and pytorch_model.bin, one file or shards.
-Does not support: decoders with cross-attention, relative positions, other architectures, TensorFlow checkpoints.
+Supports: directories and models on the Hub, every head, safetensors and pytorch_model.bin, one file or shards; the
+original's directories of bert_config.json, vocab.txt and bert_model.ckpt, with hfbert-scratch[tensorflow] installed.
+Does not support: decoders with cross-attention, relative positions, other architectures, TensorFlow 2's layouts.
 """
 
 import dataclasses

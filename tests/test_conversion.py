@@ -1,12 +1,14 @@
 """Ours ⇄ stock `bert`: the same tensors both ways, old files, and what is refused."""
 
 import json
+import re
 import runpy
 import shutil
 import stat
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,7 +16,7 @@ from helpers import CASES, TINY, TRAVELLING, batch, make
 from safetensors.torch import load_file, save_file
 
 import hfbert_scratch
-from hfbert_scratch import conversion
+from hfbert_scratch import conversion, tensorflow_checkpoint
 from hfbert_scratch.conversion import from_stock, to_stock
 from hfbert_scratch.errors import InputError, OutputError
 from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
@@ -172,7 +174,8 @@ def test_a_checkpoint_as_of_2019(tmp_path):
 
     result = from_stock(tmp_path / "stock", tmp_path / "ours")
     assert result.architecture == "HFBertForPreTraining" and result.largest_difference == 0.0
-    assert len(result.notes) == 1 and "taken for HFBertForPreTraining" in result.notes[0]
+    assert len(result.notes) == 2 and "taken for HFBertForPreTraining" in result.notes[0]
+    assert result.notes[1] == "do_lower_case=True: the vocabulary has no upper-case letters"
     stock(tmp_path / "today")
     assert_same_weights(tmp_path / "today", tmp_path / "ours")
     again = hfbert_scratch.HFBertForPreTraining.from_pretrained(tmp_path / "ours")
@@ -230,6 +233,136 @@ def test_a_missing_head_is_named_and_a_spare_one_kept(tmp_path):
     assert result.architecture == "HFBertForMaskedLM"
     assert "kept in the weights, but not used by HFBertForMaskedLM: cls.seq_relationship.bias" in result.notes[0]
     assert_same_weights(tmp_path / "stock", tmp_path / "full")
+
+
+# ---------------------------------------------------------------------------------------------------- the original's
+
+# What google-research/bert calls the heads; their matrices are (outputs, hidden) there too.
+ORIGINAL_HEADS = {
+    "cls.predictions.bias": "cls/predictions/output_bias",
+    "cls.seq_relationship.weight": "cls/seq_relationship/output_weights",
+    "cls.seq_relationship.bias": "cls/seq_relationship/output_bias",
+    "classifier.weight": "output_weights",
+    "classifier.bias": "output_bias",
+    "qa_outputs.weight": "cls/squad/output_weights",
+    "qa_outputs.bias": "cls/squad/output_bias",
+}
+
+
+def original_variables(model):
+    """The model's parameters under the original's names and layouts, and what training leaves beside them."""
+    variables = {"global_step": np.array(7, dtype=np.int64)}
+    for name, parameter in model.named_parameters():
+        value = parameter.detach().numpy()
+        if name in ORIGINAL_HEADS:
+            variable = ORIGINAL_HEADS[name]
+        elif "LayerNorm" in name:
+            variable = name.replace(".", "/").replace("weight", "gamma").replace("bias", "beta")
+        elif "_embeddings" in name:
+            variable = name.removesuffix(".weight").replace(".", "/")
+        else:
+            variable = name.replace(".", "/").replace("weight", "kernel")
+            value = value.T if value.ndim == 2 else value
+        variable = re.sub("layer/([0-9]+)", r"layer_\1", variable)
+        variables[variable] = np.ascontiguousarray(value)
+        variables |= {f"{variable}/adam_{moment}": np.zeros_like(value) for moment in "mv"}
+    return variables
+
+
+def original(directory, model, words, reader, monkeypatch):
+    """A directory as google-research/bert released them, to be read by TensorFlow or, without it, in its stead."""
+    directory.mkdir(parents=True)
+    (directory / "bert_config.json").write_text(json.dumps(TINY | {"hidden_act": "gelu", "type_vocab_size": 2}))
+    (directory / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    variables = original_variables(model)
+    if reader == "tensorflow":
+        tensorflow = pytest.importorskip("tensorflow")
+        tensorflow.raw_ops.SaveV2(
+            prefix=str(directory / "bert_model.ckpt"),
+            tensor_names=list(variables),
+            shape_and_slices=[""] * len(variables),
+            tensors=list(variables.values()),
+        )
+    else:
+        for ending in ("index", "data-00000-of-00001"):
+            (directory / f"bert_model.ckpt.{ending}").touch()
+        monkeypatch.setattr(tensorflow_checkpoint, "_variables", lambda prefix: variables)
+
+
+READERS = ["in its stead", pytest.param("tensorflow", marks=pytest.mark.tensorflow)]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("case", ["pretraining", "masked_lm", "next_sentence", "single_label", "question_answering"])
+def test_an_original_checkpoint(case, reader, tmp_path, monkeypatch):
+    model = stock(tmp_path / "stock", CASES[case][1], **CASES[case][2])
+    cased = case == "masked_lm"
+    words = [*SPECIAL_TOKENS, "Berlin" if cased else "berlin", *(f"w{i}" for i in range(93))]
+    original(tmp_path / "original", model, words, reader, monkeypatch)
+
+    result = from_stock(tmp_path / "original", tmp_path / "ours")
+    assert (result.architecture, result.largest_difference) == (CASES[case][0], 0.0)
+    assert result.notes == [
+        f"do_lower_case={not cased}: the vocabulary has {'' if cased else 'no '}upper-case letters"
+    ]
+    ours = getattr(hfbert_scratch, CASES[case][0]).from_pretrained(tmp_path / "ours")
+    inputs = batch(case, labels=False)
+    assert torch.equal(ours(**inputs)[0], model(**inputs)[0])
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert loaded("Berlin")["input_ids"] == [2, 5, 3]
+    assert loaded("berlin")["input_ids"] == ([2, 1, 3] if cased else [2, 5, 3])
+
+
+def test_what_the_original_says_of_lower_case_wins(tmp_path, monkeypatch):
+    words = [*SPECIAL_TOKENS, *(f"W{i}" for i in range(94))]
+    original(tmp_path / "original", stock(tmp_path / "stock"), words, "in its stead", monkeypatch)
+    (tmp_path / "original" / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert from_stock(tmp_path / "original", tmp_path / "ours").notes == []
+    assert json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())["do_lower_case"] is True
+
+
+def test_originals_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    source = tmp_path / "original"
+    original(source, stock(tmp_path / "stock"), SPECIAL_TOKENS, "in its stead", monkeypatch)
+
+    def refused(message):
+        with pytest.raises(InputError, match=message) as caught:
+            from_stock(source, tmp_path / "ours")
+        assert "\n" not in str(caught.value) and not (tmp_path / "ours").exists()
+
+    config = json.loads((source / "bert_config.json").read_text())
+    (source / "bert_config.json").write_text(json.dumps(config | {"hidden_act": "nosuch"}))
+    refused("original/bert_config.json: .*hidden_act is 'nosuch'")
+    (source / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    refused("original: the weights lack 16 parameters of the encoder")
+    (source / "bert_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(tensorflow_checkpoint, "_variables", lambda prefix: {"model/w": np.ones(3)})
+    refused("holds no variables of the original BERT")
+    (source / "bert_model.ckpt-9.index").touch()
+    refused(r"holds several checkpoints \(bert_model.ckpt-9, bert_model.ckpt\); leave one")
+    (source / "bert_model.ckpt-9.index").unlink()
+    (source / "bert_model.ckpt.data-00000-of-00001").unlink()
+    refused("has bert_model.ckpt.index but no bert_model.ckpt.data-")
+
+
+def test_without_tensorflow_it_is_said_what_to_install(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        original(tmp_path / "original", stock(tmp_path / "stock"), SPECIAL_TOKENS, "in its stead", patched)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(InputError, match=r'takes TensorFlow: pip install "hfbert-scratch\[tensorflow\]"'):
+        from_stock(tmp_path / "original", tmp_path / "ours")
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
+def test_damaged_originals(ending, tmp_path, monkeypatch):
+    original(tmp_path / "original", stock(tmp_path / "stock"), SPECIAL_TOKENS, "tensorflow", monkeypatch)
+    path = tmp_path / "original" / f"bert_model.ckpt.{ending}"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="bert_model.ckpt is truncated or damaged"):
+        from_stock(tmp_path / "original", tmp_path / "ours")
 
 
 # ---------------------------------------------------------------------------------------------------- refusals

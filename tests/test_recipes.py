@@ -47,6 +47,7 @@ def test_the_demo_goes_from_text_to_a_checkpoint_that_a_process_without_the_pack
     answers = [line for line in done.stdout.splitlines() if line.startswith("    ") and line.endswith("%")]
     assert len(answers) == 6, "five words for each of the six sentences"
     assert all(line.count("%") == 5 for line in answers)
+    assert (tmp_path / "demo" / "repository" / "README.md").is_file()
     record = json.loads((tmp_path / "demo" / "pretraining" / "record.json").read_text())
     assert f"{record['results']['eval_masked_lm_loss']:.3f}" in result
 
@@ -142,7 +143,7 @@ def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["train_tokenizer", "build_corpus", "pretrain", "static_instances", "convert", "export", "demo"]
+    "name", ["train_tokenizer", "build_corpus", "pretrain", "static_instances", "convert", "export", "publish", "demo"]
 )
 def test_every_recipe_explains_itself(name, monkeypatch, capsys):
     assert call(monkeypatch, name, "--help") == 0

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .arguments import read_json
 from .configuration_hfbert import HEADS, HFBertConfig
 from .errors import HFBertError, InputError, OutputError
 from .pretrained import PICKLE, SAFETENSORS, is_local, read_config, shard_names
+from .tensorflow_checkpoint import CONFIG_FILE, is_tensorflow_checkpoint, write_as_stock
 from .tokenization import SPECIAL_TOKENS, write_vocabulary
 
 
@@ -116,13 +118,16 @@ def to_stock(source: str | Path, target: str | Path) -> Conversion:
         stock_config.save_pretrained(directory)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         _copy_tokenizer(checkpoint, directory)
-        _complete_tokenizer(directory, config)
+        _complete_tokenizer(checkpoint, directory, config)
         difference = _largest_difference((checkpoint.directory, name), (directory, stock_name), checkpoint.missing)
     return Conversion(Path(target), stock_name, difference, checkpoint.notes)
 
 
 def from_stock(source: str | Path, target: str | Path) -> Conversion:
     """Write the stock `bert` checkpoint `source` (a directory or a name on the Hub) as one of ours into `target`.
+
+    A directory of the original's, with bert_config.json and TensorFlow's files, is read as well (see
+    `tensorflow_checkpoint`).
 
     Reads safetensors and pytorch_model.bin (as plain weights, no code of the file is run), whole or in shards, with
     the names of any age: gamma/beta in LayerNorms, position_ids, a second name for the output bias. A head or pooler
@@ -132,6 +137,8 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
     architecture does not (cross-attention, relative positions), or if `target` is not empty; OutputError if `target`
     cannot be written.
     """
+    if is_tensorflow_checkpoint(source):
+        return _from_tensorflow(source, target)
     checkpoint = _read_checkpoint(source, "bert")
     stated = checkpoint.config
     for key, only in (("add_cross_attention", False), ("position_embedding_type", "absolute")):
@@ -154,14 +161,26 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
             shutil.copy(module.__file__, directory)
         save_file(checkpoint.tensors, directory / "model.safetensors", metadata={"format": "pt"})
         _copy_tokenizer(checkpoint, directory)
-        _complete_tokenizer(directory, config)
+        _complete_tokenizer(checkpoint, directory, config)
         stock_name = _stock_architecture(checkpoint, name)
         difference = _largest_difference((directory, name), (checkpoint.directory, stock_name), checkpoint.missing)
     return Conversion(Path(target), name, difference, checkpoint.notes)
 
 
+def _from_tensorflow(source: str | Path, target: str | Path) -> Conversion:
+    """By way of a stock directory, so that nothing is checked or compared in two ways."""
+    with tempfile.TemporaryDirectory() as stock:
+        notes = write_as_stock(source, Path(stock))
+        try:
+            result = from_stock(stock, target)
+        except InputError as error:
+            message = str(error).replace(f"{stock}/config.json", f"{source}/{CONFIG_FILE}").replace(stock, str(source))
+            raise InputError(message) from None
+    result.notes[:0] = notes
+    return result
+
+
 # ---------------------------------------------------------------------------------------------------- reading
-# A reader of another format, such as the original's TensorFlow files, returns a _Checkpoint as this one does.
 
 
 def _read_checkpoint(source: str | Path, model_type: str) -> _Checkpoint:
@@ -353,9 +372,12 @@ def _copy_tokenizer(checkpoint: _Checkpoint, directory: Path) -> None:
         checkpoint.notes.append("there is no tokenizer beside the model; put its files into the directory")
 
 
-def _complete_tokenizer(directory: Path, config: HFBertConfig) -> None:
+def _complete_tokenizer(checkpoint: _Checkpoint, directory: Path, config: HFBertConfig) -> None:
     """Add what readers other than today's transformers ask for: the class, which old tokenizers leave to the model's
     type; a length limit; the vocabulary as text; the special tokens in a file of their own.
+
+    Where only vocab.txt is there and nothing says whether text is lower-cased, the vocabulary tells: it is, unless
+    some entry beside [CLS] and its like has an upper-case letter.
     """
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return
@@ -363,6 +385,13 @@ def _complete_tokenizer(directory: Path, config: HFBertConfig) -> None:
     stated = read_json(path, "the tokenizer's configuration") if path.is_file() else {}
     limit = min(stated.get("model_max_length") or math.inf, config.max_position_embeddings)
     completed = {"tokenizer_class": "BertTokenizer"} | stated | {"model_max_length": limit}
+    if not (directory / "tokenizer.json").is_file() and "do_lower_case" not in stated:
+        words = (directory / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        cased = any(word != word.lower() for word in words if not re.fullmatch(r"\[\w+\]", word))
+        completed["do_lower_case"] = not cased
+        checkpoint.notes.append(
+            f"do_lower_case={not cased}: the vocabulary has {'' if cased else 'no '}upper-case letters"
+        )
     if completed != stated:
         path.write_text(json.dumps(completed, indent=2) + "\n", encoding="utf-8")
     serialized, vocabulary = directory / "tokenizer.json", directory / "vocab.txt"

@@ -1,0 +1,55 @@
+"""Make a repository for the Hub from a finished run, check it, and push it if asked.
+
+    python recipes/publish.py --run runs/base --output_dir runs/base-repository --license apache-2.0
+    python recipes/publish.py --run runs/mrpc --output_dir runs/mrpc-repository --license apache-2.0 \\
+        --repo_id me/bert-mrpc --power_watts 300 --push
+
+Writes the model's files, README.md (the model card), .eval_results/ where the task is a data set of the Hub, and the
+run's plots; then reads the card back and opens the folder in a process without this package. Without --push it only
+lists what would go.
+
+Supports: runs of pretrain.py and of finetune.py.
+Does not support: sweeps (publish the run of a trial), runs that leave no model.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.publishing import Publication, build_card, build_repository, eval_results, open_run, push
+
+
+@dataclasses.dataclass(kw_only=True)
+class PublishArguments(Publication):
+    """What the command line sets."""
+
+    push: bool = argument(False, help="upload to --repo_id")
+    card: str | None = argument(None, help="also write the card alone, without pictures, to this file")
+    private: bool = argument(False, help="with --push: create the repository as a private one")
+
+
+@command_line
+def main() -> None:
+    """Open the run, build, check, list, push."""
+    arguments = parse_arguments(PublishArguments, description=__doc__)
+    if arguments.push and arguments.repo_id is None:
+        raise InputError("--push needs --repo_id OWNER/NAME, where to")
+    run = open_run(arguments.run)
+    files = build_repository(run, arguments)
+    print("the card reads back, and the model opens without this package")
+    if not eval_results(run):
+        print("note: no .eval_results: the figures are of no data set of the Hub")
+    target = Path(arguments.output_dir)
+    for path in files:
+        print(f"{path.stat().st_size:>12,}  {path.relative_to(target)}")
+    if arguments.card is not None:
+        build_card(run, arguments, pictures=False).save(arguments.card)
+    if arguments.push:
+        print(push(target, arguments.repo_id, arguments.private))
+    else:
+        print(f"{target}: {len(files)} files; nothing was uploaded (--push does)")
+
+
+if __name__ == "__main__":
+    main()

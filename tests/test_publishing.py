@@ -1,0 +1,231 @@
+"""From a finished run to a repository: the card says what the records say, the folder opens, bad input is named."""
+
+import dataclasses
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+
+import finetuning_helpers
+import huggingface_hub
+import pytest
+import yaml
+from finetuning_helpers import call, make_data, make_model
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from training_helpers import arguments, make_inputs, pretrain_here
+
+from hfbert_scratch import publishing
+from hfbert_scratch.errors import InputError
+from hfbert_scratch.publishing import Publication, build_card, build_repository, carbon, eval_results, open_run
+
+
+CARD = Path(__file__).parents[1] / "model_card.md"
+REQUIRED = {"license", "library_name", "pipeline_tag", "tags", "metrics", "model-index", "language"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One finished run of each kind."""
+    directory = tmp_path_factory.mktemp("runs")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        command = arguments(make_inputs(directory / "inputs"), directory / "pretraining", keep_checkpoints=0)
+        assert pretrain_here(monkeypatch, command) == 0
+        data = make_data(directory / "data", "mrpc")
+        start = make_model(directory / "start")
+        command = finetuning_helpers.options("mrpc", data, start, directory / "mrpc", max_steps=8)
+        assert call(monkeypatch, "finetune", command) == 0
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return directory
+
+
+def publication(runs, target, kind="pretraining", **options):
+    settings = {"run": str(runs / kind), "output_dir": str(target), "license": "apache-2.0"} | options
+    return Publication(**settings)
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "mrpc"])
+def test_a_repository_says_what_the_records_say_and_opens(kind, runs, tmp_path, monkeypatch):
+    if kind == "pretraining":  # the demo's test opens such a one
+        monkeypatch.setattr(publishing, "check_loads", lambda *_: None)
+    wishes = publication(runs, tmp_path / "out", kind, power_watts=100.0, datasets=["me/texts"], data="Own texts.")
+    run = open_run(wishes.run)
+    files = {str(path.relative_to(tmp_path / "out")) for path in build_repository(run, wishes)}
+    assert {path.name for path in run.model.iterdir()} < files
+    assert {"README.md", "curves.png", "modeling_hfbert.py", "model.safetensors", "tokenizer.json"} <= files
+
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    metadata = yaml.safe_load(card.content.split("---")[1])
+    assert metadata.keys() >= REQUIRED | {"datasets", "co2_eq_emissions"}
+    assert str(runs) not in card.content.replace(str(tmp_path), ""), "no path of this machine"
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    record = json.loads((runs / kind / "record.json").read_text())
+    grams = record["seconds"] / 3600 * 0.1 * publishing.WORLD_GRID
+    assert metadata["co2_eq_emissions"]["emissions"] == pytest.approx(grams, abs=1e-3)
+    if kind == "pretraining":
+        results = record["results"]
+        assert values["masked LM accuracy"] == pytest.approx(results["eval_masked_lm_accuracy"], abs=1e-6)
+        assert values["masked LM perplexity"] == pytest.approx(math.exp(results["eval_masked_lm_loss"]), rel=1e-5)
+        assert values["next sentence accuracy"] == pytest.approx(results["eval_next_sentence_accuracy"], abs=1e-6)
+        assert metadata["datasets"] == ["me/texts"] and metadata["pipeline_tag"] == "fill-mask"
+        assert not any(".eval_results" in name for name in files)
+    else:
+        results = json.loads((runs / kind / "results.json").read_text())
+        main = results["main_metric"]
+        assert card.data.eval_results[0].metric_value == pytest.approx(main["value"], abs=1e-6)
+        assert card.data.eval_results[0].dataset_config == "mrpc"
+        assert metadata["datasets"] == ["me/texts", "nyu-mll/glue"]
+        assert "confusion.png" in files and "(confusion.png)" in card.content
+        entries = yaml.safe_load((tmp_path / "out" / ".eval_results" / "hfbert.yaml").read_text())
+        parsed = huggingface_hub.parse_eval_result_entries(entries)
+        assert (parsed[0].dataset_id, parsed[0].task_id) == ("nyu-mll/glue", "mrpc")
+        assert parsed[0].value == pytest.approx(main["value"], abs=1e-6)
+
+
+def test_without_a_stated_power_there_is_no_estimate(runs, tmp_path):
+    wishes = publication(runs, tmp_path / "out")
+    run = open_run(wishes.run)
+    assert carbon(run, wishes) is None
+    assert "the power drawn was not stated" in build_card(run, wishes).content
+
+
+def test_the_start_of_a_finetuning_run_is_a_base_model_only_if_it_is_a_name(runs, tmp_path):
+    wishes = publication(runs, tmp_path / "out", "mrpc")
+    run = open_run(wishes.run)
+    assert "base_model" not in publishing.card_data(run, wishes).to_dict()
+    run.record["arguments"]["model"] = "google-bert/bert-base-uncased"
+    assert publishing.card_data(run, wishes).to_dict()["base_model"] == "google-bert/bert-base-uncased"
+    assert "from google-bert/bert-base-uncased" in build_card(run, wishes).content
+    named = dataclasses.replace(wishes, base_model="me/base")
+    assert publishing.card_data(run, named).to_dict()["base_model"] == "me/base"
+
+
+def test_results_on_data_of_ones_own_are_not_entered_for_the_task(runs):
+    run = open_run(runs / "mrpc")
+    assert eval_results(run)
+    run.record["arguments"]["dataset"] = "me/paraphrases"
+    assert not eval_results(run)
+
+
+def test_the_card_at_the_top_is_one_of_these(runs, tmp_path):
+    wishes = publication(runs, tmp_path / "out")
+    expected = build_card(open_run(wishes.run), wishes)
+    card = ModelCard.load(CARD)
+
+    def headings(content):
+        return [line for line in content.splitlines() if line.startswith("## ")]
+
+    assert headings(card.content) == headings(expected.content)
+    assert card.data.to_dict().keys() >= REQUIRED
+    assert [result.metric_name for result in card.data.eval_results] == [
+        result.metric_name for result in expected.data.eval_results
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def change_record(**entries):
+    def change(run):
+        path = run / "record.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return change
+
+
+def damage_weights(run):
+    path = run / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+BAD_RUNS = {
+    "no run": (lambda run: (run / "record.json").unlink(), "is not the directory of a run: it has no record.json"),
+    "another record": (lambda run: (run / "record.json").write_text("{}"), "is not the record of a training run"),
+    "not JSON": (lambda run: (run / "record.json").write_text("{"), "record.json is not readable JSON"),
+    "not finished": (change_record(status="stopped"), "is not finished; start it again with the same command"),
+    "no model": (lambda run: shutil.rmtree(run / "model"), "has no model/ to publish"),
+    "never evaluated": (change_record(results={}), "holds no evaluation"),
+    "damaged": (damage_weights, "does not open by itself with trust_remote_code: "),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_RUNS)
+def test_what_cannot_be_published_is_named(kind, runs, tmp_path):
+    damage, message = BAD_RUNS[kind]
+    shutil.copytree(runs / "pretraining", tmp_path / "run")
+    damage(tmp_path / "run")
+    wishes = publication(runs, tmp_path / "out", run=str(tmp_path / "run"))
+    with pytest.raises(InputError, match=message) as caught:
+        build_repository(open_run(wishes.run), wishes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists(), "nothing may be left behind"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"license": ""}, "license is ''; it must be an identifier of the Hub"),
+        ({"license": "Apache License 2.0"}, "must be an identifier of the Hub such as apache-2.0"),
+        ({"repo_id": "a/b/c"}, "repo_id is no name of the Hub"),
+        ({"power_watts": 0.0}, "power_watts is 0.0; it must be above 0"),
+    ],
+)
+def test_bad_wishes(options, message, runs, tmp_path):
+    with pytest.raises(InputError, match=message):
+        publication(runs, tmp_path / "out", **options)
+
+
+# ---------------------------------------------------------------------------------------------------- the recipe
+
+
+def publish(monkeypatch, *line):
+    return call(monkeypatch, "publish", list(map(str, line)))
+
+
+def test_the_recipe_lists_pushes_and_explains(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(publishing, "check_loads", lambda *_: None)  # shown above; it takes a new process
+    uploads = []
+
+    class Hub:
+        error = None
+
+        def create_repo(self, repo_id, **options):
+            if self.error:
+                raise self.error
+
+        def upload_folder(self, *, folder_path, repo_id, commit_message):
+            uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
+            return type("Commit", (), {"commit_url": "https://hub/commit"})
+
+    monkeypatch.setattr(publishing, "HfApi", Hub)
+    given = ("--run", runs / "mrpc", "--license", "mit")
+    assert publish(monkeypatch, *given, "--output_dir", tmp_path / "dry") == 0
+    printed = capsys.readouterr().out
+    assert "nothing was uploaded" in printed and "model.safetensors" in printed and "README.md" in printed
+    assert not uploads
+
+    given += ("--repo_id", "me/bert-mrpc", "--push")
+    assert publish(monkeypatch, *given, "--output_dir", tmp_path / "pushed") == 0
+    assert uploads[0][0] == "me/bert-mrpc" and {"README.md", ".eval_results"} < uploads[0][1]
+    assert "https://hub/commit" in capsys.readouterr().out
+    assert 'from_pretrained("me/bert-mrpc"' in (tmp_path / "pushed" / "README.md").read_text()
+
+    Hub.error = LocalTokenNotFoundError("no token")
+    assert publish(monkeypatch, *given, "--output_dir", tmp_path / "a") == 7
+    assert "error: cannot push to me/bert-mrpc: log in first" in capsys.readouterr().err
+    Hub.error = HfHubHTTPError("403 Forbidden", response=type("R", (), {"headers": {}, "request": None})())
+    assert publish(monkeypatch, *given, "--output_dir", tmp_path / "b") == 7
+    assert "cannot push to me/bert-mrpc: 403 Forbidden" in capsys.readouterr().err
+
+    assert publish(monkeypatch, "--run", runs / "mrpc", "--output_dir", tmp_path / "c") == 2
+    assert "--license" in capsys.readouterr().err
+    assert publish(monkeypatch, *given[:4], "--push", "--output_dir", tmp_path / "c") == 2
+    assert "--push needs --repo_id" in capsys.readouterr().err
+    assert publish(monkeypatch, *given[:4], "--output_dir", tmp_path / "dry") == 2
+    assert "is not an empty directory; name a new one" in capsys.readouterr().err
+
+    assert publish(monkeypatch, *given[:4], "--output_dir", tmp_path / "d", "--card", tmp_path / "card.md") == 0
+    assert "![curves]" not in (tmp_path / "card.md").read_text(encoding="utf-8")
