@@ -186,7 +186,7 @@ def test_the_recipe_tells_the_difference_and_gives_one_sentence_for_an_error(tmp
 # ---------------------------------------------------------------------------------------------------- serving
 
 
-# What each program takes from config.json without a default of its own, read in its source.
+# What each program takes from config.json without a default of its own, as far as we know: none of them ran here.
 TEXT_EMBEDDINGS_INFERENCE = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act"
 TEXT_EMBEDDINGS_INFERENCE += " hidden_dropout_prob max_position_embeddings type_vocab_size initializer_range"
 TEXT_EMBEDDINGS_INFERENCE += " layer_norm_eps pad_token_id model_type architectures"
