@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-transformers test-tensorflow lint format bench clean
+.PHONY: demo test test-slow test-transformers test-tensorflow test-versions lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -21,6 +21,9 @@ test-transformers: $(VENV)/installed
 test-tensorflow: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test,tensorflow]"
 	$(BIN)/python -m pytest -q -m tensorflow
+
+test-versions: $(VENV)/installed
+	$(BIN)/python tests/versions/check_versions.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
