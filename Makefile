@@ -6,7 +6,7 @@ CLIENTS := .venv-clients
 # What needs neither hours, a GPU, nor packages and sources beyond the package's own.
 DEFAULT := "not slow and not gpu and not transformers_common and not tensorflow"
 
-.PHONY: demo test test-slow test-clients test-transformers test-tensorflow lint format bench audit clean
+.PHONY: demo test test-slow test-clients test-transformers test-tensorflow test-versions lint format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -27,6 +27,9 @@ test-transformers: $(VENV)/installed
 test-tensorflow: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test,tensorflow]"
 	$(BIN)/python -m pytest -q -m tensorflow
+
+test-versions: $(VENV)/installed
+	$(BIN)/python tests/versions/check_versions.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

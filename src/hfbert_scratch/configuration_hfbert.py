@@ -9,10 +9,17 @@ import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
+
+try:
+    from transformers import PreTrainedConfig
+except ImportError:
+    raise ImportError(
+        "HFBert's code needs transformers 5.17 or newer; for older ones, its publisher can make a stock bert "
+        "checkpoint of the same weights: recipes/convert.py --to stock"
+    ) from None
 
 logger = logging.get_logger(__name__)
 
