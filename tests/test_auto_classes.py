@@ -287,3 +287,18 @@ def test_a_checkpoint_says_so_when_its_weights_are_not_there(checkpoint, tmp_pat
     (tmp_path / "ours" / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"model\.safetensors"):
         transformers.AutoModel.from_pretrained(tmp_path / "ours")
+
+
+def test_importing_the_package_imports_nothing_beyond_the_model(tmp_path):
+    program = """
+import sys
+from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer, BertForPreTraining, BertTokenizer
+before = set(sys.modules)
+import hfbert_scratch
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+heavy = ("datasets", "evaluate", "matplotlib", "pyarrow", "seqeval", "sklearn", "tensorboard")
+print(*[name for name in heavy if name in sys.modules])
+"""
+    added, heavy = fresh_process(program, tmp_path, without_package=False).stdout.splitlines()
+    assert added == "hfbert_scratch"
+    assert not heavy

@@ -266,12 +266,13 @@ def _one_line(error: object) -> str:
 
 
 class Progress:
-    """Counts text that goes by and prints a line with rate and remaining time every few seconds."""
+    """Counts text that goes by and prints a line at the start, and one with rate and remaining time now and then."""
 
     def __init__(self, label: str, total: int = 0, every: float = 10.0) -> None:
         self.label, self.total, self.every = label, total, every
         self.done = 0
         self.start = self._last = time.monotonic()
+        print(f"{label}: {total / 1e6:,.1f} MB" if total else f"{label}: begins", flush=True)
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,246 @@
+"""What BERT costs on paper: FLOPs, hours, money and network bytes, and a large corpus on many hosts; no measuring.
+
+    python benchmarks/scaling.py           # prints the tables of docs/scaling.md
+    python benchmarks/scaling.py --write   # puts them there
+
+Every figure is a formula of the constants below. Those under MEASURED are rates of our own on one device; those under
+ASSUMED are other people's published figures, prices and datasheets: nothing of ours has been measured on a GPU.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfbert_scratch.configuration_hfbert import HFBertConfig
+from hfbert_scratch.throughput import DATASHEET_PEAKS, model_flops_per_token
+
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "scaling.md"
+BEGIN, END = "<!-- figures: python benchmarks/scaling.py --write -->\n", "<!-- end of figures -->\n"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Our own single-device rates: AMD EPYC, 41 MB of Wikipedia and novels, bert-base-uncased's vocabulary."""
+
+    # recipes/build_corpus.py's manifest, MB/s of one core, 2026-11-24.
+    read: float = 130.0
+    split: float = 55.0
+    tokenize: float = 25.0
+    write: float = 650.0
+    tokens_per_byte: float = 0.228
+    disk_bytes_per_token: float = 2.16
+    # benchmarks/pretraining_step.py --size base --batch_size 16 --precision bfloat16: real tokens/s of two cores,
+    # 2026-11-23 (benchmarks/results.json).
+    cpu_base_tokens_per_second: float = 323.0
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What is not ours."""
+
+    peak: float = DATASHEET_PEAKS["H100"]  # FLOP/s, dense bf16, NVIDIA's datasheet
+    tuned: float = 0.41  # MFU of a 12×768 model on an H100: nanochat, dev/LOG.md
+    untuned: float = 0.19  # MFU of the stock loop, base on an A100: mosaicml/examples README
+    gpu_hour: float = 2.5  # dollars for one H100; on-demand prices vary from 2 to 10
+    core_hour: float = 0.05  # dollars for one CPU core
+    nvlink: float = 450e9  # bytes/s of one GPU in one direction, NVIDIA's datasheet
+    network: float = 50e9  # bytes/s of one GPU across nodes: a 400 Gbit/s adapter each
+    node: int = 8  # GPUs
+    # Padding of rows padded to 128 and 512: original semantics on real English, as in the corpus manifest.
+    padding: tuple[float, float] = (0.098, 0.32)
+
+
+MEASURED, ASSUMED = Measured(), Assumed()
+PREDICTED = 0.15
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps and sequences a step at length 128, then at 512."""
+
+    name: str
+    steps: tuple[int, int]
+    sequences: tuple[int, int]
+
+    def tokens(self) -> tuple[float, float]:
+        """Real tokens of each phase."""
+        return tuple(  # type: ignore[return-value]
+            steps * sequences * length * (1 - padding)
+            for steps, sequences, length, padding in zip(
+                self.steps, self.sequences, LENGTHS, ASSUMED.padding, strict=True
+            )
+        )
+
+
+LENGTHS = (128, 512)
+SCHEDULES = (
+    Schedule("paper", (900_000, 100_000), (256, 256)),  # Devlin et al. 2018, appendix A.2
+    Schedule("LAMB", (7_038, 1_563), (65_536, 32_768)),  # You et al. 2019, table 1 and section 4
+)
+
+
+def parameters(config: HFBertConfig) -> int:
+    """Trainable numbers of HFBertForPreTraining; the decoder is the word embedding."""
+    h, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
+    embeddings = (v + config.max_position_embeddings + config.type_vocab_size) * h + 2 * h
+    layer = 4 * (h * h + h) + (h * f + f) + (f * h + h) + 4 * h
+    pooler, heads = h * h + h, (h * h + h) + 2 * h + v + (2 * h + 2)
+    return embeddings + config.num_hidden_layers * layer + pooler + heads
+
+
+def flops_per_token(config: HFBertConfig, length: int) -> float:
+    """Useful FLOPs of one real token in rows of `length`."""
+    return model_flops_per_token(config, length, PREDICTED)
+
+
+def flops(config: HFBertConfig, schedule: Schedule) -> float:
+    """Useful FLOPs of a whole pretraining."""
+    return sum(
+        tokens * flops_per_token(config, length) for tokens, length in zip(schedule.tokens(), LENGTHS, strict=True)
+    )
+
+
+def ddp_bytes(count: int, gpus: int) -> float:
+    """Bytes a GPU sends a step: ring all-reduce of float32 gradients, 2·(N−1)/N of them."""
+    return 2 * (gpus - 1) / gpus * 4 * count
+
+
+def fsdp_bytes(count: int, gpus: int) -> float:
+    """Bytes a GPU sends a step: bf16 weights gathered for forward and backward, float32 gradients scattered."""
+    return (gpus - 1) / gpus * (2 * 2 + 4) * count
+
+
+def hours(config: HFBertConfig, schedule: Schedule, gpus: int, utilization: float) -> tuple[float, float]:
+    """Hours of a whole pretraining with DDP: communication hidden behind the arithmetic, or none of it hidden."""
+    bandwidth = ASSUMED.nvlink if gpus <= ASSUMED.node else ASSUMED.network
+    communication = ddp_bytes(parameters(config), gpus) / bandwidth
+    hidden = exposed = 0.0
+    for steps, tokens, length in zip(schedule.steps, schedule.tokens(), LENGTHS, strict=True):
+        arithmetic = tokens / steps / gpus * flops_per_token(config, length) / (utilization * ASSUMED.peak)
+        hidden += steps * max(arithmetic, communication) / 3600
+        exposed += steps * (arithmetic + communication) / 3600
+    return hidden, exposed
+
+
+def table(header: str, rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    columns = header.split(" | ")
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def size_table(configs: dict[str, HFBertConfig]) -> str:
+    """Parameters, FLOPs and bytes of the models."""
+    rows = []
+    for name, config in configs.items():
+        count = parameters(config)
+        per_token = [f"{flops_per_token(config, length) / 1e9:.3f}" for length in LENGTHS]
+        rows.append([name, f"{count / 1e6:.1f} M", *per_token, f"{4 * count / 1e9:.2f}", f"{16 * count / 1e9:.2f}"])
+    return table(
+        "model | parameters | GFLOP/token at 128 | at 512 | checkpoint, GB | weights + gradients + AdamW, GB", rows
+    )
+
+
+def training_table(configs: dict[str, HFBertConfig]) -> str:
+    """Whole pretrainings on 1, 8 and 64 GPUs."""
+    rows = []
+    for name, config in configs.items():
+        for schedule in SCHEDULES:
+            for gpus in (1, 8, 64):
+                hidden, exposed = hours(config, schedule, gpus, ASSUMED.tuned)
+                slow, _ = hours(config, schedule, gpus, ASSUMED.untuned)
+                rows.append(
+                    [
+                        f"{name}, {schedule.name}",
+                        f"{sum(schedule.tokens()) / 1e9:.1f} G",
+                        f"{flops(config, schedule):.2e}",
+                        str(gpus),
+                        f"{hidden:,.1f}" if gpus == 1 else f"{hidden:,.1f} … {exposed:,.1f}",
+                        f"{hidden * gpus * ASSUMED.gpu_hour:,.0f}",
+                        f"{slow:,.1f}",
+                    ]
+                )
+    return table("model, schedule | real tokens | FLOPs | GPUs | hours at 41 % MFU | $ | hours at 19 % MFU", rows)
+
+
+def network_table(configs: dict[str, HFBertConfig]) -> str:
+    """Bytes a GPU sends in a step, and how long they take."""
+    rows = []
+    for name, config in configs.items():
+        count = parameters(config)
+        for gpus in (8, 64):
+            bandwidth = ASSUMED.nvlink if gpus <= ASSUMED.node else ASSUMED.network
+            ddp, fsdp = ddp_bytes(count, gpus), fsdp_bytes(count, gpus)
+            # Tokens whose arithmetic takes as long as DDP's bytes.
+            balance = ddp / bandwidth * ASSUMED.tuned * ASSUMED.peak / flops_per_token(config, 128)
+            rows.append(
+                [
+                    name,
+                    str(gpus),
+                    *(f"{value / 1e9:.2f}" for value in (ddp, fsdp)),
+                    *(f"{1e3 * value / bandwidth:.1f}" for value in (ddp, fsdp)),
+                    f"{balance:,.0f}",
+                    f"{16 * count / gpus / 1e9:.3f}",
+                ]
+            )
+    return table(
+        "model | GPUs | DDP, GB a step | FSDP2, GB a step | DDP, ms | FSDP2, ms | tokens a GPU that take DDP's time | "
+        "FSDP2's share of weights, gradients, AdamW, GB",
+        rows,
+    )
+
+
+def corpus_table(gigabytes: float = 100.0, cores: int = 16) -> str:
+    """A corpus of `gigabytes` of text on hosts with `cores` processes each."""
+    m, megabytes = MEASURED, gigabytes * 1e3
+    work = 1 / (1 / m.split + 1 / m.tokenize + 1 / m.write)
+    tokens = gigabytes * 1e9 * m.tokens_per_byte
+    rows = []
+    for hosts in (1, 2, 4, 8):
+        # Every host reads all text in one process and works on its shards in the others.
+        reading, working = megabytes / m.read, megabytes / (hosts * (cores - 1) * work)
+        seconds = max(reading, working)
+        rows.append(
+            [
+                str(hosts),
+                f"{reading / 60:.0f}",
+                f"{working / 60:.0f}",
+                f"{seconds / 60:.0f}",
+                f"{seconds / 3600 * hosts * cores * ASSUMED.core_hour:.2f}",
+            ]
+        )
+    head = (
+        f"{gigabytes:.0f} GB of text are {tokens / 1e9:.1f} G tokens and {tokens * m.disk_bytes_per_token / 1e9:.0f} "
+        f"GB on disk; a core splits, tokenizes and writes {work:.1f} MB/s.\n\n"
+    )
+    return head + table(f"hosts of {cores} cores | reading, min | working, min | together, min | $", rows)
+
+
+def figures() -> str:
+    """All tables."""
+    configs = {name.upper(): HFBertConfig.from_size(name) for name in ("base", "large")}
+    cpu = sum(SCHEDULES[0].tokens()) / MEASURED.cpu_base_tokens_per_second / 86400 / 365
+    return "\n".join(
+        [
+            f"### Size\n\n{size_table(configs)}",
+            f"### Pretraining\n\n{training_table(configs)}",
+            f"On the two CPU cores of the benchmarks ({MEASURED.cpu_base_tokens_per_second:.0f} real tokens/s, "
+            f"measured) the paper's schedule for BASE would take {cpu:.1f} years.\n",
+            f"### Network\n\n{network_table(configs)}",
+            f"### Corpus\n\n{corpus_table()}",
+        ]
+    )
+
+
+def main() -> None:
+    """Print, or write into the document."""
+    if "--write" in sys.argv[1:]:
+        before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+        DOCUMENT.write_text(before + BEGIN + "\n" + figures() + "\n" + END + rest.split(END)[1], encoding="utf-8")
+    print(figures())
+
+
+if __name__ == "__main__":
+    main()
