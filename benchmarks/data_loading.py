@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from harness import compare, record
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling
@@ -75,7 +76,9 @@ def main() -> None:
         def ours() -> None:
             instances = pairs.group(0, 0)
             for start in range(0, len(instances), arguments.batch_size):
-                collate(pairs, collator, instances[start : start + arguments.batch_size])
+                batch, _ = collate(pairs, collator, instances[start : start + arguments.batch_size])
+                for column in batch.values():
+                    torch.from_numpy(column)
 
         def theirs() -> None:
             for _ in loader:

@@ -26,6 +26,9 @@ BENCHMARKS = (
     ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "float32"),
     ("data_loading.py", "--sequence_length", "128"),
     ("data_loading.py", "--sequence_length", "512", "--batch_size", "64"),
+    ("corpus_building.py",),
+    ("task_preparation.py", "--task", "mnli", "--pairs", "2"),
+    ("task_preparation.py", "--task", "squad", "--pairs", "2"),
     ("inference.py", "--size", "minilm", "--texts", "300", "--precision", "float32", "--pairs", "3"),
     ("inference.py", "--size", "minilm", "--texts", "300", "--precision", "bfloat16", "--pairs", "3"),
 )

@@ -63,6 +63,31 @@ def test_compressed(tmp_path, suffix, compression):
             read(path)
 
 
+def line_by_line(text):
+    """The documents of a plain text, the simplest way: what read_documents must give however it reads."""
+    found, held = [], []
+    for line in [line + "\n" for line in text.split("\n")[:-1]] + [text.split("\n")[-1]]:
+        if line.strip():
+            held.append(line)
+        elif held:
+            found.append("".join(held).replace("\r\n", "\n"))
+            held = []
+    return found + (["".join(held).replace("\r\n", "\n")] if held else [])
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_documents_do_not_depend_on_what_is_read_at_once(tmp_path, monkeypatch, suffix):
+    rng = random.Random(0)
+    parts = ["a", "bc def", " ", "\n", "\n", "\n\n", "\r\n", "\t", "\x0b", "\x1c", "\x85", "\u2028", "é中", " " * 12]
+    path = tmp_path / f"t.txt{suffix}"
+    for block in (2, 3, 7, 20, 1 << 18):
+        monkeypatch.setattr(text_sources, "_BLOCK", block)
+        for _ in range(150):
+            text = "".join(rng.choices(parts, k=rng.randint(0, 30)))
+            path.write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
+            assert read(path) == line_by_line(text), ascii(text)
+
+
 def test_parquet_and_datasets(tmp_path):
     texts = documents(300)
     table = pa.table({"text": [*texts, None], "n": range(301)})

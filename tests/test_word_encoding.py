@@ -118,6 +118,9 @@ def test_only_for_tokenizers_that_decompose():
     tokenizer.encode_special_tokens = True
     tokenizer.add_tokens([AddedToken("new york", normalized=True)])
     assert not decomposes(tokenizer)
+    other = raw(True)
+    other.model = models.WordPiece({"[UNK]": 0, "a": 1, "@@b": 2}, unk_token="[UNK]", continuing_subword_prefix="@@")
+    assert not decomposes(other), "another mark of pieces inside a word"
     other = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     other.encode_special_tokens = True
     assert not decomposes(other)

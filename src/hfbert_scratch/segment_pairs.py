@@ -324,10 +324,10 @@ class SegmentPairs:
         borders = [*first_spans.tolist(), len(order)]
         for shard, begin, end in zip(used.tolist(), borders[:-1], borders[1:], strict=True):
             count = counts[begin:end]
-            behind = np.cumsum(count)
-            steps = np.arange(behind[-1])
-            source = np.repeat(starts[begin:end] - self.documents.first_tokens[shard] - behind + count, count) + steps
-            place = np.repeat(places[begin:end] - behind + count, count) + steps
+            place = np.repeat(places[begin:end] - np.cumsum(count) + count, count)
+            place += np.arange(len(place))
+            source = np.repeat(starts[begin:end] - self.documents.first_tokens[shard] - places[begin:end], count)
+            source += place
             target[place] = self.documents.tokens(shard)[source]
 
 
