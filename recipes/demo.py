@@ -32,7 +32,8 @@ SENTENCES = (
     "Returns [MASK] if the two objects are equal.",
     "This is the same [MASK] the previous one.",
 )
-# What no record of the run knows and the model card should say.
+# What no record of the run knows and the model card should say. The card at the top of the repository is written by
+# the command that the demo prints, with `--card model_card.md` and a new --output_dir.
 CARD = {
     "title": "The demo's BERT",
     "license": "apache-2.0",
