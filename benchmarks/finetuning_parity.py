@@ -4,7 +4,8 @@
 
 Ours: the checkpoint converted to our classes, through `fine_tune`. Theirs: AutoModelFor… with the tokenizer's own
 truncation and padding, shuffled batches, torch's AdamW, get_linear_schedule_with_warmup and clipping, as transformers'
-no_trainer examples have them. Both are scored at the last step, on validation, in float32 or autocast alike. Writes
+no_trainer examples have them, and a head drawn like ours (the original code's cut normal). Both are scored at the last
+step, on validation, in float32 or autocast alike. `--group_by_length false` shuffles ours the same way. Writes
 parity.json and parity.md: mean ± standard deviation over the seeds, and Welch's t. A finished run is not repeated.
 """
 
@@ -90,6 +91,9 @@ def stock_run(arguments: FinetuningArguments, data: TaskData) -> dict[str, float
     model = getattr(transformers, data.task.head).from_pretrained(
         arguments.model, **data.task.config_overrides(data.raw["train"])
     )
+    # transformers draws a new head from an uncut normal, a seventh wider, which tells after a few hundred steps.
+    std = model.config.initializer_range
+    torch.nn.init.trunc_normal_(model.classifier.weight, std=std, a=-2 * std, b=2 * std)
     model.to(device).train()
     collate: Any = DataCollatorWithPadding(tokenizer)
     if isinstance(data.task, NerTask):
