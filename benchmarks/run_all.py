@@ -22,8 +22,12 @@ from matplotlib import pyplot as plt  # noqa: E402
 BENCHMARKS = (
     ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "bfloat16"),
     ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "float32"),
-    ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "bfloat16"),
-    ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "float32"),
+    ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "bfloat16", "--real_share", "0.3"),
+    ("pretraining_step.py", "--size", "mini", "--batch_size", "32", "--precision", "float32", "--real_share", "0.3"),
+    ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "bfloat16", "--pairs", "3"),
+    ("pretraining_step.py", "--size", "base", "--batch_size", "16", "--precision", "float32", "--pairs", "3"),
+    ("finetuning_epoch.py", "--rows", "320"),
+    ("finetuning_epoch.py", "--rows", "640", "--task", "sst2", "--mean_tokens", "13"),
     ("data_loading.py", "--sequence_length", "128"),
     ("data_loading.py", "--sequence_length", "512", "--batch_size", "64"),
     ("corpus_building.py",),
@@ -47,13 +51,14 @@ def table() -> str:
     """The README's table of results.json."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = [
-        "| what | ratio: times as fast (lowest … highest of the pairs) | tokens/s | date |",
-        "| --- | --- | --- | --- |",
+        "| what | ratio: times as fast (lowest … highest of the pairs) | memory | tokens/s | date |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, result in results.items():
         ratio = f"**{result['ratio']:.2f}** ({result['ratio_lowest']:.2f} … {result['ratio_highest']:.2f})"
         rate = f"{result['tokens_per_second']:,.0f}" if "tokens_per_second" in result else ""
-        lines.append(f"| {name} | {ratio} | {rate} | {result['date']} |")
+        memory = f"{result['memory_ratio']:.2f}" if "memory_ratio" in result else ""
+        lines.append(f"| {name} | {ratio} | {memory} | {rate} | {result['date']} |")
     return "\n".join(lines)
 
 
