@@ -110,7 +110,6 @@ def test_results_on_data_of_ones_own_are_not_entered_for_the_task(runs):
     assert not eval_results(run)
 
 
-@pytest.mark.xfail(strict=True, reason="model_card.md is still the one written by hand; see its command in demo.py")
 def test_the_card_at_the_top_is_one_of_these(runs, tmp_path):
     wishes = publication(runs, tmp_path / "out")
     expected = build_card(open_run(wishes.run), wishes)

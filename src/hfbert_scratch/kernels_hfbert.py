@@ -27,7 +27,7 @@ _CHUNK = 1 << 18
 _VOCABULARY = 4096
 # Sequences share a product of matrices if the shorter ones are at least this share of the longest, or very short.
 _SHARED_LENGTH = 0.8
-_SHORT_LENGTH = 16
+_SHORT_LENGTH = 32
 
 
 def _takes_own_path(tensor: torch.Tensor) -> bool:
