@@ -1,8 +1,9 @@
 """What users get wrong, through the recipes: each case ends in one sentence that names the place and the remedy, in
 the exit code of errors.py, and with every file as it was.
 
-One table, hence the length. A case is a recipe, what is different from a command line that works, and what the sentence must say. A value that is
-a function makes its file or directory first: it is called with the case's own directory and the good inputs.
+A case is a recipe, what is different from a command line that works, and what the sentence must say. A value that is
+a function makes its file or directory first: it is called with the case's own directory and the good inputs. One
+table, hence the length.
 """
 
 import ast
