@@ -2,7 +2,8 @@
 the exit code of errors.py, and with every file as it was.
 
 A case is a recipe, what is different from a command line that works, and what the sentence must say. A value that is
-a function makes its file or directory first: it is called with the case's own directory and the good inputs.
+a function makes its file or directory first: it is called with the case's own directory and the good inputs. One
+table, hence the length.
 """
 
 import ast
