@@ -346,30 +346,32 @@ def draw_pairs(shard: Shard, room: int, short_seq_prob: float, coin: float, rng:
     target = _targets(len(alive), room, short_seq_prob, rng)
     steps: list[tuple[np.ndarray, ...]] = []
     while len(alive):
-        a_start = tokens_before[begin]
-        end = np.minimum(tokens_before.searchsorted(a_start + target), stop)
-        sentences = end - begin
+        end = np.minimum(tokens_before.searchsorted(tokens_before[begin] + target), stop)
+        draws = rng.random(4 * len(alive)).reshape(4, -1)
         # A: one sentence of a one-sentence chunk, else 1 … n − 1 of them.
-        a_end = begin + 1 + _uniform(np.maximum(sentences - 1, 1), rng)
-        a_length = tokens_before[a_end] - a_start
-        random_b = (rng.random(len(alive)) < coin) | (sentences == 1)
-        # Random B: never from A's document, from a uniform sentence on, until the target is reached.
-        other = (rng.random(len(alive)) * (len(first_sentences) - 1)).astype(np.int64)
-        other += other >= alive
-        other_begin = first_sentences[other] + _uniform(document_sentences[other], rng)
-        wanted = tokens_before[other_begin] + np.maximum(target - a_length, 1)
-        other_end = np.minimum(tokens_before.searchsorted(wanted), shard.documents[other + 1])
-        b_begin, b_end = np.where(random_b, other_begin, a_end), np.where(random_b, other_end, end)
-        b_start = tokens_before[b_begin]
-        steps.append((a_start, a_length, b_start, tokens_before[b_end] - b_start, random_b, sentences))
+        a_end = begin + 1 + (draws[0] * np.maximum(end - begin - 1, 1)).astype(np.int64)
+        random_b = (draws[1] < coin) | (end - begin == 1)
+        steps.append((alive, target, begin, a_end, end, random_b, *draws[2:]))
         # The sentences a random B displaced are put back.
         begin = np.where(random_b, a_end, end)
         unfinished = begin < stop
         if not unfinished.all():
             alive, begin, stop, target = (values[unfinished] for values in (alive, begin, stop, target))
-    a_start, a_length, b_start, b_length, label, sentences = (np.concatenate(c) for c in zip(*steps, strict=True))
+    document, target, begin, a_end, end, label, *draws = (
+        np.concatenate(column) for column in zip(*steps, strict=True)
+    )
+    a_start = tokens_before[begin]
+    a_length = tokens_before[a_end] - a_start
+    # Random B: never from A's document, from a uniform sentence on, until the target is reached.
+    other = (draws[0] * (len(first_sentences) - 1)).astype(np.int64)
+    other += other >= document
+    other_begin = first_sentences[other] + (draws[1] * document_sentences[other]).astype(np.int64)
+    wanted = tokens_before[other_begin] + np.maximum(target - a_length, 1)
+    other_end = np.minimum(tokens_before.searchsorted(wanted), shard.documents[other + 1])
+    b_start = tokens_before[np.where(label, other_begin, a_end)]
+    b_length = tokens_before[np.where(label, other_end, end)] - b_start
     *spans, lost = _truncate(a_start, a_length, b_start, b_length, room, rng)
-    return Drawn(*spans, label=label, lost=lost, chunk_sentences=sentences)
+    return Drawn(*spans, label=label, lost=lost, chunk_sentences=end - begin)
 
 
 def draw_spans(shard: Shard, room: int, short_seq_prob: float, rng: np.random.Generator) -> Drawn:

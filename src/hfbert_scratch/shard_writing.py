@@ -96,7 +96,7 @@ class ShardWriter:
         literal = 0
         for number, document in enumerate(shard.documents):
             text = document.decode("utf-8")
-            literal += any(token in text for token in SPECIAL_TOKENS)
+            literal += "[" in text and any(token in text for token in SPECIAL_TOKENS)
             before = len(sentences)
             sentences += self._segment(text)
             counts[number] = len(sentences) - before

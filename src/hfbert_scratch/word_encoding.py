@@ -9,11 +9,10 @@ tokenizer's on every string.
 
 import itertools
 import json
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 
 # What is remembered is thrown away when it grows beyond this: random strings would fill the memory.
@@ -22,15 +21,12 @@ _MAX_PIECES, _MAX_BYTES = 1 << 20, 1 << 26
 # A byte ends the piece before it (blank), is a piece (ASCII punctuation), or belongs to one (also control characters,
 # which the normalizer removes without splitting, and all bytes of other characters).
 _BLANK, _MARK, _INSIDE = range(3)
-_KIND = np.full(256, _INSIDE, dtype=np.uint8)
-_KIND[[ord(mark) for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"]] = _MARK
-_KIND[[ord(blank) for blank in " \t\n\r"]] = _BLANK
-# Lower case for ASCII; the bytes of other characters stay.
-_LOWER = np.frombuffer(bytes(range(256)).lower(), dtype=np.uint8)
+_BLANKS, _MARKS = b" \t\n\r", b"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_KIND = bytes(_BLANK if byte in _BLANKS else _MARK if byte in _MARKS else _INSIDE for byte in range(256))
 # What WordPiece puts before a piece that continues a word.
 _CONTINUATION = "##"
 # Words the tokenizer gets in one string.
-_LINE = 500
+_LINE = 100
 
 
 def decomposes(tokenizer: Tokenizer) -> bool:
@@ -56,6 +52,10 @@ class WordEncoder:
         self.tokenizer, self.dtype = tokenizer, dtype
         content = json.loads(tokenizer.to_str())
         self._lowercase = content["normalizer"]["lowercase"]
+        # For words of letters and digits, in lower case if need be, the normalizer has nothing to do, and takes longer
+        # than all the rest.
+        self._word_tokenizer = Tokenizer(tokenizer.model)
+        self._word_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         vocabulary = content["model"]["vocab"]
         self._begins_word = np.ones(max(vocabulary.values()) + 1, dtype=bool)
         self._begins_word[[number for token, number in vocabulary.items() if token.startswith(_CONTINUATION)]] = False
@@ -63,19 +63,19 @@ class WordEncoder:
 
     def encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all sentences one after another, and the number of ids of each, (sentences,) int64."""
-        data = np.frombuffer("\n".join([*sentences, ""]).encode("utf-8"), dtype=np.uint8)
-        if self._lowercase:  # fewer pieces to tell apart
-            data = _LOWER[data]
-        kind = _KIND[data]
+        data = "\n".join([*sentences, ""]).encode("utf-8")
+        if self._lowercase:  # ASCII, and so fewer pieces to tell apart
+            data = data.lower()
+        kind = np.frombuffer(data.translate(_KIND), dtype=np.uint8)
         inside = kind == _INSIDE
         begins = inside.copy()
         begins[1:] &= ~inside[:-1]
         begins |= kind == _MARK
-        solid = kind != _BLANK
         # Without the blanks the pieces lie end to end, as an Arrow array of strings.
-        offsets = np.append(np.flatnonzero(begins[solid]), np.count_nonzero(solid)).astype(np.int32)
+        solid = data.translate(None, _BLANKS)
+        offsets = np.append(np.flatnonzero(begins[kind != _BLANK]), len(solid)).astype(np.int32)
         pieces = pa.Array.from_buffers(
-            pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data[solid])]
+            pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(solid)]
         ).dictionary_encode()
         numbers = self._numbers(pieces.dictionary.to_pylist())[pieces.indices.to_numpy(zero_copy_only=False)]
         counts = self._counts[numbers]
@@ -85,9 +85,9 @@ class WordEncoder:
         return self._ids[source], np.diff(behind[pieces_before], prepend=0)
 
     @staticmethod
-    def _ends(sentences: list[str], data: np.ndarray) -> np.ndarray:
+    def _ends(sentences: list[str], data: bytes) -> np.ndarray:
         """Byte offsets of the line ends that were put behind the sentences."""
-        ends = np.flatnonzero(data == 10)
+        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == 10)
         if len(ends) != len(sentences):  # line ends inside sentences
             ends = np.cumsum([len(sentence.encode("utf-8")) + 1 for sentence in sentences]) - 1
         return ends
@@ -118,24 +118,23 @@ class WordEncoder:
         Many in a string, because a call costs more than a word; the pieces that begin a word tell them apart again.
         """
         lines = [b" ".join(words[begin : begin + _LINE]).decode("ascii") for begin in range(0, len(words), _LINE)]
-        ids = np.concatenate([np.zeros(0, dtype=self.dtype), *map(self._array, self._tokenize(lines))])
+        encoded = _ids(self._word_tokenizer, lines)
+        ids = np.fromiter(itertools.chain.from_iterable(encoded), dtype=self.dtype)
         begins = np.append(np.flatnonzero(self._begins_word[ids]), len(ids))
         return ids, np.diff(begins)
 
     def _encode_singly(self, pieces: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of any pieces, and the number of each."""
-        encoded = self._tokenize([piece.decode("utf-8") for piece in pieces])
+        encoded = _ids(self.tokenizer, [piece.decode("utf-8") for piece in pieces])
         counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        return self._array(itertools.chain.from_iterable(encoded)), counts
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _array(self, ids: Iterable[int]) -> np.ndarray:
-        return np.fromiter(ids, dtype=self.dtype)
+        return np.fromiter(itertools.chain.from_iterable(encoded), dtype=self.dtype), counts
 
     def _forget(self) -> None:
         self._known: dict[bytes, int] = {}
         self._bytes = 0
         self._ids = np.zeros(0, dtype=self.dtype)
         self._starts, self._counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+
+
+def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
