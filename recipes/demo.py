@@ -19,8 +19,9 @@ from pathlib import Path
 
 from demo_text import write_documents
 
-from hfbert_scratch.arguments import argument, parse_arguments, read_json
-from hfbert_scratch.errors import InputError, OutputError, command_line
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.files import read_json, writing
 
 
 RECIPES = Path(__file__).parent
@@ -76,10 +77,8 @@ def main() -> None:
     """Run the chain and show what came of it."""
     arguments = parse_arguments(DemoArguments, description=__doc__)
     output, start = Path(arguments.output_dir), time.monotonic()
-    try:
+    with writing(f"--output_dir {output}"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"--output_dir {output} cannot be created: {error.strerror}") from None
     tokenizer, corpus, pretraining = (str(output / name) for name in ("tokenizer", "corpus", "pretraining"))
 
     text = arguments.text

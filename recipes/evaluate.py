@@ -24,8 +24,8 @@ from torch import nn
 
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.environment import create_accelerator, fastest_attention, hardware, versions
-from hfbert_scratch.errors import InputError, OutputError, command_line
-from hfbert_scratch.finetuning import write_json
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.files import write_json, writing
 from hfbert_scratch.prediction import (
     TaskData,
     answer,
@@ -156,10 +156,8 @@ def evaluate_splits(
         if task.is_labelled(raw):
             results["scores"][split] = quietly(task.score, raw, made)
             results["majority_baseline"][split] = majority_baseline(task, data.raw.get("train", raw), raw)
-        try:
+        with writing(directory):
             task.write_predictions(directory / "predictions", raw, made, split)
-        except OSError as error:
-            raise OutputError(f"{directory} cannot be written ({error})") from error
     if accelerator.is_main_process:
         write_json(directory / "results.json", results)
     return results

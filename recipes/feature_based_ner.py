@@ -14,7 +14,6 @@ processes (accelerate launch --multi_gpu --num_processes N). Does not support: f
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 
 from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import InputError, OutputError, command_line
+from hfbert_scratch.errors import InputError, command_line
 from hfbert_scratch.feature_based import (
     COMBINATIONS,
     FeatureTaggerConfig,
@@ -35,6 +34,7 @@ from hfbert_scratch.feature_based import (
     train_tagger,
 )
 from hfbert_scratch.features import load_encoder
+from hfbert_scratch.files import write_json
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, NerTask, get_task
 from hfbert_scratch.tasks.task import label_maps
 from hfbert_scratch.tokenization import load_tokenizer
@@ -167,10 +167,7 @@ def report(arguments: FeatureBasedArguments, metric: str, found: dict[str, list[
             }
         table[combination] = row
     path = Path(arguments.output_dir) / "results.json"
-    try:
-        path.write_text(json.dumps({"metric": metric, "model": arguments.model} | table, indent=1) + "\n")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error})") from error
+    write_json(path, {"metric": metric, "model": arguments.model} | table)
     splits = list(next(iter(found.values()))[0]["scores"])
     print(f"{metric} in %, mean of {len(arguments.seeds)}; in brackets BERT-BASE's on validation (table 7)")
     for combination, row in table.items():

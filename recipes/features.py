@@ -13,8 +13,6 @@ Does not support: several processes (split the text and give each an output_dir 
 """
 
 import dataclasses
-import json
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +21,12 @@ from typing import Any
 
 import torch
 
-from hfbert_scratch.arguments import argument, parse_arguments, read_json
+from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.environment import hardware, has_bfloat16, versions
-from hfbert_scratch.errors import InputError, OutputError, command_line
+from hfbert_scratch.errors import InputError, command_line
 from hfbert_scratch.feature_files import FORMATS, Layout, Part, TextFile, write_parts
 from hfbert_scratch.features import POOLINGS, default_batch_tokens, encode, load_encoder, weights_hash
+from hfbert_scratch.files import read_json, write_json, writing
 from hfbert_scratch.inference import inference_copy
 from hfbert_scratch.throughput import clock
 from hfbert_scratch.tokenization import load_tokenizer, tokenizer_hash
@@ -106,13 +105,9 @@ class Record:
     def write(self, **entries: Any) -> None:
         """Write the record with `entries` added."""
         self.entries |= entries
-        temporary = self.path.with_name(".record.json")
-        try:
+        with writing(self.path.parent, "choose another output_dir"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.entries, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self.path)
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
+        write_json(self.path, self.entries)
 
 
 @command_line

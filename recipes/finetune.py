@@ -29,7 +29,8 @@ from typing import Any
 from hfbert_scratch.arguments import parse_arguments
 from hfbert_scratch.environment import create_accelerator
 from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task, write_json
+from hfbert_scratch.files import write_json
+from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.prediction import TaskData, load_for_task, predict
 from hfbert_scratch.tasks import SUBMISSION_FILES, get_task, glue_average, glue_leaderboard_score, write_submission
 from hfbert_scratch.tokenization import load_tokenizer

@@ -30,7 +30,7 @@ from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.corpus import Corpus
 from hfbert_scratch.environment import hardware
-from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.errors import InputError, command_line, one_line
 from hfbert_scratch.plots import draw_curves
 from hfbert_scratch.prediction import check_fits
 from hfbert_scratch.pretrained import check_memory, open_model
@@ -150,7 +150,7 @@ def build_model(
     except InputError:
         raise
     except (ValueError, OSError, StrictDataclassError) as error:
-        raise InputError(f"no such model can be made: {' '.join(str(error).split())}") from error
+        raise InputError(f"no such model can be made: {one_line(error)}") from error
 
 
 @torch.no_grad()
@@ -231,6 +231,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         batch_size=64,
         max_rows=arguments.eval_rows,
     )
+    run.best_by = ("eval_masked_lm_loss", min)
     derived = derived_quantities(arguments, run, unwrapped, corpus)
     describe(run, derived, evaluation.baseline)
     run.start_trackers()
@@ -264,7 +265,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         status="done" if done else "stopped",
         derived=derived,
         baseline=evaluation.baseline,
-        results=results | {"plateau_left_at_step": past},
+        results=results | {"plateau_left_at_step": past, "best_step": run.best_step},
         corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
     )
     run.say(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))

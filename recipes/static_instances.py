@@ -10,7 +10,6 @@ Supports: the masking and pair options of pretrain.py. Does not support: resumin
 """
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.corpus import Corpus
 from hfbert_scratch.environment import versions
 from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.files import write_json
 from hfbert_scratch.pretraining import PairSettings, write_static_instances
 from hfbert_scratch.tokenization import load_tokenizer
 
@@ -64,7 +64,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - start, 1),
         "versions": versions(),
     }
-    (output / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "record.json", record)
     print(f"{output}: open it with datasets.load_from_disk")
 
 

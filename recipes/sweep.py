@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfbert_scratch.arguments import argument, parse_arguments, read_json
-from hfbert_scratch.errors import CheckpointError, DivergenceError, InputError, OutputError, command_line
-from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task, write_json
+from hfbert_scratch.arguments import argument, parse_arguments
+from hfbert_scratch.errors import CheckpointError, DivergenceError, InputError, command_line
+from hfbert_scratch.files import read_json, write_json, writing
+from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.plots import draw_sweep
 from hfbert_scratch.prediction import TaskData, majority_baseline
 from hfbert_scratch.tasks import SquadTask, Task
@@ -110,13 +111,11 @@ def claim_directory(directory: Path, arguments: SweepArguments) -> None:
     shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in FREE}
     shared = json.loads(json.dumps(shared))
     path = directory / "settings.json"
-    try:
+    with writing(f"output_dir {directory}", "choose another"):
         directory.mkdir(parents=True, exist_ok=True)
         with claim(directory / ".lock", wait=True):
             if not path.is_file():
                 write_json(path, shared)
-    except OSError as error:
-        raise OutputError(f"output_dir {directory} cannot be written ({error}); choose another") from error
     there = read_json(path, "sweep settings")
     differing = [
         f"{key}: {there.get(key)!r} there, {shared[key]!r} now" for key in shared if there.get(key) != shared[key]

@@ -12,7 +12,6 @@ Does not support: other algorithms than WordPiece, adding tokens to a trained vo
 """
 
 import dataclasses
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import InputError, OutputError, command_line
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.files import write_json, writing
 from hfbert_scratch.text_sources import Source, find_sources, names_of, read_documents
 from hfbert_scratch.tokenization import Progress, save_tokenizer, tokenizer_hash, train_wordpiece
 
@@ -69,10 +69,8 @@ def main() -> None:
     output = Path(arguments.output_dir)
     if arguments.model_max_length < 4:
         raise InputError(f"--model_max_length {arguments.model_max_length} leaves no room for text; use 512")
-    try:
+    with writing(f"--output_dir {output}"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"--output_dir {output} cannot be created: {error.strerror}") from None
     start = time.monotonic()
     text = Text(arguments, find_sources(arguments.text))
     tokenizer = train_wordpiece(
@@ -94,10 +92,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("tokenizers", "transformers")}
         | {"python": platform.python_version()},
     }
-    try:
-        (output / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {output / 'record.json'}: {error.strerror}") from None
+    write_json(output / "record.json", record)
     print(
         f"{output}: {len(tokenizer)} tokens from {text.documents} documents ({text.bytes / 1e6:.1f} MB) "
         f"in {seconds:.1f} s"

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -203,3 +206,19 @@ def fresh_process(
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     return result
+
+
+@contextmanager
+def disk(directory: Path, kibibytes: int) -> Iterator[Path]:
+    """A file system of that size, mounted at `directory`; where none can be mounted, the test is skipped."""
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", directory]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", directory], check=True)

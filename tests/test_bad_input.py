@@ -844,7 +844,7 @@ CASES |= {
         "pytorch_model.bin is damaged, or holds code besides weights, which is not run",
     ),
     "a sweep of everything": ("sweep", {"task": "all-glue"}, "a sweep is of one task; run one for each of GLUE's"),
-    "a demo below a file": ("demo", {"output_dir": below_a_file}, "file/out cannot be created", OUTPUT),
+    "a demo below a file": ("demo", {"output_dir": below_a_file}, "file/out cannot be written", OUTPUT),
 }
 
 

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 import torch
+from helpers import disk
 from safetensors.torch import save_file
 
 from hfbert_scratch import checkpoints
@@ -100,36 +101,21 @@ def test_a_full_disk_leaves_the_earlier_ones_and_nothing_half_done(tmp_path, mon
     verify_checkpoint(tmp_path / "step-1")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    if os.name != "posix" or os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
-def test_a_disk_that_is_full_or_read_only(small_disk):
+def test_a_disk_that_is_full_or_read_only(tmp_path):
     """As the operating system and safetensors report it."""
 
     def write_weights(count):
         return lambda directory: save_file({"weight": torch.ones(count)}, directory / "model.safetensors")
 
-    write_checkpoint(small_disk, 1, write_weights(20_000), keep=1)
-    with pytest.raises(OutputError, match="step-2 could not be written .*space.*earlier ones are intact"):
-        write_checkpoint(small_disk, 2, write_weights(60_000), keep=1)
-    assert [path.name for path in small_disk.iterdir()] == ["step-1"]
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(OutputError, match="step-2 could not be written .*Read-only"):
-        write_checkpoint(small_disk, 2, write_weights(20_000), keep=1)
-    assert newest_checkpoint(small_disk, pytest.fail) == small_disk / "step-1"
+    with disk(tmp_path / "disk", kibibytes=256) as small:
+        write_checkpoint(small, 1, write_weights(20_000), keep=1)
+        with pytest.raises(OutputError, match="step-2 cannot be written .*space.*earlier ones are intact"):
+            write_checkpoint(small, 2, write_weights(60_000), keep=1)
+        assert [path.name for path in small.iterdir()] == ["step-1"]
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        with pytest.raises(OutputError, match="step-2 cannot be written .*Read-only"):
+            write_checkpoint(small, 2, write_weights(20_000), keep=1)
+        assert newest_checkpoint(small, pytest.fail) == small / "step-1"
 
 
 def test_an_interrupted_write_is_not_taken_for_a_checkpoint(tmp_path):

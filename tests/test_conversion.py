@@ -496,7 +496,7 @@ def test_sources_and_targets_that_are_not_possible(stock_directory, tmp_path, mo
         from_stock(stock_directory, stock_directory)
     with pytest.raises(InputError, match="file is a file"):
         from_stock(stock_directory, tmp_path / "file")
-    with pytest.raises(OutputError, match="cannot write .*Not a directory"):
+    with pytest.raises(OutputError, match="cannot be written .*Not a directory"):
         from_stock(stock_directory, tmp_path / "file" / "below")
     (tmp_path / "empty").mkdir()
     assert from_stock(stock_directory, tmp_path / "empty").largest_difference == 0.0

@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import disk
 from safetensors.torch import load_file
 from training_helpers import arguments, finish, launcher, make_inputs, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -280,6 +283,48 @@ def test_a_full_disk_keeps_the_earlier_checkpoint_and_the_run_goes_on_later(run,
     monkeypatch.setattr(training, "save_file", save_file)
     assert run(tmp_path / "full") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+def test_the_best_checkpoint_is_kept_also_after_a_resume(run, tmp_path, monkeypatch):
+    from hfbert_scratch.pretraining import PretrainingEvaluation
+
+    held_out = {5: 3.0, 8: 1.0, 10: 2.0}  # step 8 is not saved
+    evaluate = PretrainingEvaluation.__call__
+    stop = 14
+
+    def scripted(self, model):
+        if self.run.progress.step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, model) | {"eval_masked_lm_loss": held_out.get(self.run.progress.step, 4.0)}
+
+    monkeypatch.setattr(PretrainingEvaluation, "__call__", scripted)
+    settings = {"keep_checkpoints": 1, "save_every": 5, "eval_every": 1}
+    assert run(tmp_path, **settings) == 75
+    stop = None
+    assert run(tmp_path, **settings) == 0
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-10", "step-20"]
+    assert json.loads((tmp_path / "record.json").read_text())["results"]["best_step"] == 10
+
+
+def test_a_disk_of_any_size_that_is_too_small_ends_in_one_sentence(run, tmp_path, capsys):
+    """Whatever is being written when it is full; with more room the same command comes to the same end."""
+    assert run(tmp_path / "whole", trackers="tensorboard") == 0
+    needed = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*")) // 1024
+    codes = set()
+    for share in (0.003, 0.01, 0.05, 0.3, 0.5, 0.7, 0.85, 0.95, 3.0):
+        kibibytes = max(4, int(share * needed))
+        with disk(tmp_path / f"disk-{kibibytes}", kibibytes) as small:
+            capsys.readouterr()
+            code = run(small / "run", trackers="tensorboard")
+            codes.add(code)
+            errors = capsys.readouterr().err
+            assert code in (0, 7), errors
+            assert code == 0 or len(re.findall("^error: .*No space left on device", errors, re.MULTILINE)) == 1, errors
+            if code:
+                subprocess.run(["mount", "-o", f"remount,size={3 * needed}k", small], check=True)
+                assert run(small / "run", trackers="tensorboard") == 0, capsys.readouterr().err
+            assert_same_run(tmp_path / "whole", small / "run")
+    assert codes == {0, 7}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
-from .errors import InputError
+from .errors import InputError, one_line
+from .files import write_text
 
 
 Arguments = TypeVar("Arguments")
@@ -61,29 +61,7 @@ def parse_arguments(
 
 def save_arguments(arguments: Any, path: Path) -> None:
     """Write the resolved arguments as YAML that `--config` reads back."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False), encoding="utf-8")
-
-
-def read_json(path: Path, what: str) -> Any:
-    """The parsed content of the JSON file `path`; `what` names its role in the InputError for a bad one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{what}: no file {path}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{what}: {path} is not readable JSON ({error})") from None
-
-
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text; `where` names its place in the InputError."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno})") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise InputError(f"{where} cannot be read ({error})") from None
-    except RecursionError:
-        raise InputError(f"{where} is nested too deeply to be read") from None
+    write_text(path, yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))
 
 
 def _field_names(cls: type) -> list[str]:
@@ -128,7 +106,7 @@ def _yaml_as_argv(cls: type, path: Path) -> list[str]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not readable YAML: {one_line(error)}") from None
     if entries is None:
         return []
     if not isinstance(entries, dict):

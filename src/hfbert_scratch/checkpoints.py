@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .errors import CheckpointError, OutputError
+from .errors import CheckpointError
+from .files import writing
 from .sharding import placed_like, whole
 
 
@@ -40,25 +40,23 @@ def write_checkpoint(
     """
     final = root / f"step-{step}"
     temporary = root / f".writing-step-{step}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        write(temporary)
-        _write_manifest(temporary, step)
-        for path in [*sorted(temporary.rglob("*")), temporary]:
-            _flush(path)
-        if final.exists():
-            _remove(final)
-        os.replace(temporary, final)
-        _flush(root)
-    # safetensors reports a full disk as an error of its own.
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(
-            f"checkpoint {final} could not be written ({error}); the earlier ones are intact: free some space or fix "
-            "the permissions and start the same command again"
-        ) from error
+    remedy = "the earlier ones are intact: free some space or fix the permissions, and start the same command again"
+    with writing(f"the checkpoint {final}", remedy):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            write(temporary)
+            _write_manifest(temporary, step)
+            for path in [*sorted(temporary.rglob("*")), temporary]:
+                _flush(path)
+            if final.exists():
+                _remove(final)
+            os.replace(temporary, final)
+            _flush(root)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # to leave room
+            raise
     for old in checkpoint_steps(root)[:-keep]:
         if old != spare:
             _remove(root / f"step-{old}")

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from . import configuration_hfbert, kernels_hfbert, modeling_hfbert
-from .arguments import read_json
 from .configuration_hfbert import HEADS, HFBertConfig
-from .errors import HFBertError, InputError, OutputError
+from .errors import InputError, one_line
+from .files import read_json, writing
 from .pretrained import PICKLE, SAFETENSORS, is_local, read_config, shard_names
 from .tensorflow_checkpoint import CONFIG_FILE, is_tensorflow_checkpoint, write_as_stock
 from .tokenization import SPECIAL_TOKENS, write_vocabulary
@@ -215,7 +215,7 @@ def _find_directory(source: str | Path) -> Path:
             directory = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", "pytorch_model*.bin"]))
     except Exception as error:  # the Hub's client raises errors of several libraries
         raise InputError(
-            f"{source} is neither a directory nor a model that the Hub gives ({_one_line(error)})"
+            f"{source} is neither a directory nor a model that the Hub gives ({one_line(error)})"
         ) from None
     return directory
 
@@ -242,7 +242,7 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError:
         raise InputError(f"{path} is damaged, or holds code besides weights, which is not run") from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is truncated or damaged ({_one_line(error)})") from None
+        raise InputError(f"{path} is truncated or damaged ({one_line(error)})") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise InputError(f"{path} holds no dictionary of tensors")
     # Tied weights share their memory in such a file; safetensors takes every tensor on its own.
@@ -297,7 +297,7 @@ def _our_config(checkpoint: _Checkpoint, fields: dict[str, Any]) -> HFBertConfig
         config = HFBertConfig.from_dict(fields)
     # @strict raises errors of its own, which have no common base but this.
     except Exception as error:
-        raise InputError(f"{checkpoint.directory / 'config.json'}: {_one_line(error)}") from None
+        raise InputError(f"{checkpoint.directory / 'config.json'}: {one_line(error)}") from None
     if not checkpoint.tied:
         config.tie_word_embeddings = False
         checkpoint.notes.append("the output projection differs from the word embeddings: tie_word_embeddings=False")
@@ -347,19 +347,16 @@ def new_directory(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        if target.exists() and not target.is_dir():
-            raise InputError(f"the output directory {target} is a file")
-        if target.is_dir() and any(target.iterdir()):
-            raise InputError(f"the output directory {target} is not empty; name a new one")
-        partial.mkdir(parents=True)
-        yield partial
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-    except HFBertError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {target}: {_one_line(getattr(error, 'strerror', None) or error)}") from None
+        with writing(target):
+            if target.exists() and not target.is_dir():
+                raise InputError(f"the output directory {target} is a file")
+            if target.is_dir() and any(target.iterdir()):
+                raise InputError(f"the output directory {target} is not empty; name a new one")
+            partial.mkdir(parents=True)
+            yield partial
+            if target.is_dir():
+                target.rmdir()
+            partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -440,7 +437,3 @@ def _largest_difference(ours: tuple[Path, str], stock: tuple[Path, str], missing
     if difference != 0.0:
         raise RuntimeError(f"{stock[1]} from {stock[0]} and {ours[1]} from {ours[0]} differ by {difference}")
     return difference
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

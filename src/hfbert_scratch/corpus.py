@@ -28,9 +28,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from .arguments import read_json
 from .corpus_statistics import check_corpus, describe_pairs, describe_split
 from .errors import InputError, OutputError
+from .files import read_json, write_json, writing
 from .segment_pairs import Documents
 from .sentences import split_sentences
 from .shard_forming import BuildArguments, Counts, form_shards
@@ -44,7 +44,6 @@ from .shard_writing import (
     piece_path,
     record_path,
     write_batch,
-    write_json,
 )
 from .text_sources import Source, find_sources, names_of
 from .tokenization import Progress, check_tokenizer, tokenizer_hash
@@ -152,7 +151,10 @@ def build_corpus(
     if (output / MANIFEST).is_file():
         return _finished(output, identity)
     _refuse_strangers(output)
-    with _output_errors(output), _lock(output, f"host-{host_index}") as alone:
+    with (
+        writing(f"the corpus {output}", "finished shards are kept, the same command goes on"),
+        _lock(output, f"host-{host_index}") as alone,
+    ):
         if not alone:
             raise OutputError(f"another build is writing to {output}; wait for it, or end it")
         _claim(output, identity)
@@ -235,20 +237,6 @@ def _lock(output: Path, name: str) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-@contextlib.contextmanager
-def _output_errors(output: Path) -> Iterator[None]:
-    """Name the directory when it cannot be written; what reading raises is an InputError already."""
-    try:
-        yield
-    except (InputError, OutputError):
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the corpus {output}: {error.strerror or error}; finished shards are kept, the same command "
-            "goes on"
-        ) from error
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizing

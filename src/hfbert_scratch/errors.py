@@ -1,5 +1,6 @@
 """The errors a user can cause, each with the exit code a batch system can act on."""
 
+import errno
 import os
 import sys
 import traceback
@@ -37,11 +38,19 @@ class OutputError(HFBertError, OSError):
     exit_code = 7
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def one_line(error: object) -> str:
+    """An exception's message without line breaks, cut to a bearable length."""
+    return " ".join(str(error).split())[:600]
+
+
 def command_line(main: Callable[[], None]) -> Callable[[], None]:
     """Turn `main` into a program: an `HFBertError` becomes one sentence on stderr and its exit code.
 
-    Any other exception is a bug and keeps its traceback; so does a user error when HFBERT_DEBUG is set or `--debug`
-    is on the command line.
+    Any other exception is a bug and keeps its traceback, but for a disk that a library of ours finds full or
+    read-only; so does a user error when HFBERT_DEBUG is set or `--debug` is on the command line.
     """
 
     @wraps(main)
@@ -51,11 +60,14 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             sys.argv.remove("--debug")
         try:
             main()
-        except HFBertError as error:
+        except (HFBertError, OSError) as error:
+            if not isinstance(error, HFBertError) and error.errno not in _NO_ROOM:
+                raise
             if debug:
                 traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(error.exit_code)
+            remedy = "" if isinstance(error, HFBertError) else "; make room, and start the same command again"
+            print(f"error: {error}{remedy}", file=sys.stderr, flush=True)
+            sys.exit(getattr(error, "exit_code", OutputError.exit_code))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             sys.exit(130)

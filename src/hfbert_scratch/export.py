@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from . import modeling_hfbert
-from .arguments import read_json
 from .configuration_hfbert import HFBertConfig
 from .conversion import TOKENIZER_FILES, new_directory, random_batch, to_stock
 from .errors import InputError
 from .features import encode
+from .files import read_json, write_json
 from .tokenization import SPECIAL_TOKENS, load_tokenizer
 
 
@@ -230,11 +230,6 @@ def _copy(source: Source, directory: Path, *names: str) -> None:
             shutil.copyfile(source.stock / name, directory / name)
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def _write_stock(source: Source, directory: Path) -> float:
     shutil.copytree(source.stock, directory, dirs_exist_ok=True)
     stock = getattr(transformers, source.architecture).from_pretrained(
@@ -273,7 +268,7 @@ def _write_onnx(source: Source, directory: Path) -> float:
     _copy(source, directory, "config.json", *TOKENIZER_FILES)
     config = read_json(directory / "config.json", "the model's configuration")
     # transformers.js looks for a quantized file in a browser, unless it is told which there is.
-    _write_json(directory / "config.json", config | {"transformers.js_config": {"dtype": "fp32"}})
+    write_json(directory / "config.json", config | {"transformers.js_config": {"dtype": "fp32"}})
 
     import onnxruntime
 
@@ -482,14 +477,14 @@ def _write_sentence_transformers(source: Source, directory: Path) -> float:
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{module}"}
         for number, (path, module) in enumerate(modules)
     ]
-    _write_json(directory / "modules.json", entries)
+    write_json(directory / "modules.json", entries)
     # The tokenizer does what there is to do about case.
     limits = {"max_seq_length": config.max_position_embeddings, "do_lower_case": False}
-    _write_json(directory / "sentence_bert_config.json", limits)
-    _write_json(directory / "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
+    write_json(directory / "sentence_bert_config.json", limits)
+    write_json(directory / "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
     pooling = {f"pooling_mode_{mode}": False for mode in ("cls_token", "mean_tokens", "max_tokens")}
     pooling["pooling_mode_mean_tokens" if source.pooling == "mean" else "pooling_mode_cls_token"] = True
-    _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.hidden_size} | pooling)
+    write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.hidden_size} | pooling)
 
     from sentence_transformers import SentenceTransformer
 

@@ -25,9 +25,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from .arguments import read_json
-from .errors import InputError, OutputError
+from .errors import InputError
 from .features import Row, encode_rows, weights_hash
+from .files import read_json, write_json, writing
 from .masking import IGNORED_LABEL
 from .modeling_hfbert import cross_entropy
 from .tasks import FeatureSettings, NerTask
@@ -126,20 +126,17 @@ def cached_word_vectors(
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in positions])]).astype(np.int64)
     known = np.concatenate([np.zeros(0, dtype=np.int64), *positions]) >= 0
     count = model.config.num_hidden_layers + 1
-    try:
-        with locked(cache_dir, key):
-            if not directory.is_dir():
-                size = count * len(known) * model.config.hidden_size * 2
-                say(f"{len(known)} words through the frozen encoder, once: {size / 1e9:.2f} GB in {directory}")
-                temporary = cache_dir / f".{key}.writing"
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-                rows = _word_rows(features, positions)
-                encoded = encode_rows(model, rows, layers=range(count), batch_tokens=batch_tokens, dtype=dtype)
-                _write_layers(temporary, encoded, positions, count, (len(known), model.config.hidden_size))
-                os.replace(temporary, directory)
-    except OSError as error:
-        raise OutputError(f"the feature cache {cache_dir} cannot be written ({error}); name another") from error
+    with writing(f"the feature cache {cache_dir}", "name another"), locked(cache_dir, key):
+        if not directory.is_dir():
+            size = count * len(known) * model.config.hidden_size * 2
+            say(f"{len(known)} words through the frozen encoder, once: {size / 1e9:.2f} GB in {directory}")
+            temporary = cache_dir / f".{key}.writing"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            rows = _word_rows(features, positions)
+            encoded = encode_rows(model, rows, layers=range(count), batch_tokens=batch_tokens, dtype=dtype)
+            _write_layers(temporary, encoded, positions, count, (len(known), model.config.hidden_size))
+            os.replace(temporary, directory)
     layers = [np.load(directory / f"layer-{layer:02d}.npy", mmap_mode="r") for layer in range(count)]
     return WordVectors(layers, offsets, known)
 
@@ -294,11 +291,8 @@ def tagging_data(
     if settings.max_seq_length > longest:
         raise InputError(f"max_seq_length is {settings.max_seq_length}; this model takes at most {longest}")
     settings = dataclasses.replace(settings, cache_dir=str(cache_dir / "tokens"))
-    try:
-        with locked(cache_dir, "tokens"):
-            features = {split: task.features(rows, tokenizer, settings) for split, rows in raw.items()}
-    except OSError as error:
-        raise OutputError(f"the feature cache {cache_dir} cannot be written ({error}); name another") from error
+    with writing(f"the feature cache {cache_dir}", "name another"), locked(cache_dir, "tokens"):
+        features = {split: task.features(rows, tokenizer, settings) for split, rows in raw.items()}
     vectors = {split: cached_word_vectors(model, rows, cache_dir, dtype=dtype) for split, rows in features.items()}
     identity = " ".join([weights_hash(model)[:16], str(dtype), *(rows._fingerprint for rows in features.values())])
     return TaggingData(task, raw, vectors, identity)
@@ -403,22 +397,15 @@ def train_tagger(
         model, optimizer, _ = prepare(run, FeatureTagger(config))
         tagger = run.accelerator.unwrap_model(model)
         weights = sum(parameter.numel() for parameter in tagger.parameters())
-        metric = f"eval_{data.task.main_metric}"
-
-        def best_step(*entries: dict[str, float]) -> int | None:
-            """Of equal ones the earliest."""
-            scored = [entry for entry in entries if metric in entry]
-            return int(max(scored, key=lambda entry: entry[metric])["step"]) if scored else None
+        run.best_by = (f"eval_{data.task.main_metric}", max)
 
         def evaluate() -> dict[str, float]:
             # By every process for itself: so small a model is done before its predictions would be gathered.
             scores = data.task.score(data.raw["validation"], predict_tags(tagger, data, "validation"))
             metrics = {f"eval_{name}": value for name, value in scores.items()}
-            run.best_step = best_step(*run.history, {"step": run.progress.step} | metrics)
             run.say(f"validation: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
             return metrics
 
-        run.best_step = best_step(*run.history)
         run.start_trackers()
         done = train(
             run,
@@ -459,9 +446,7 @@ def _results(run: Run, tagger: FeatureTagger, data: TaggingData) -> dict[str, An
     results = json.loads(json.dumps(results))
     if run.is_main:
         tagger.save_pretrained(run.directory / "model")
-        temporary = run.directory / ".results.json"
-        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, run.directory / "results.json")
+        write_json(run.directory / "results.json", results)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     run.write_record(status="done", results=scores)
     return results

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .arguments import parse_json
-from .errors import InputError, OutputError
+from .errors import InputError, one_line
 from .features import Features, Text
+from .files import parse_json, writing
 
 
 FORMATS = ("jsonl", "npz", "parquet")
@@ -112,7 +112,7 @@ class TextFile:
                         yield self._text(row, f"{self.path}: row {number}")
                         number += 1
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path} is not a readable Parquet file ({' '.join(str(error).split())})") from None
+            raise InputError(f"{self.path} is not a readable Parquet file ({one_line(error)})") from None
 
     def _text(self, row: dict[str, Any], where: str) -> Text:
         names = (self.text_column, self.pair_column) if self.pair_column else (self.text_column,)
@@ -306,7 +306,7 @@ def write_parts(
         final = directory / f"features-{number:05d}.{format}"
         temporary = directory / f".writing-{final.name}"
         tokens = cut_texts = 0
-        try:
+        with writing(final, "what is finished stays: start again"):
             writer = _WRITERS[format](temporary, layout)
             for index, features in enumerate(encode(chunk), start=number * part_texts):
                 writer.write(index, features)
@@ -315,6 +315,4 @@ def write_parts(
                 yield features
             writer.close()
             os.replace(temporary, final)
-        except OSError as error:
-            raise OutputError(f"{final} cannot be written ({error}); what is finished stays: start again") from error
         yield Part(final.name, len(chunk), tokens, cut_texts)

@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 
-from .errors import InputError
+from .errors import InputError, one_line
 from .inference import choose_attention, inference_copy
 from .pretrained import check_directory, check_finite
 
@@ -79,7 +79,7 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> nn.Module:
             name, output_loading_info=True, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # transformers, safetensors and the Hub raise many types
-        raise InputError(f"no encoder can be loaded from {name!r} ({' '.join(str(error).split())[:300]})") from None
+        raise InputError(f"no encoder can be loaded from {name!r} ({one_line(error)})") from None
     finally:
         logging.set_verbosity(verbosity)
         if progress_bar:

@@ -1,7 +1,7 @@
 """Fine-tuning on a task: arguments that default to the task's, batches, and a run from a checkpoint to its results."""
 
 import dataclasses
-import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from torch import nn
 from .arguments import argument
 from .environment import hardware, versions
 from .errors import InputError
+from .files import write_json
 from .plots import draw_confusion_matrix, draw_finetuning_curves, draw_threshold_curve
 from .prediction import (
     Examples,
@@ -250,7 +251,7 @@ class _Finetuning:
         self.baseline = majority_baseline(self.task, data.raw["train"], data.raw["validation"])
         self.predictions: dict[str, Any] = {}
         self.chosen_step: int | None = arguments.max_steps
-        self._find_best()
+        self.run.best_by = (self.metric, max)
 
     def describe(self, new_weights: list[str]) -> None:
         """Print what is about to happen."""
@@ -296,18 +297,12 @@ class _Finetuning:
     def _evaluate(self) -> dict[str, float]:
         scores, _ = evaluate(self.run.accelerator, self.model, self.data, "validation", self.arguments.eval_batch_size)
         metrics = {f"eval_{name}": value for name, value in scores.items()}
-        self._find_best({"step": self.run.progress.step} | metrics)
+        earlier = [entry[self.metric] for entry in self.run.history if self.metric in entry]
         self.run.say(
             f"validation: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
-            + (" (best so far)" if self.run.best_step == self.run.progress.step else "")
+            + (" (best so far)" if metrics[self.metric] > max(earlier, default=-math.inf) else "")
         )
         return metrics
-
-    def _find_best(self, entry: dict[str, float] | None = None) -> None:
-        """Of equal ones the earliest."""
-        entries = [e for e in (*self.run.history, *([entry] if entry else [])) if self.metric in e]
-        if entries:
-            self.run.best_step = int(max(entries, key=lambda e: e[self.metric])["step"])
 
     def _save_extra(self, directory: Path) -> None:
         save_tokenizer(self.data.tokenizer, directory)
@@ -387,10 +382,3 @@ class _Finetuning:
         write_task_file(directory / "model", self.data, threshold)
         write_json(directory / "results.json", {k: v for k, v in results.items() if k != "predictions"})
         return predictions
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

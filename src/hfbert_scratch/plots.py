@@ -5,6 +5,8 @@ from typing import Any
 
 import matplotlib
 
+from .files import writing
+
 
 matplotlib.use("Agg")  # no display needed
 
@@ -29,7 +31,12 @@ def draw_curves(history: list[dict[str, Any]], baseline: dict[str, Any], path: P
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with writing(path):
+        figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
@@ -51,8 +58,7 @@ def draw_finetuning_curves(history: list[dict[str, Any]], metric: str, baseline:
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str], path: Path) -> None:
@@ -72,8 +78,7 @@ def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="predicted", ylabel="label")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> None:
@@ -85,8 +90,7 @@ def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> N
     axis.set(xlabel="threshold on null score − best answer's score", ylabel="F1", title="SQuAD 2.0, validation")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_sweep(trials: list[dict[str, Any]], metric: str, baseline: float, path: Path) -> None:
@@ -106,5 +110,4 @@ def draw_sweep(trials: list[dict[str, Any]], metric: str, baseline: float, path:
     axis.set(ylabel=f"{metric} on validation", title=f"{len(trials)} trials")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)

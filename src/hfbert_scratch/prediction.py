@@ -25,8 +25,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
-from .arguments import read_json
-from .errors import InputError, OutputError
+from .errors import InputError
+from .files import read_json, writing
 from .pretrained import open_model
 from .tasks import (
     IGNORED_LABEL,
@@ -95,11 +95,9 @@ class TaskData:
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Hold a lock in `directory`, for there is no process group yet in which to wait for each other."""
-    try:
+    with writing(f"the feature cache {directory}", "name another by --cache_dir"):
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("a")
-    except OSError as error:
-        raise OutputError(f"the feature cache {directory} cannot be written ({error.strerror})") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

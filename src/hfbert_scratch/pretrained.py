@@ -16,9 +16,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .arguments import read_json
 from .configuration_hfbert import LARGEST
-from .errors import InputError
+from .errors import InputError, one_line
+from .files import read_json
 
 
 # What no number of a configuration exceeds that has no limit of its own. Layers are built one by one, even without
@@ -54,7 +54,7 @@ def open_model(
             trust_remote_code=False,
         )
     except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError, SafetensorError) as error:
-        raise InputError(f"--model {name} cannot be opened: {' '.join(str(error).split())[:600]}") from error
+        raise InputError(f"--model {name} cannot be opened: {one_line(error)}") from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     prefix = f"{model.base_model_prefix}."
@@ -166,7 +166,7 @@ def check_size(config: dict[str, Any], model_type: str, path: Path) -> None:
             model = AutoModel.from_config(made, trust_remote_code=False)
     # Whatever is wrong with single fields comes up in many types; @strict's and KeyError have no common base.
     except Exception as error:
-        raise InputError(f"{path} describes no model: {' '.join(str(error).split())[:600]}") from None
+        raise InputError(f"{path} describes no model: {one_line(error)}") from None
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     check_memory(model, str(path))

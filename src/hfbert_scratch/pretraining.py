@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .corpus import Corpus, describe_for_datasets
-from .errors import OutputError
+from .files import writing
 from .masking import IGNORED_LABEL, Masking, PretrainingCollator
 from .segment_pairs import Cursor, Documents, Instances, SegmentPairs
 from .shard_writing import write_batch
@@ -272,7 +272,7 @@ def write_static_instances(
     files: dict[str, list[str]] = {}
     rows: dict[str, int] = {}
     start = time.monotonic()
-    try:
+    with writing(output, "remove it and start again elsewhere"):
         for split in corpus.manifest["splits"]:
             (output / split).mkdir(parents=True)
             files[split], rows[split] = [], 0
@@ -283,8 +283,6 @@ def write_static_instances(
                 rows[split] += len(columns["input_ids"])
                 print(f"{split}: {rows[split]} rows, {time.monotonic() - start:.0f} s", flush=True)
         describe_for_datasets(output, files)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written ({error}); remove it and start again elsewhere") from error
     return rows
 
 

@@ -22,9 +22,10 @@ from huggingface_hub import EvalResult, EvalResultEntry, HfApi, ModelCard, Model
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .arguments import argument, read_json
+from .arguments import argument
 from .configuration_hfbert import HEADS
-from .errors import InputError, OutputError
+from .errors import InputError, OutputError, one_line
+from .files import read_json, write_text, writing
 from .tasks import get_task
 from .throughput import clock
 
@@ -96,7 +97,7 @@ class Publication:
                 try:
                     validate_repo_id(value)
                 except HFValidationError as error:
-                    raise InputError(f"{name} is no name of the Hub: {' '.join(str(error).split())}") from None
+                    raise InputError(f"{name} is no name of the Hub: {one_line(error)}") from None
         for name in ("power_watts", "grid_intensity"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -461,22 +462,20 @@ def build_repository(run: FinishedRun, publication: Publication) -> list[Path]:
         raise InputError(f"the output directory {target} is not an empty directory; name a new one")
     existed = target.is_dir()
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for source in sorted(path for path in run.model.iterdir() if path.is_file()):
-            shutil.copyfile(source, target / source.name)
-        for plot in _plots(run):
-            shutil.copyfile(run.directory / plot, target / plot)
-        card = build_card(run, publication)
-        (target / "README.md").write_text(str(card), encoding="utf-8")
-        entries = eval_results(run)
-        if entries:
-            (target / RESULTS_FILE).parent.mkdir()
-            (target / RESULTS_FILE).write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+        with writing(target):
+            target.mkdir(parents=True, exist_ok=True)
+            for source in sorted(path for path in run.model.iterdir() if path.is_file()):
+                shutil.copyfile(source, target / source.name)
+            for plot in _plots(run):
+                shutil.copyfile(run.directory / plot, target / plot)
+            card = build_card(run, publication)
+            write_text(target / "README.md", str(card))
+            entries = eval_results(run)
+            if entries:
+                (target / RESULTS_FILE).parent.mkdir()
+                write_text(target / RESULTS_FILE, yaml.safe_dump(entries, sort_keys=False))
         check_card(target / "README.md", card_data(run, publication))
         check_loads(target, run.auto_class)
-    except OSError as error:
-        _clear(target, existed)
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from None
     except BaseException:
         _clear(target, existed)
         raise
@@ -536,5 +535,5 @@ def push(directory: Path, repo_id: str, private: bool = False) -> str:
     except LocalTokenNotFoundError:
         raise OutputError(f"cannot push to {repo_id}: log in first, with `hf auth login`") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise OutputError(f"cannot push to {repo_id}: {' '.join(str(error).split())[:300]}") from None
+        raise OutputError(f"cannot push to {repo_id}: {one_line(error)}") from None
     return commit.commit_url

@@ -4,21 +4,18 @@ This is what the worker processes of corpus.py do. A file appears under its name
 record of a shard only when its files are there, so that a build can be interrupted at any moment.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from .errors import InputError
+from .errors import InputError, one_line
+from .files import atomic, write_json
 from .sentences import bounded, split_sentences
 from .tokenization import SPECIAL_TOKENS
 from .word_encoding import WordEncoder, decomposes
@@ -164,7 +161,7 @@ def open_batch(path: Path) -> pa.RecordBatch:
         with pa.ipc.open_stream(pa.memory_map(str(path), "r")) as stream:
             return stream.read_next_batch()
     except (OSError, pa.ArrowInvalid, StopIteration) as error:
-        raise InputError(f"{path} is missing or damaged ({' '.join(str(error).split())}); build it again") from None
+        raise InputError(f"{path} is missing or damaged ({one_line(error)}); build it again") from None
 
 
 def piece_path(output: Path, split: str, number: int) -> Path:
@@ -180,23 +177,3 @@ def is_written(output: Path, number: int) -> bool:
     """Whether shard `number` is finished."""
     pieces = (piece_path(output, split, number) for split in ("train", "validation"))
     return record_path(output, number).is_file() and all(piece.is_file() for piece in pieces)
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it is complete and on disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    with atomic(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from .arguments import read_json
-from .errors import InputError
+from .errors import InputError, one_line
+from .files import read_json
 
 
 CONFIG_FILE = "bert_config.json"
@@ -122,4 +122,4 @@ def _variables(prefix: Path) -> dict[str, np.ndarray]:
         reader = tensorflow.train.load_checkpoint(str(prefix))
         return {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())}
     except (tensorflow.errors.OpError, RuntimeError, ValueError) as error:
-        raise InputError(f"{prefix} is truncated or damaged ({' '.join(str(error).split())[:300]})") from None
+        raise InputError(f"{prefix} is truncated or damaged ({one_line(error)})") from None

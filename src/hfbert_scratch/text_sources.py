@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .arguments import parse_json, read_json
-from .errors import InputError
+from .errors import InputError, one_line
+from .files import parse_json, read_json
 
 
 # A longer document (a file without blank lines, one huge line) goes on as a new document, so that memory stays bounded
@@ -396,7 +396,7 @@ def _read_parquet(source: Source, column: str, errors: str, counts: ReadingCount
             kind = file.schema_arrow.field(column).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise InputError(
-                    f"{source.name}: column {column!r} holds {_one_line(kind)}, not strings; see --text_column"
+                    f"{source.name}: column {column!r} holds {one_line(kind)}, not strings; see --text_column"
                 )
             for batch in file.iter_batches(batch_size=64, columns=[column]):
                 # As bytes: Arrow does not check that its strings are UTF-8.
@@ -410,7 +410,7 @@ def _read_parquet(source: Source, column: str, errors: str, counts: ReadingCount
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{source.name} is not a readable Parquet file ({_one_line(error)})") from None
+        raise InputError(f"{source.name} is not a readable Parquet file ({one_line(error)})") from None
 
 
 def _read_saved_dataset(source: Source, column: str, counts: ReadingCounts) -> Iterator[str]:
@@ -419,7 +419,7 @@ def _read_saved_dataset(source: Source, column: str, counts: ReadingCounts) -> I
     try:
         dataset = datasets.load_from_disk(source.name)
     except Exception as error:  # datasets and pyarrow raise many types for a damaged directory
-        raise InputError(f"{source.name} is not a readable data set ({_one_line(error)})") from None
+        raise InputError(f"{source.name} is not a readable data set ({one_line(error)})") from None
     _check_column(source.name, column, dataset.column_names)
     yield from _read_rows(source, dataset.select_columns([column]), column, counts)
 
@@ -431,7 +431,7 @@ def _read_hub(source: Source, column: str, counts: ReadingCounts) -> Iterator[st
     try:
         dataset = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
     except Exception as error:  # network, missing name, missing split: the library's message says which
-        raise InputError(f"--text {source.name}: cannot be loaded from the Hub ({_one_line(error)})") from None
+        raise InputError(f"--text {source.name}: cannot be loaded from the Hub ({one_line(error)})") from None
     if dataset.column_names is not None:
         _check_column(source.name, column, dataset.column_names)
         dataset = dataset.select_columns([column])
@@ -487,7 +487,3 @@ def _check_column(name: str, column: str, columns: Iterable[str]) -> None:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names) or "no fields"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

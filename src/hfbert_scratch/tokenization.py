@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from .errors import InputError, OutputError
+from .errors import InputError, one_line
+from .files import writing
 
 
 if TYPE_CHECKING:
@@ -143,12 +144,10 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) 
 
     directory = Path(directory)
     vocabulary = tokenizer.get_vocab()
-    try:
+    with writing(f"the tokenizer {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(directory)
         write_vocabulary(vocabulary, directory)
-    except OSError as error:
-        raise OutputError(f"cannot write the tokenizer to {directory}: {error.strerror or error}") from None
     reloaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     same = tokenizer_hash(reloaded) == tokenizer_hash(tokenizer) and all(
         reloaded(text)["input_ids"] == tokenizer(text)["input_ids"] for text in _SAMPLE_TEXTS
@@ -179,7 +178,7 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many types, bare Exception among them
-        raise InputError(f"{directory} holds no tokenizer that can be loaded ({_one_line(error)})") from None
+        raise InputError(f"{directory} holds no tokenizer that can be loaded ({one_line(error)})") from None
     check_tokenizer(tokenizer, str(directory))
     return tokenizer
 
@@ -210,7 +209,7 @@ def _check_files(path: Path) -> None:
         try:
             content = json.loads(serialized.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{serialized} is truncated or damaged ({_one_line(error)})") from None
+            raise InputError(f"{serialized} is truncated or damaged ({one_line(error)})") from None
         model = content.get("model") if isinstance(content, dict) else None
         vocab = model.get("vocab") if isinstance(model, dict) else None
         if not isinstance(vocab, dict):
@@ -224,7 +223,7 @@ def _check_vocabulary_lines(path: Path) -> None:
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({_one_line(error)})") from None
+        raise InputError(f"{path} cannot be read ({one_line(error)})") from None
     if lines[-1] == "":
         lines.pop()
     seen: dict[str, int] = {}
@@ -259,10 +258,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
         "pre_tokenizer": content["pre_tokenizer"],
     }
     return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 class Progress:

@@ -30,10 +30,11 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_model, save_file
 from torch import nn
 
-from .arguments import argument, read_json, save_arguments
+from .arguments import argument, save_arguments
 from .checkpoints import load_optimizer, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .environment import create_accelerator, fastest_attention, hardware, keep_freed_memory, versions
-from .errors import CheckpointError, DivergenceError, InputError, OutputError
+from .errors import CheckpointError, DivergenceError, InputError, OutputError, one_line
+from .files import read_json, write_json, write_text, writing
 from .masking import hash64
 from .optimization import OPTIMIZERS, create_optimizer, linear_schedule
 from .processes import TIMEOUT_SECONDS, Stopping, describe_processes
@@ -74,7 +75,9 @@ class TrainingArguments:
     log_every: int = argument(50, help="steps between log lines")
     eval_every: int = argument(1000, help="steps between evaluations")
     save_every: int = argument(1000, help="steps between checkpoints")
-    keep_checkpoints: int = argument(2, help="how many of the newest to keep; 0: write none, a killed run starts anew")
+    keep_checkpoints: int = argument(
+        2, help="how many of the newest to keep, and the best; 0: write none, a killed run starts anew"
+    )
     max_time: float = argument(
         0.0, help="minutes since the launch after which the run stops, with a checkpoint, as by a signal; 0: none"
     )
@@ -165,7 +168,8 @@ class Run:
 
     Making it sets up Accelerate and prints nothing. `settings` is what a resumed run must share with the one that
     wrote the checkpoints, beyond the arguments (data and tokenizer hashes).
-    `best_step` is a step whose checkpoint is kept however old it gets. `last`: no run follows in these processes.
+    `best_by`, a metric and `min` or `max`, says which checkpoint is kept however old it gets. `last`: no run follows
+    in these processes.
 
     Raises InputError when the launch is not what was asked for, OutputError when the directory is not writable or
     another run is using it.
@@ -185,7 +189,7 @@ class Run:
         self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
-        self.best_step: int | None = None
+        self.best_by: tuple[str, Callable[..., Any]] | None = None
         self.stopping = Stopping(self.accelerator, arguments.max_time)
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
         if self.is_main:
@@ -214,6 +218,16 @@ class Run:
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation of which there is a checkpoint, of equal ones the earliest."""
+        if self.best_by is None:
+            return None
+        metric, best = self.best_by
+        last, every = self.arguments.max_steps, self.arguments.save_every
+        entries = [e for e in self.history if metric in e and (e["step"] % every == 0 or e["step"] == last)]
+        return int(best(entries, key=lambda entry: entry[metric])["step"]) if entries else None
+
     def say(self, text: str) -> None:
         """Print, on the main process only."""
         if self.is_main:
@@ -239,7 +253,7 @@ class Run:
         if self.is_main:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
             # At once: a kill must not cost the log, and the other processes are reading it.
-            _replace(self._log_path, lines)
+            write_text(self._log_path, lines)
         written_with = f"{state['processes']} process(es){', sharded' if state.get('sharded') else ''}"
         self.say(f"continuing from {checkpoint} (step {self.progress.step}, written by {written_with})")
         return checkpoint
@@ -279,8 +293,10 @@ class Run:
         """Write model/ as a checkpoint has it, whatever the model is wrapped in. All processes must call this."""
         plain, weights = self._to_save(model)
         if self.is_main:
-            plain.save_pretrained(self.directory / "model", state_dict=weights)
-            save_extra(self.directory / "model")
+            directory = self.directory / "model"
+            with writing(directory):
+                plain.save_pretrained(directory, state_dict=weights)
+                save_extra(directory)
 
     def _to_save(self, model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:
         """The model to call save_pretrained of, and the state to give it; None for its own."""
@@ -314,11 +330,8 @@ class Run:
         self.history.append(entry)
         self.accelerator.log(metrics, step=self.progress.step)
         if self.is_main:
-            try:
-                with self._log_path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry) + "\n")
-            except OSError as error:
-                raise OutputError(f"{self._log_path} cannot be written ({error})") from error
+            with writing(self._log_path), self._log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
 
     def write_record(self, **entries: Any) -> None:
         """Write record.json: the arguments, what they resolved to, versions, hardware and `entries`."""
@@ -334,7 +347,7 @@ class Run:
             "seconds": round(self.progress.seconds, 1),
         } | entries
         if self.is_main:
-            _replace(self.directory / "record.json", json.dumps(record, indent=1) + "\n")
+            write_json(self.directory / "record.json", record)
 
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
@@ -358,7 +371,7 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
-        raise InputError(f"attention {attention!r} does not work here: {' '.join(str(error).split())}") from error
+        raise InputError(f"attention {attention!r} does not work here: {one_line(error)}") from error
     if arguments.gradient_checkpointing:
         enable = getattr(
             model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
@@ -512,7 +525,7 @@ class _Meter:
             examples = {name: column.tolist() for name, column in self.unchecked[int(step)].items()}
             report = self.run.directory / "diverged.json"
             if self.run.is_main:
-                report.write_text(json.dumps({"step": int(step), "examples": examples}) + "\n", encoding="utf-8")
+                write_json(report, {"step": int(step), "examples": examples})
             raise DivergenceError(
                 f"the gradient of step {int(step)} is not finite ({report} lists its examples); the checkpoints "
                 f"before it in {self.run.checkpoints} are intact: lower the learning rate, lengthen the warm-up or "
@@ -619,11 +632,9 @@ def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
 
 def _lock_directory(directory: Path) -> Any:
     """Take the directory for this run; the lock goes with the process, however it ends."""
-    try:
+    with writing(f"output_dir {directory}", "choose another"):
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("a+")
-    except OSError as error:
-        raise OutputError(f"output_dir {directory} cannot be written ({error}); choose another") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -646,12 +657,6 @@ def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str
             f"{checkpoint} belongs to a run with other settings ({'; '.join(differing)}); "
             "use those, or another output_dir"
         )
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..errors import InputError, OutputError
+from ..errors import InputError
+from ..files import writing
 from .loading import Columns, read_file
 from .task import (
     INPUT_FEATURES,
@@ -378,11 +379,9 @@ def write_submission(path: str | Path, predictions: Mapping[str, Sequence[str] |
             lines = ["index\tprediction", *(f"{row}\t{label}" for row, label in enumerate(labels))]
             archive.writestr(f"{name}.tsv", "".join(f"{line}\n" for line in lines))
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.getvalue())
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror})") from None
     return path
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..arguments import argument, parse_json
-from ..errors import InputError
+from ..arguments import argument
+from ..errors import InputError, one_line
+from ..files import parse_json
 
 
 # Task column → the names it may have in a file, the first found is taken.
@@ -340,8 +340,3 @@ def load_hub(
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names) or "nothing"
-
-
-def one_line(error: object) -> str:
-    """An exception's message without line breaks, cut to a bearable length."""
-    return re.sub(r"\s+", " ", str(error))[:300]

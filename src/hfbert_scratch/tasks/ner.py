@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import InputError
-from .loading import SUFFIXES, Columns, one_line, read_file, read_text
+from ..errors import InputError, one_line
+from .loading import SUFFIXES, Columns, read_file, read_text
 from .task import (
     IGNORED_LABEL,
     INPUT_FEATURES,

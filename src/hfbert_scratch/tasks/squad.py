@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..arguments import parse_json
 from ..errors import InputError
+from ..files import parse_json
 from ..metrics.squad_scoring import best_threshold, score_v2
 from .loading import Columns, read_file, read_text, table_of
 from .squad_spans import N_BEST_SIZE, Span, answer_tokens, best_spans, max_context_windows, windows

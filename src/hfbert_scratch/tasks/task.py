@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from ..errors import InputError, OutputError
+from ..errors import InputError, one_line
+from ..files import write_text, writing
 from ..masking import IGNORED_LABEL  # noqa: F401 - the tasks' own name for it
 from ..metrics import load_metric
 from ..tokenization import tokenizer_hash
 from ..word_encoding import WordEncoder, decomposes
-from .loading import Columns, DataArguments, find_files, load_hub, one_line, read_file
+from .loading import Columns, DataArguments, find_files, load_hub, read_file
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def cached_map(
         ]
     )
     directory = Path(settings.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hfbert_features")
-    try:
+    with writing(f"the feature cache {directory}", "name another by --cache_dir"):
         directory.mkdir(parents=True, exist_ok=True)
         return raw.map(
             function,
@@ -261,8 +262,6 @@ def cached_map(
             fn_kwargs={"tokenizer": tokenizer, "settings": settings} | options | dict(derived or {}),
             desc="features",
         )
-    except OSError as error:
-        raise OutputError(f"the feature cache {directory} cannot be written ({error.strerror or error})") from error
 
 
 # Feature columns: token ids, segments, the raw row's number.
@@ -459,9 +458,7 @@ def write_predicted(directory: Path, split: str, predictions: Collection[Any]) -
 
 def write_lines(path: Path, lines: Collection[str]) -> Path:
     """Write text lines, making the directory; OutputError if that fails."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror})") from None
+    write_text(path, "".join(f"{line}\n" for line in lines))
     return path

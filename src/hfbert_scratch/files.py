@@ -1,0 +1,75 @@
+"""Files that are whole or not there, and one sentence for one that cannot be written or read."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import HFBertError, InputError, OutputError, one_line
+
+
+@contextmanager
+def writing(
+    path: str | Path, remedy: str = "free some space or fix the permissions, and start the same command again"
+) -> Iterator[None]:
+    """Turn what the system says against writing `path` into an OutputError that names it and the remedy."""
+    try:
+        yield
+    except HFBertError:
+        raise
+    except Exception as error:
+        # safetensors and tokenizers report a full disk in exceptions of their own, with Rust's words.
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        reason = one_line(getattr(error, "strerror", None) or error)
+        raise OutputError(f"{path} cannot be written ({reason}); {remedy}") from error
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when it is complete and on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises OutputError."""
+    with writing(path), atomic(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all. Raises OutputError."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The parsed content of the JSON file `path`; `what` names its role in the InputError for a bad one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{what}: no file {path}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{what}: {path} is not readable JSON ({error})") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text; `where` names its place in the InputError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"{where} cannot be read ({error})") from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply to be read") from None
