@@ -42,10 +42,13 @@ format: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/run_all.py
 
-# What is installed, and what is known against it, where pip-audit is installed and its database can be reached.
+# What is installed, and what is known against it, where pip-audit and its database can be reached.
 audit: $(VENV)/installed
 	$(BIN)/python -m pip list
-	@$(BIN)/python -m pip_audit --local || echo "not audited clean: see above (offline, or no pip-audit in $(VENV))"
+	@$(BIN)/python -m pip install --quiet pip-audit && $(BIN)/python -m pip_audit --local --progress-spinner off \
+		|| echo "not audited clean: see above"
+
+clean: see above (offline, or no pip-audit in $(VENV))"
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) runs build dist src/*.egg-info
