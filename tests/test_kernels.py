@@ -1,12 +1,15 @@
 """What kernels_hfbert.py computes faster equals the plain path: outputs, losses, gradients, dropout's statistics."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CASES, NO_DROPOUT, assert_same, batch, gradients, make, tensors, tiny_config
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from hfbert_scratch import HFBertForPreTraining
+from hfbert_scratch import HFBertForPreTraining, modeling_hfbert
 from hfbert_scratch.kernels_hfbert import HFBertDropout, Packing, attend_packed, summed_cross_entropy
 from hfbert_scratch.modeling_hfbert import UNPADDED
 
@@ -211,6 +214,52 @@ def test_cross_entropy_over_a_vocabulary_is_pytorchs(dtype):
         labels[3] = label
         with pytest.raises(IndexError, match="out of bounds"):
             summed_cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_what_the_activation_puts_out_is_not_kept_and_the_gradients_are_the_same_to_the_bit(precision, monkeypatch):
+    model = make("pretraining", **NO_DROPOUT).train()
+    if precision == torch.float64:
+        model.double()
+    storages = []
+    for layer in model.bert.encoder.layer:
+        layer.intermediate.register_forward_hook(
+            lambda module, args, output: storages.append(StorageWeakRef(output.untyped_storage()))
+        )
+
+    def found():
+        storages.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = model(**batch("pretraining")).loss
+        kept = [not storage.expired() for storage in storages]
+        return kept, gradients(model, loss)
+
+    kept, once_more = found()
+    assert kept == [False, False]
+    monkeypatch.setattr(modeling_hfbert, "gelu_not_saved", lambda activated: nullcontext())
+    kept, plain = found()
+    assert kept == [True, True]
+    assert plain.keys() == once_more.keys()
+    assert all(torch.equal(plain[name], once_more[name]) for name in plain)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_new", "gelu_pytorch_tanh", "silu"])
+def test_any_activation_may_stand_there(activation):
+    """Also where only the numbers that are kept say what the function was: compared with float64 differences."""
+    model = make("base", hidden_act=activation, num_hidden_layers=1, **NO_DROPOUT).double().train()
+    inputs = batch()
+    weight = model.encoder.layer[0].intermediate.dense.weight
+
+    def value():
+        return model(**inputs).last_hidden_state.square().sum()
+
+    (gradient,) = torch.autograd.grad(value(), weight)
+    with torch.no_grad():
+        weight[3, 5] += 1e-6
+        higher = value()
+        weight[3, 5] -= 2e-6
+        lower = value()
+    torch.testing.assert_close(gradient[3, 5], (higher - lower) / 2e-6, rtol=1e-4, atol=1e-6)
 
 
 def test_training_unpadded_with_dropout_follows_training_padded():

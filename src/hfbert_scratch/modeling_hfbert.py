@@ -7,6 +7,7 @@ travel with every checkpoint, so they import nothing else of this package.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,14 @@ from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hfbert import HEADS, HFBertConfig
-from .kernels_hfbert import IGNORED_LABEL, HFBertDropout, Packing, attend_packed, summed_cross_entropy
+from .kernels_hfbert import (
+    IGNORED_LABEL,
+    HFBertDropout,
+    Packing,
+    attend_packed,
+    gelu_not_saved,
+    summed_cross_entropy,
+)
 
 
 # An attention implementation like "sdpa", of our own: the padding of a batch is left out of all computation.
@@ -240,7 +248,10 @@ class HFBertLayer(GradientCheckpointingLayer):
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, attended)
 
     def feed_forward(self, attended: torch.Tensor) -> torch.Tensor:
-        return self.output(self.intermediate(attended), attended)
+        activated = self.intermediate(attended)
+        # Checkpointing has its own way with what is saved.
+        with nullcontext() if self.gradient_checkpointing else gelu_not_saved(activated):
+            return self.output(activated, attended)
 
 
 class HFBertEncoder(nn.Module):
