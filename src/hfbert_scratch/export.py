@@ -484,6 +484,7 @@ def _write_sentence_transformers(source: Source, directory: Path) -> float:
     write_json(directory / "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
     pooling = {f"pooling_mode_{mode}": False for mode in ("cls_token", "mean_tokens", "max_tokens")}
     pooling["pooling_mode_mean_tokens" if source.pooling == "mean" else "pooling_mode_cls_token"] = True
+    (directory / "1_Pooling").mkdir()
     write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.hidden_size} | pooling)
 
     from sentence_transformers import SentenceTransformer
