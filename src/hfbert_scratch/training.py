@@ -31,7 +31,7 @@ from safetensors.torch import load_model, save_file
 from torch import nn
 
 from .arguments import argument, save_arguments
-from .checkpoints import load_optimizer, newest_checkpoint, optimizer_tensors, write_checkpoint
+from .checkpoints import checkpoint_steps, load_optimizer, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .environment import create_accelerator, fastest_attention, hardware, keep_freed_memory, versions
 from .errors import CheckpointError, DivergenceError, InputError, OutputError, one_line
 from .files import read_json, write_json, write_text, writing
@@ -220,12 +220,12 @@ class Run:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best evaluation of which there is a checkpoint, of equal ones the earliest."""
+        """The step of the best evaluation that has a checkpoint, or gets one now; of equal ones the earliest."""
         if self.best_by is None:
             return None
         metric, best = self.best_by
-        last, every = self.arguments.max_steps, self.arguments.save_every
-        entries = [e for e in self.history if metric in e and (e["step"] % every == 0 or e["step"] == last)]
+        steps = {*checkpoint_steps(self.checkpoints), self.progress.step}
+        entries = [entry for entry in self.history if metric in entry and entry["step"] in steps]
         return int(best(entries, key=lambda entry: entry[metric])["step"]) if entries else None
 
     def say(self, text: str) -> None:
