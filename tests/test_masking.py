@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from corpus_helpers import small_tokenizer
 
+from hfbert_scratch import masking
 from hfbert_scratch.errors import InputError
 from hfbert_scratch.masking import IGNORED_LABEL, Masking, PretrainingCollator, number_to_predict
 
@@ -195,3 +196,15 @@ def test_a_tokenizer_without_mask_is_refused():
     tokenizer.mask_token = None
     with pytest.raises(InputError, match=r"\[MASK\]"):
         collator(tokenizer)
+
+
+@pytest.mark.parametrize("shift", [32, 60])
+def test_equal_random_numbers_do_not_change_how_many_are_predicted(tokenizer, monkeypatch, shift):
+    """Half of a random number decides who is masked; where halves are equal the rest of it does, then the position."""
+    hashed = masking.hash64
+    monkeypatch.setattr(masking, "hash64", lambda *values: hashed(*values) >> np.uint64(shift))
+    rows = random_rows(tokenizer, 500, 64)
+    predicted = collator(tokenizer)(rows)["labels"] != IGNORED_LABEL
+    assert (predicted.sum(axis=1) == number_to_predict(rows["lengths"], 0.15, 20)).all()
+    special = np.isin(rows["input_ids"], [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
+    assert not (predicted & special).any()

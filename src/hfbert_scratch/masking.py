@@ -15,6 +15,7 @@ from .errors import InputError
 IGNORED_LABEL = -100
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LAST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+_LAST_HALF = np.uint32(0xFFFF_FFFF)
 _COLUMNS = np.uint64(0xFFFF)
 
 
@@ -39,7 +40,7 @@ def hash64(*values: Any) -> np.ndarray:
 
 def number_to_predict(lengths: np.ndarray, masked_lm_prob: float, max_predictions_per_seq: int) -> np.ndarray:
     """min(max_predictions_per_seq, max(1, round(length·prob))): halves to even, length with the special tokens."""
-    return np.clip(np.rint(lengths * masked_lm_prob).astype(np.int64), 1, max_predictions_per_seq)
+    return np.rint(lengths * masked_lm_prob).astype(np.int64).clip(1, max_predictions_per_seq)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class PretrainingCollator:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         input_ids, lengths = rows["input_ids"], rows["lengths"]
-        columns = np.arange(input_ids.shape[1])
+        columns = np.arange(input_ids.shape[1], dtype=lengths.dtype)
         batch = {
             "input_ids": input_ids,
             "token_type_ids": rows["token_type_ids"],
@@ -127,28 +128,29 @@ class PretrainingCollator:
         wanted = number_to_predict(lengths, rule.masked_lm_prob, rule.max_predictions_per_seq)
         noise = hash64(row_keys[:, None], np.arange(input_ids.shape[1], dtype=np.uint64))
         if rule.whole_word:
-            positions, valid = self._choose_words(input_ids, candidate, wanted, noise)
+            chosen = self._choose_words(input_ids, candidate, wanted, noise)
         else:
-            wanted = np.minimum(wanted, candidate.sum(axis=1))
-            positions, valid = _choose_positions(candidate, wanted, noise, rule.max_predictions_per_seq)
+            chosen = _choose(candidate, wanted, noise)
 
-        # As positions in the flattened batch.
-        places = positions + np.arange(0, input_ids.size, input_ids.shape[1])[:, None]
+        places = np.flatnonzero(chosen)  # in the flattened batch
         originals = input_ids.reshape(-1)[places]
         # A second, independent draw for each chosen position: its high half decides the kind, its low half the token.
         draw = hash64(noise.reshape(-1)[places])
         kind = (draw >> np.uint64(40)) * 2.0**-24
-        random = self._random_tokens[
-            ((draw & np.uint64(0xFFFF_FFFF)) * np.uint64(len(self._random_tokens))) >> np.uint64(32)
-        ]
-        replaced = np.where(kind < rule.mask_share, self.mask_token_id, originals)
-        replaced = np.where((kind >= rule.mask_share) & (kind < rule.mask_share + rule.random_share), random, replaced)
+        replaced = np.full_like(originals, self.mask_token_id)
+        others = np.flatnonzero(kind >= rule.mask_share)
+        pick = (draw[others] & np.uint64(0xFFFF_FFFF)) * np.uint64(len(self._random_tokens))
+        random = self._random_tokens[pick >> np.uint64(32)]
+        replaced[others] = np.where(kind[others] < rule.mask_share + rule.random_share, random, originals[others])
 
-        places = places[valid]
         masked_ids = input_ids.copy()
-        masked_ids.reshape(-1)[places] = replaced[valid]
+        masked_ids.reshape(-1)[places] = replaced
         labels = np.full(input_ids.shape, IGNORED_LABEL, dtype=input_ids.dtype)
-        labels.reshape(-1)[places] = originals[valid]
+        labels.reshape(-1)[places] = originals
+        rows, columns = np.divmod(places, input_ids.shape[1])
+        valid = np.arange(rule.max_predictions_per_seq) < np.bincount(rows, minlength=len(input_ids))[:, None]
+        positions = np.zeros(valid.shape, dtype=np.int64)
+        positions[valid] = columns
         return {
             "input_ids": masked_ids,
             "labels": labels,
@@ -158,8 +160,8 @@ class PretrainingCollator:
 
     def _choose_words(
         self, input_ids: np.ndarray, candidate: np.ndarray, wanted: np.ndarray, noise: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Whole words in random order, each taken unless it would exceed what is still wanted."""
+    ) -> np.ndarray:
+        """Whole words in random order, each taken unless it would exceed what is still wanted: (n, length) of bool."""
         count, length = input_ids.shape
         columns = np.arange(length)
         # A word never reaches over a special token: a segment B cut to start with "##…" starts a word of its own.
@@ -183,28 +185,23 @@ class PretrainingCollator:
                 break
         taken = np.zeros((count, length), dtype=bool)
         np.put_along_axis(taken, order, taken_in_order, axis=1)
-        chosen = candidate & np.take_along_axis(taken, start_of, axis=1)
-        return _choose_positions(chosen, chosen.sum(axis=1), noise, self.masking.max_predictions_per_seq)
+        return candidate & np.take_along_axis(taken, start_of, axis=1)
 
 
-def _choose_positions(
-    candidate: np.ndarray, wanted: np.ndarray, noise: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`wanted[i]` distinct candidates of row i, uniformly: positions (n, width) ascending, padded with 0; which count.
+def _choose(candidate: np.ndarray, wanted: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """`wanted[i]` ≥ 1 candidates of row i, uniformly, or all if there are fewer: (n, length) of bool.
 
-    The candidates with the smallest noise win. The column rides in the low bits, so that partitioning values does it.
+    The candidates with the smallest noise win. Half of its bits decide, which is fast, unless two of them are equal.
     """
-    count, length = candidate.shape
-    columns = np.arange(length, dtype=np.uint64)
-    keys = noise & ~_COLUMNS
-    keys |= columns
-    keys[~candidate] = _LAST
-    most = int(min(wanted.max(initial=0), length))
-    if most < length:
-        keys = np.partition(keys, most, axis=1)[:, :most]
-    keys = np.sort(keys, axis=1)
-    winners = np.where(np.arange(most) < wanted[:, None], (keys & _COLUMNS).astype(np.int64), length)
-    winners.sort(axis=1)
-    positions = np.zeros((count, width), dtype=np.int64)
-    positions[:, :most] = np.where(winners < length, winners, 0)
-    return positions, np.arange(width) < wanted[:, None]
+    halves = (noise >> np.uint64(32)).astype(np.uint32)
+    halves |= candidate.astype(np.uint32) - np.uint32(1)  # the last number for what is no candidate
+    borders = np.take_along_axis(np.sort(halves, axis=1), wanted[:, None] - 1, axis=1)
+    chosen = halves <= borders
+    if np.count_nonzero(chosen) == wanted.sum() and borders.max() < _LAST_HALF:
+        return chosen
+    # The column, which differs, in the lowest bits.
+    keys = noise & ~_COLUMNS | np.arange(noise.shape[1], dtype=np.uint64)
+    order = np.where(candidate, keys, _LAST).argsort(axis=1)
+    chosen = np.zeros_like(candidate)
+    np.put_along_axis(chosen, order, np.arange(noise.shape[1]) < wanted[:, None], axis=1)
+    return chosen & candidate

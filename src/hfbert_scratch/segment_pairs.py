@@ -289,46 +289,44 @@ class SegmentPairs:
         Returns input_ids and token_type_ids (rows, S) int64, lengths (rows,) int32 counting the special tokens, and
         next_sentence_label (rows,) int64 unless next_sentence is off.
         """
-        rows, width = len(instances), self.max_seq_length
-        a_length, b_length = instances.a_length.astype(np.int64), instances.b_length.astype(np.int64)
-        first = np.arange(rows, dtype=np.int64) * width
-        special = self.documents.special_ids
-        input_ids = np.full(rows * width, special["pad"], dtype=np.int64)
-        input_ids[first] = special["cls"]
-        input_ids[first + a_length + 1] = special["sep"]
-        lengths = a_length + 2
-        starts, counts, places = instances.a_start, a_length, first + 1
-        if self.next_sentence:
-            lengths = lengths + b_length + 1
-            input_ids[first + lengths - 1] = special["sep"]
-            starts = np.concatenate([starts, instances.b_start])
-            counts = np.concatenate([counts, b_length])
-            places = np.concatenate([places, first + a_length + 2])
-        self._copy_spans(input_ids, starts, counts, places)
-        columns = np.arange(width)
-        batch = {"input_ids": input_ids.reshape(rows, width), "lengths": lengths.astype(np.int32)}
-        if self.next_sentence:
-            in_b = (columns > a_length[:, None] + 1) & (columns < lengths[:, None])
-            batch["token_type_ids"] = in_b.astype(np.int64)
-            batch["next_sentence_label"] = instances.next_sentence_label.astype(np.int64)
-        else:
-            batch["token_type_ids"] = np.zeros((rows, width), dtype=np.int64)
-        return batch
+        rows, width, special = len(instances), self.max_seq_length, self.documents.special_ids
+        # Rows of a shard together: its tokens are one array.
+        shards = self.documents.first_tokens.searchsorted(instances.a_start, side="right") - 1
+        order = shards.argsort(kind="stable")
+        used, first_rows = np.unique(shards[order], return_index=True)
+        ordered = instances[order]
+        # A row is [CLS] A [SEP], then B [SEP] if there is a B, then padding: `spread` gives each part one value.
+        head = ordered.a_length.astype(np.int64) + 2
+        tail = ordered.b_length.astype(np.int64) + 1 if self.next_sentence else np.zeros_like(head)
+        lengths = head + tail
+        parts = np.stack([head, tail, width - lengths], axis=1).ravel()
 
-    def _copy_spans(self, target: np.ndarray, starts: np.ndarray, counts: np.ndarray, places: np.ndarray) -> None:
-        """target[place : place + count] = tokens[start : start + count] for all spans at once, shard by shard."""
-        shards = np.searchsorted(self.documents.first_tokens, starts, side="right") - 1
-        order = np.argsort(shards, kind="stable")
-        starts, counts, places = starts[order], counts[order], places[order]
-        used, first_spans = np.unique(shards[order], return_index=True)
-        borders = [*first_spans.tolist(), len(order)]
-        for shard, begin, end in zip(used.tolist(), borders[:-1], borders[1:], strict=True):
-            count = counts[begin:end]
-            place = np.repeat(places[begin:end] - np.cumsum(count) + count, count)
-            place += np.arange(len(place))
-            source = np.repeat(starts[begin:end] - self.documents.first_tokens[shard] - places[begin:end], count)
-            source += place
-            target[place] = self.documents.tokens(shard)[source]
+        def spread(first: np.ndarray | int, second: np.ndarray | int, padding: np.ndarray | int) -> np.ndarray:
+            values = np.empty((rows, 3), dtype=np.int64)
+            values[:, 0], values[:, 1], values[:, 2] = first, second, padding
+            return values.ravel().repeat(parts)
+
+        # Where special tokens and padding will be, any token of the shard does.
+        begin = np.arange(0, rows * width, width)
+        offset = self.documents.first_tokens[shards[order]] + begin
+        source = spread(ordered.a_start - 1 - offset, ordered.b_start - head - offset, 0)
+        source += np.arange(rows * width)
+        input_ids = np.empty(rows * width, dtype=np.int64)
+        for shard, first, last in zip(used.tolist(), first_rows, [*first_rows[1:], rows], strict=True):
+            cells = slice(first * width, last * width)
+            input_ids[cells] = self.documents.tokens(shard).take(source[cells], mode="clip")
+        input_ids[spread(0, 0, 1).astype(bool)] = special["pad"]
+        input_ids[begin] = special["cls"]
+        input_ids[begin + head - 1] = input_ids[begin + lengths - 1] = special["sep"]
+        batch = {"input_ids": input_ids, "token_type_ids": spread(0, 1, 0)}
+        batch = {name: values.reshape(rows, width) for name, values in batch.items()}
+        batch["lengths"] = lengths.astype(np.int32)
+        if len(used) > 1:
+            back = order.argsort()
+            batch = {name: values[back] for name, values in batch.items()}
+        if self.next_sentence:
+            batch["next_sentence_label"] = instances.next_sentence_label.astype(np.int64)
+        return batch
 
 
 # ---------------------------------------------------------------------------------------------------- drawing
