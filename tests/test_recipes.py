@@ -10,9 +10,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from corpus_helpers import documents, write_text
 from training_helpers import RECIPES, environment, make_inputs
+from transformers import default_data_collator
 
 from hfbert_scratch.arguments import parse_arguments
 from hfbert_scratch.corpus import Corpus
@@ -137,6 +139,10 @@ def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
         expected = np.concatenate([batch[name] for batch in drawn])
         assert (np.array(written["train"][name]) == expected).all(), name
     predicted = np.array(written["train"]["labels"]) != IGNORED_LABEL
+    assert str(written["train"].features["labels"].feature.dtype) == "int16", "no more bits than the ids take"
+    for rows in (written["train"], written["train"].with_format("torch")):
+        batch = default_data_collator([rows[number] for number in range(2)])
+        assert {tensor.dtype for tensor in batch.values()} == {torch.long}, "as every BertForPreTraining takes them"
     assert predicted.sum(axis=1).max() == 10, "15 % of 64, rounded up"
     assert json.loads((tmp_path / "static" / "record.json").read_text())["rows"]["train"] == len(written["train"])
     assert call(monkeypatch, "static_instances", *options) == 2, "never over something that is there"

@@ -25,7 +25,7 @@ from .training import Progress, Run, StepBatch, check_divides, own_micro_batches
 # Rows of a file of static instances: at a length of 128, 26 MB.
 _STATIC_ROWS = 20_000
 # Rows made at once, so that they stay in the processor's cache.
-_CACHED_ROWS = 256
+_CACHED_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -290,21 +290,25 @@ def _static_columns(
     documents: Documents, tokenizer: Any, settings: PairSettings, max_seq_length: int, passes: int
 ) -> Iterator[dict[str, np.ndarray]]:
     pairs, collator = settings.pairs(documents, max_seq_length), settings.collator(tokenizer, max_seq_length)
-    for instances, _ in pairs.batches(_STATIC_ROWS, epochs=passes):
-        parts = [
-            _narrowed(collate(pairs, collator, instances[begin : begin + _CACHED_ROWS])[0])
-            for begin in range(0, len(instances), _CACHED_ROWS)
-        ]
-        yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _narrowed(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`batch` without what only static shapes need, in as many bits as the values take."""
-    return {
-        name: array.astype(np.int8 if name in ("token_type_ids", "attention_mask") else np.int32)
-        for name, array in batch.items()
-        if name != "masked_positions"
+    # As many bits as the values take; without what only static shapes need.
+    last_id = len(tokenizer) - 1
+    types = {
+        "input_ids": np.min_scalar_type(last_id),
+        "token_type_ids": np.int8,
+        "attention_mask": np.int8,
+        "labels": np.promote_types(np.min_scalar_type(-1 - last_id), np.min_scalar_type(IGNORED_LABEL)),
+        "next_sentence_label": np.int8,
     }
+    for instances, _ in pairs.batches(_STATIC_ROWS, epochs=passes):
+        columns: dict[str, np.ndarray] = {}
+        for begin in range(0, len(instances), _CACHED_ROWS):
+            batch, _ = collate(pairs, collator, instances[begin : begin + _CACHED_ROWS])
+            for name in types.keys() & batch.keys():
+                rows = batch[name]
+                if name not in columns:
+                    columns[name] = np.empty((len(instances), *rows.shape[1:]), types[name])
+                columns[name][begin : begin + len(rows)] = rows
+        yield {name: columns[name] for name in types if name in columns}
 
 
 def _as_arrow(columns: dict[str, np.ndarray]) -> pa.RecordBatch:
