@@ -208,3 +208,10 @@ def test_equal_random_numbers_do_not_change_how_many_are_predicted(tokenizer, mo
     assert (predicted.sum(axis=1) == number_to_predict(rows["lengths"], 0.15, 20)).all()
     special = np.isin(rows["input_ids"], [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
     assert not (predicted & special).any()
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_no_rows_are_a_batch_too(tokenizer, whole_word):
+    batch = collator(tokenizer, whole_word=whole_word)(random_rows(tokenizer, 0, 64))
+    assert batch["labels"].shape == (0, 64)
+    assert batch["masked_positions"].shape == (0, 20)

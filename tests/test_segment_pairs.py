@@ -238,6 +238,7 @@ def test_assemble(tmp_path, next_sentence):
     assert batch["input_ids"].dtype == batch["token_type_ids"].dtype == np.int64
     assert batch["lengths"].dtype == np.int32
     assert ("next_sentence_label" in batch) == next_sentence
+    assert pairs.assemble(rows[:0])["input_ids"].shape == (0, 40), "no rows are rows too"
     for row in range(len(rows)):
         # Token ids are positions plus 10.
         a, b = ([*range(s + 10, s + 10 + n)] for s, n in (

@@ -312,8 +312,9 @@ class SegmentPairs:
         source = spread(ordered.a_start - 1 - offset, ordered.b_start - head - offset, 0)
         source += np.arange(rows * width)
         input_ids = np.empty(rows * width, dtype=np.int64)
-        for shard, first, last in zip(used.tolist(), first_rows, [*first_rows[1:], rows], strict=True):
-            cells = slice(first * width, last * width)
+        borders = [*(first_rows * width).tolist(), rows * width]
+        for shard, first, last in zip(used.tolist(), borders[:-1], borders[1:], strict=True):
+            cells = slice(first, last)
             input_ids[cells] = self.documents.tokens(shard).take(source[cells], mode="clip")
         input_ids[spread(0, 0, 1).astype(bool)] = special["pad"]
         input_ids[begin] = special["cls"]
