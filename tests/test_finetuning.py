@@ -284,7 +284,22 @@ def test_how_a_batch_is_cut_does_not_change_the_update(kind, finetune, tmp_path,
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-def test_a_stock_checkpoint_learns_the_same(finetune, model, tmp_path):
+@pytest.mark.parametrize("kind", ["cola", "stsb", "conll2003"])
+def test_packed_rows_are_the_same_run(kind, finetune, tmp_path):
+    plain = make_model(tmp_path / "model", attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
+    for packing in ("false", "true"):
+        assert finetune(kind, tmp_path / packing, model=plain, max_steps=3, packing=packing, keep_checkpoints=0) == 0
+    for ours, theirs in zip(read_losses(tmp_path / "true"), read_losses(tmp_path / "false"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["swag", "squad"])
+def test_packing_is_refused_where_answers_compare_rows_or_positions(kind, finetune, tmp_path, capsys):
+    assert finetune(kind, tmp_path, max_steps=1, packing="true") == 2
+    assert "packing does not fit" in capsys.readouterr().err
+
+
+def test_a_stock_checkpoint_learns_the_same(finetune, tmp_path, capsys):
     """The same weights under transformers' own BERT: the same losses."""
     plain = make_model(tmp_path / "ours", attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
     config = read(plain / "config.json")
@@ -305,6 +320,8 @@ def test_a_stock_checkpoint_learns_the_same(finetune, model, tmp_path):
         torch.nn.init.zeros_(network.classifier.weight)
         network.save_pretrained(tmp_path / name)
         assert finetune("cola", tmp_path / f"run-{name}", model=tmp_path / name, max_steps=6, attention="eager") == 0
+    assert finetune("cola", tmp_path / "packed", model=tmp_path / "stock", max_steps=6, packing="true") == 2
+    assert "packing needs a model of this package, not BertFor" in capsys.readouterr().err
     for ours, theirs in zip(read_losses(tmp_path / "run-ours"), read_losses(tmp_path / "run-stock"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert type(transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run-stock/model")) is (

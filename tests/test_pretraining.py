@@ -362,6 +362,25 @@ def test_compiled_training_gives_the_same_losses(run, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention": "sdpa"},
+        {"left_to_right": "true"},
+        pytest.param({"compile": "true"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_packed_rows_are_the_same_run(run, tmp_path, changes):
+    """In two phases; compiled, the rows' lengths are rounded up, with sequences of padding at the end."""
+    common = {"max_steps": 6, "dropout": 0.0, "long_max_seq_length": 64, "long_share": 0.5}
+    assert run(tmp_path / "padded", **common, **{k: v for k, v in changes.items() if k == "left_to_right"}) == 0
+    assert run(tmp_path / "packed", **common, **changes, packing="true") == 0
+    for ours, theirs in zip(read_losses(tmp_path / "packed"), read_losses(tmp_path / "padded"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_gradient_checkpointing_changes_nothing(run, tmp_path):
     assert run(tmp_path / "plain", max_steps=3) == 0
     assert run(tmp_path / "checkpointed", max_steps=3, gradient_checkpointing="true") == 0

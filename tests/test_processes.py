@@ -118,7 +118,8 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(inputs, tmp_p
 
 @pytest.mark.slow
 def test_one_global_loss_whatever_the_layout(inputs, run, tmp_path):
-    """1×32, 1×(4×8), 2×16, 2×(2×8) and sharded: the same update to a relative 1e-6, of lengths and masks that vary.
+    """1×32, 1×(4×8), 2×16, 2×(2×8), sharded and packed: the same update to a relative 1e-6, of lengths and masks that
+    vary.
 
     With β₁ = β₂ = 0 and ε = 1 Adam's update is lr · g / (|g| + 1): a smooth function of the gradient, as SGD's.
     """
@@ -127,8 +128,10 @@ def test_one_global_loss_whatever_the_layout(inputs, run, tmp_path):
     assert run(tmp_path / "start", **sgd | {"micro_batch_size": 32, "learning_rate": 1e-30}) == 0
     assert run(tmp_path / "1x32", **sgd, micro_batch_size=32) == 0
     assert run(tmp_path / "1x4x8", **sgd, micro_batch_size=8) == 0
-    for name, size, config in (("2x16", 16, None), ("2x2x8", 8, None), ("sharded", 8, "fsdp2")):
-        command = arguments(inputs, tmp_path / name, **sgd, micro_batch_size=size)
+    layouts = {"2x16": (16, None), "2x2x8": (8, None), "sharded": (8, "fsdp2")}
+    layouts |= {f"{name} packed": layout for name, layout in layouts.items()}
+    for name, (size, config) in layouts.items():
+        command = arguments(inputs, tmp_path / name, **sgd, micro_batch_size=size, packing=name.endswith("packed"))
         code, printed = finish(start(command, *launcher(2, config=config)))
         assert code == 0, printed
     begin, reference = weights(tmp_path / "start"), weights(tmp_path / "1x32")
@@ -138,7 +141,7 @@ def test_one_global_loss_whatever_the_layout(inputs, run, tmp_path):
 
     length = difference(reference, begin)
     assert length > 1e-2
-    for name in ("1x4x8", "2x16", "2x2x8", "sharded"):
+    for name in ("1x4x8", *layouts):
         assert difference(weights(tmp_path / name), reference) / length < 1e-6, name
 
 

@@ -56,15 +56,17 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and cpu_check is not None and cpu_check()
 
 
-def fastest_attention(model: nn.Module, device: torch.device, precision: str, dropout: float) -> str:
-    """The attention implementation for `model` on `device`, as measured by benchmarks/pretraining_step.py.
+def fastest_attention(
+    model: nn.Module, device: torch.device, precision: str, dropout: float, packing: bool = False
+) -> str:
+    """The attention implementation for `model` on `device`, as measured on CPUs by benchmarks/pretraining_step.py.
 
     On a CPU our own models compute on real tokens alone, except for answers to questions, whose softmax is over all
     positions, padding too, and in a compiled graph, whose shapes must not depend on the data. For others, PyTorch's
     fused attention has no dropout and a slow bfloat16 backward pass there.
     """
     if device.type != "cpu":
-        return "sdpa"
+        return UNPADDED if packing else "sdpa"
     compiled = getattr(model, "_compiled_call_impl", None) is not None
     if model.config.model_type == HFBertConfig.model_type and not (hasattr(model, "qa_outputs") or compiled):
         return UNPADDED

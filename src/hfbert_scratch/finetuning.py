@@ -17,6 +17,7 @@ from .arguments import argument
 from .environment import hardware, versions
 from .errors import InputError
 from .files import write_json
+from .packing import pack
 from .plots import draw_confusion_matrix, draw_finetuning_curves, draw_threshold_curve
 from .prediction import (
     Examples,
@@ -136,12 +137,17 @@ class FinetuningBatches:
     `group_by_length` so that the sequences of a batch are of similar length. Every process knows the whole batch and
     pads its own micro-batches.
 
-    Raises InputError when the processes cannot share the micro-batches evenly.
+    Raises InputError when the processes cannot share the micro-batches evenly, or cannot be packed as asked for.
     """
 
     def __init__(self, run: Run, examples: Examples, arguments: FinetuningArguments, pad_to_batch: bool):
         self.run, self.examples, self.arguments = run, examples, arguments
         self.pad_to_batch = pad_to_batch
+        if arguments.packing and (pad_to_batch or examples.choices > 1):
+            raise InputError(
+                f"packing does not fit {arguments.task}, which chooses among the positions or choices of padded rows; "
+                "leave it out"
+            )
         self.first, self.share = own_micro_batches(run, arguments.batch_size, arguments.micro_batch_size)  # type: ignore
 
     def __iter__(self) -> Iterator[StepBatch]:
@@ -174,7 +180,7 @@ class FinetuningBatches:
         length = int(self.examples.lengths[rows].max()) if self.pad_to_batch else None
         tokens = self.examples.tokens[parts.ravel()]
         return StepBatch(
-            micro_batches=[self.examples.batch(part, length) for part in parts],
+            micro_batches=[self._inputs(part, length) for part in parts],
             first=self.first,
             counts={"num_items_in_batch": self.examples.count_targets(parts.ravel())},
             num_tokens=int(tokens.sum()),
@@ -182,6 +188,10 @@ class FinetuningBatches:
             cursor=None,
             examples={"feature": rows},
         )
+
+    def _inputs(self, rows: np.ndarray, length: int | None) -> dict[str, Any]:
+        batch = self.examples.batch(rows, length)
+        return pack(batch, self.examples.padding["input_ids"]) if self.arguments.packing else batch
 
 
 # ----------------------------------------------------------------------------------------------------------------- run
@@ -245,6 +255,8 @@ class _Finetuning:
 
     def __init__(self, run: Run, arguments: FinetuningArguments, data: TaskData, examples: Examples, model: nn.Module):
         self.run, self.arguments, self.data, self.examples, self.task = run, arguments, data, examples, data.task
+        pad_to_batch = isinstance(self.task, SquadTask)  # its softmax is over all positions, padding too
+        self.batches = FinetuningBatches(run, examples, arguments, pad_to_batch)
         self.model, self.optimizer, _ = prepare(run, model)
         self.unwrapped = run.accelerator.unwrap_model(self.model)
         self.metric = f"eval_{self.task.main_metric}"
@@ -271,12 +283,11 @@ class _Finetuning:
 
     def train(self) -> bool:
         """Train to the end or to a signal; returns which."""
-        pad_to_batch = isinstance(self.task, SquadTask)  # its softmax is over all positions, padding too
         self.run.start_trackers()
         weights = sum(m.weight.numel() for m in self.unwrapped.modules() if isinstance(m, nn.Linear))
         config = self.unwrapped.config
 
-        def forward(model: nn.Module, inputs: dict[str, torch.Tensor], totals: dict[str, torch.Tensor]) -> Any:
+        def forward(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
             outputs = call_model(model, inputs, self.examples.targets)
             targets = {name: inputs[name] for name in self.examples.targets}
             outputs["loss"] = task_loss(outputs, targets, totals["num_items_in_batch"])
@@ -286,7 +297,7 @@ class _Finetuning:
             self.run,
             self.model,
             self.optimizer,
-            FinetuningBatches(self.run, self.examples, self.arguments, pad_to_batch),
+            self.batches,
             evaluate=self._evaluate,
             save_extra=self._save_extra,
             # As in throughput.model_flops_per_token, counted from the layers, for models of any configuration.

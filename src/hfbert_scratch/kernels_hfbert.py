@@ -31,6 +31,14 @@ _SHARED_LENGTH = 0.8
 _SHORT_LENGTH = 32
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type that autocast has matrix products computed in now; None where there is none."""
+    # Of devices that know no autocast, such as meta, it may not be asked whether it is on.
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
 def _takes_own_path(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in _BITS and not torch.compiler.is_compiling()
 
@@ -153,6 +161,23 @@ def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 # ----------------------------------------------------------------------------------------------------------- unpadding
 
 
+@torch.compiler.assume_constant_result
+def _has_flash(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether PyTorch's flash attention runs there (Ampere and later), over sequences of any length in one row."""
+    fits = head_size % 8 == 0 and head_size <= 256
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and fits and _has_flash(device)
+
+
+def sequence_numbers(boundaries: torch.Tensor, count: int) -> torch.Tensor:
+    """(count,): the number of the sequence that each token of a row belongs to; boundaries as in `Packing`."""
+    tokens = torch.arange(count, device=boundaries.device, dtype=boundaries.dtype)
+    return torch.searchsorted(boundaries, tokens, right=True) - 1
+
+
 class _Group:
     """Neighbouring sequences of a packed batch that are attended together, padded to the longest of them, the first.
 
@@ -193,31 +218,79 @@ class _Group:
 
 
 class Packing:
-    """How a padded batch becomes one sequence of its real tokens and back.
+    """How the sequences of a batch stand one behind the other in one row of their tokens, and the way there and back.
 
-    The sequences stand one behind the other, the longest first, in groups of similar length. `from_mask` reads the
-    mask, which on a GPU waits for the device.
+    shape: the batch's, (batch_size, sequence_length). tokens: (real tokens,) places in the flattened batch; None if
+    they are all, in order. Then either `groups`, neighbours of similar length, the longest first; or, for a kernel
+    that takes sequences of any length, `boundaries`, int32, where each begins and the last ends, and what `longest`
+    they have at most.
     """
 
-    def __init__(self, shape: torch.Size, tokens: torch.Tensor | None, lengths: list[int], device: torch.device):
-        self.shape = shape
-        self.tokens = tokens  # (real tokens,) places in the flattened batch; None if they are all, in order
-        # A device that is far ahead of the host is not helped by many small products.
-        cuts = _cuts(lengths) if device.type == "cpu" else [0, len(lengths)]
-        self.groups = [_Group(lengths[start:end], device) for start, end in itertools.pairwise(cuts)]
+    def __init__(
+        self,
+        shape: torch.Size,
+        tokens: torch.Tensor | None,
+        groups: list[_Group] | None = None,
+        boundaries: torch.Tensor | None = None,
+        longest: int = 0,
+    ):
+        self.shape, self.tokens, self.groups = shape, tokens, groups
+        self.boundaries, self.longest = boundaries, longest
 
     @classmethod
-    def from_mask(cls, attention_mask: torch.Tensor | None, shape: torch.Size, device: torch.device) -> "Packing":
-        """attention_mask (batch_size, sequence_length), 0 for padding, wherever it stands; None: no padding."""
+    def from_mask(
+        cls, attention_mask: torch.Tensor | None, shape: torch.Size, device: torch.device, has_kernel: bool = False
+    ) -> "Packing":
+        """attention_mask (batch_size, sequence_length), 0 for padding, wherever it stands; None: no padding.
+
+        It is read, for which a GPU has to be waited for. has_kernel: see `has_varlen_kernel`.
+        """
         batch_size, sequence_length = shape
         if attention_mask is None or bool((attention_mask != 0).all()):
-            return cls(shape, None, [sequence_length] * batch_size, device)
-        real = attention_mask != 0
-        counts = real.sum(1)
-        order = counts.argsort(descending=True, stable=True)
-        rows, columns = real[order].nonzero(as_tuple=True)
-        lengths = [length for length in counts[order].tolist() if length]
-        return cls(shape, order[rows] * sequence_length + columns, lengths, device)
+            tokens, lengths = None, [sequence_length] * batch_size
+        else:
+            real = attention_mask != 0
+            counts = real.sum(1)
+            order = counts.argsort(descending=True, stable=True)
+            rows, columns = real[order].nonzero(as_tuple=True)
+            tokens = order[rows] * sequence_length + columns
+            lengths = [length for length in counts[order].tolist() if length]
+        return cls._of_lengths(shape, tokens, lengths, device, has_kernel)
+
+    @classmethod
+    def from_boundaries(
+        cls, boundaries: torch.Tensor, longest: int, shape: torch.Size, has_kernel: bool = False
+    ) -> "Packing":
+        """boundaries (sequences + 1,): where the sequences of a row of `shape` (1, tokens) begin and the last ends;
+        with a kernel for it nothing is read.
+        """
+        if has_kernel:
+            return cls(shape, None, boundaries=boundaries.to(torch.int32), longest=longest)
+        lengths = boundaries.diff()
+        order = lengths.argsort(descending=True, stable=True)
+        tokens = None
+        if bool((lengths[1:] > lengths[:-1]).any()):
+            # Every token's key is the place its sequence has among the sorted ones.
+            tokens = order.argsort()[sequence_numbers(boundaries, shape[1])].argsort(stable=True)
+        sorted_lengths = [length for length in lengths[order].tolist() if length]
+        return cls._of_lengths(shape, tokens, sorted_lengths, boundaries.device, False)
+
+    @classmethod
+    def _of_lengths(
+        cls,
+        shape: torch.Size,
+        tokens: torch.Tensor | None,
+        lengths: list[int],
+        device: torch.device,
+        has_kernel: bool,
+    ) -> "Packing":
+        if has_kernel:
+            boundaries = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+            return cls(shape, tokens, boundaries=boundaries, longest=lengths[0])
+        # A device that is far ahead of the host is not helped by many small products.
+        cuts = _cuts(lengths) if device.type == "cpu" else [0, len(lengths)]
+        groups = [_Group(lengths[start:end], device) for start, end in itertools.pairwise(cuts)]
+        return cls(shape, tokens, groups=groups)
 
     def pack(self, values: torch.Tensor | None) -> torch.Tensor | None:
         """(batch_size or 1, sequence_length, …) → (1, real tokens, …); None stays None."""
@@ -255,6 +328,12 @@ def attend_packed(
     is_causal: bool,
 ) -> torch.Tensor:
     """Every sequence of a packed batch attends to itself alone: (real tokens, heads, head size), the same back."""
+    if packing.groups is None:
+        # PyTorch's own interface to this kernel, torch.nn.attention.varlen, leaves dropout out.
+        where = (packing.boundaries, packing.boundaries, packing.longest, packing.longest)
+        return torch.ops.aten._flash_attention_forward(
+            query, key, value, *where, dropout, is_causal, False, scale=scaling
+        )[0]
     sizes = [group.tokens for group in packing.groups]
     # On CPUs PyTorch's fused attention has no dropout and is slow in bfloat16 (benchmarks/pretraining_step.py).
     own = _takes_own_path(query) and (dropout > 0 or query.dtype != torch.float32)

@@ -48,7 +48,10 @@ from .kernels_hfbert import (
     HFBertDropout,
     Packing,
     attend_packed,
+    autocast_dtype,
     gelu_not_saved,
+    has_varlen_kernel,
+    sequence_numbers,
     summed_cross_entropy,
 )
 
@@ -74,13 +77,11 @@ class HFBertEmbeddings(nn.Module):
         self,
         input_ids: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
+        position_ids: torch.Tensor,
         inputs_embeds: torch.Tensor | None,
     ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        if position_ids is None:
-            position_ids = self.default_positions(inputs_embeds.shape[1])
         if token_type_ids is None:
             # Every token in segment A: one row, broadcast.
             segments = self.token_type_embeddings.weight[0]
@@ -89,8 +90,14 @@ class HFBertEmbeddings(nn.Module):
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
-    def default_positions(self, sequence_length: int) -> torch.Tensor:
-        """0, 1, 2 …, (1, sequence_length). Raises ValueError for more than the table has."""
+    def default_positions(self, sequence_length: int, boundaries: torch.Tensor | None = None) -> torch.Tensor:
+        """0, 1, 2 …, (1, sequence_length), from 0 again at each of the `boundaries` of a packed row.
+
+        Raises ValueError for more than the table has.
+        """
+        if boundaries is not None:
+            starts = boundaries[sequence_numbers(boundaries, sequence_length)]
+            return (torch.arange(sequence_length, device=boundaries.device) - starts)[None]
         limit = self.position_ids.shape[1]
         if sequence_length > limit:
             raise ValueError(
@@ -166,9 +173,9 @@ class HFBertSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.attention_head_size)
-        device_type = hidden_states.device.type
-        if torch.is_autocast_enabled(device_type):  # which would cast for each of the three
-            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
+        dtype = autocast_dtype(hidden_states.device)
+        if dtype is not None:  # which would cast for each of the three
+            hidden_states = hidden_states.to(dtype)
         query = self.query(hidden_states).view(head_shape).transpose(1, 2)
         key = self.key(hidden_states).view(head_shape).transpose(1, 2)
         value = self.value(hidden_states).view(head_shape).transpose(1, 2)
@@ -273,14 +280,21 @@ class HFBertEncoder(nn.Module):
 
 
 class HFBertPooler(nn.Module):
-    """dense + tanh on the vector of [CLS], the sequence's summary C in the paper."""
+    """dense + tanh on the vector of [CLS], the sequence's summary C in the paper: of each row, or of each sequence
+    of a packed row (see HFBertModel.forward).
+    """
 
     def __init__(self, config: HFBertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+    def forward(self, hidden_states: torch.Tensor, boundaries: torch.Tensor | None = None) -> torch.Tensor:
+        if boundaries is None:
+            first = hidden_states[:, 0]
+        else:
+            # An empty sequence at the end begins where nothing is; its vector means nothing.
+            first = hidden_states[0].index_select(0, boundaries[:-1].clamp(max=hidden_states.shape[1] - 1))
+        return torch.tanh(self.dense(first))
 
 
 class HFBertPredictionHeadTransform(nn.Module):
@@ -428,54 +442,69 @@ class HFBertModel(HFBertPreTrainedModel):
         and 0 for padding, or a ready (batch_size, 1, sequence_length, sequence_length) mask; inputs_embeds
         (batch_size, sequence_length, hidden_size) in place of input_ids. Omitted token types mean segment A.
 
+        A packed row holds several sequences one behind the other, which do not see each other: input_ids (1, tokens),
+        no attention_mask, and transformers' arguments for such rows: cu_seq_lens_q (sequences + 1,), where each begins
+        and the last ends, 0 … tokens, and optionally max_length_q, an int no sequence is longer than. position_ids
+        start anew with each of them. pooler_output then has a row for every sequence. On a GPU the boundaries are not
+        checked, as nothing else that would have to be waited for.
+
         Returns last_hidden_state (batch_size, sequence_length, hidden_size), pooler_output (batch_size, hidden_size).
         With attn_implementation="hfbert_unpadded" the layers see no padding, and last_hidden_state is 0 there.
         Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-        if given.dim() != 2:
-            name, shape = "input_ids", "(batch_size, sequence_length)"
-            if inputs_embeds is not None:
-                given, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
-            raise ValueError(
-                f"{name} must have shape {shape}, got {tuple(given.shape)}; add the batch dimension with {name}[None]"
-            )
-        if given.numel() == 0:
-            raise ValueError(f"the input holds no tokens: its shape is {tuple(given.shape)}")
-        for name, tensor in (
-            ("attention_mask", attention_mask),
-            ("token_type_ids", token_type_ids),
-            ("position_ids", position_ids),
-        ):
-            if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == given.shape:
-                continue
-            # One row of positions or segments serves every sequence of the batch; a mask has to be said for each.
-            if name == "attention_mask" or tensor.shape != (1, given.shape[1]):
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        for name, tensor in ids.items():
-            if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
-                raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
-        packing = None
-        inputs = [*ids.values(), inputs_embeds]
-        if self._unpads(attention_mask, kwargs):
-            packing = Packing.from_mask(attention_mask, given.shape[:2], given.device)
-            if position_ids is None:
-                inputs[2] = self.embeddings.default_positions(given.shape[1])
+        shape = _checked_shape(ids, inputs_embeds, attention_mask)
+        device = (input_ids if inputs_embeds is None else inputs_embeds).device
+        boundaries = self._boundaries(shape, device, attention_mask, kwargs)
+        if position_ids is None:
+            position_ids = self.embeddings.default_positions(shape[1], boundaries)
+        inputs = [input_ids, token_type_ids, position_ids, inputs_embeds]
+        packing = self._packing(shape, device, attention_mask, boundaries, kwargs)
+        if packing is not None:
             inputs = [packing.pack(tensor) for tensor in inputs]
         try:
             embeddings = self.embeddings(*inputs)
         except IndexError as error:
             raise ValueError(self._outside(ids)) from error
         if packing is None:
-            mask = self._attention_mask(embeddings, attention_mask)
+            mask = self._attention_mask(embeddings, attention_mask, boundaries)
             sequence_output = self.encoder(embeddings, mask, **kwargs).last_hidden_state
         else:
             sequence_output = packing.unpack(self.encoder(embeddings, packing=packing, **kwargs).last_hidden_state)
-        pooled_output = self.pooler(sequence_output) if self.pooler is not None else None
+        pooled_output = self.pooler(sequence_output, boundaries) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=pooled_output)
+
+    def _boundaries(
+        self, shape: torch.Size, device: torch.device, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
+    ) -> torch.Tensor | None:
+        """A packed row's boundaries, checked; `kwargs` gets what attention wants of them. None for a padded batch."""
+        boundaries = kwargs.get("cu_seq_lens_q")
+        if boundaries is None:
+            return None
+        if shape[0] != 1:
+            raise ValueError(
+                f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; lay its sequences one "
+                "behind the other, in shape (1, tokens)"
+            )
+        if attention_mask is not None:
+            raise ValueError("a packed row has no padding: leave out attention_mask beside cu_seq_lens_q")
+        if boundaries.dim() != 1 or len(boundaries) < 2 or boundaries.dtype not in (torch.long, torch.int32):
+            raise ValueError(
+                f"cu_seq_lens_q is of {boundaries.dtype} and shape {tuple(boundaries.shape)}; it must be of "
+                "torch.int32 and shape (sequences + 1,)"
+            )
+        boundaries = boundaries.to(device)
+        longest = kwargs.get("max_length_q") or min(shape[1], self.config.max_position_embeddings)
+        if device.type == "cpu" and not torch.compiler.is_compiling():
+            lengths = boundaries.diff()
+            if boundaries[0] != 0 or boundaries[-1] != shape[1] or lengths.min() < 0 or lengths.max() > longest:
+                raise ValueError(
+                    f"cu_seq_lens_q is {boundaries.tolist()}; it must rise from 0 to the row's {shape[1]} tokens in "
+                    f"steps of at most {longest} (max_length_q, or else max_position_embeddings)"
+                )
+        same = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), boundaries)
+        kwargs.update(same | dict.fromkeys(("max_length_q", "max_length_k"), longest))
+        return boundaries
 
     def _outside(self, ids: dict[str, torch.Tensor | None]) -> str:
         """Which id has no embedding. Looked for after the fact, on the CPU: a GPU would have to be waited for."""
@@ -490,20 +519,42 @@ class HFBertModel(HFBertPreTrainedModel):
                 return f"{name}[{row}, {column}] is {value}; it must be 0 … {size - 1} ({field} {size})"
         return "an id has no embedding"
 
-    def _unpads(self, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]) -> bool:
-        """Whether to compute on real tokens alone: not where the shapes of what lies between are asked for."""
+    def _packing(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        attention_mask: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Packing | None:
+        """How to compute on real tokens alone; None where that was not asked for, or the shapes in between matter."""
         if self.config._attn_implementation != UNPADDED:
-            return False
+            return None
         if kwargs.get("output_attentions"):
             raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
-        padded = kwargs.get("output_hidden_states") or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return not padded and (attention_mask is None or attention_mask.dim() == 2)
+        dtype = autocast_dtype(device) or self.embeddings.word_embeddings.weight.dtype
+        has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
+        keeps_shapes = kwargs.get("output_hidden_states") or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if boundaries is not None and (has_kernel or not keeps_shapes):
+            return Packing.from_boundaries(boundaries, kwargs["max_length_q"], shape, has_kernel)
+        if boundaries is not None or keeps_shapes or (attention_mask is not None and attention_mask.dim() != 2):
+            return None
+        return Packing.from_mask(attention_mask, shape, device, has_kernel)
 
-    def _attention_mask(self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None):
+    def _attention_mask(
+        self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None
+    ):
         """The mask in the form the chosen attention implementation takes."""
+        same_sequence = None
+        if boundaries is not None:
+            numbers = sequence_numbers(boundaries, embeddings.shape[1])
+
+            def same_sequence(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+                return numbers[query] == numbers[key]
+
         if self.config.left_to_right:
             # By position: no cache, which transformers renamed in 5.24.
-            return create_causal_mask(self.config, embeddings, attention_mask, None)
+            return create_causal_mask(self.config, embeddings, attention_mask, None, and_mask_function=same_sequence)
         # Dropping an all-ones mask lets inference take faster kernels, but reading it stops the host until the device
         # has caught up: not in a training step.
         may_skip = not (self.training and embeddings.device.type != "cpu")
@@ -511,8 +562,38 @@ class HFBertModel(HFBertPreTrainedModel):
             config=self.config,
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
+            and_mask_function=same_sequence,
             allow_is_bidirectional_skip=may_skip,
         )
+
+
+def _checked_shape(
+    ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None
+) -> torch.Size:
+    """(batch_size, sequence_length). Raises ValueError for inputs that are no batch or do not fit together."""
+    input_ids = ids["input_ids"]
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+    if given.dim() != 2:
+        name, shape = "input_ids", "(batch_size, sequence_length)"
+        if inputs_embeds is not None:
+            given, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
+        raise ValueError(
+            f"{name} must have shape {shape}, got {tuple(given.shape)}; add the batch dimension with {name}[None]"
+        )
+    if given.numel() == 0:
+        raise ValueError(f"the input holds no tokens: its shape is {tuple(given.shape)}")
+    for name, tensor in (("attention_mask", attention_mask), *ids.items()):
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == given.shape:
+            continue
+        # One row of positions or segments serves every sequence of the batch; a mask has to be said for each.
+        if name == "attention_mask" or tensor.shape != (1, given.shape[1]):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
+    for name, tensor in ids.items():
+        if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
+            raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
+    return given.shape
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
@@ -543,6 +624,12 @@ def _check_label_shape(labels: torch.Tensor, sequence: torch.Tensor) -> None:
     """One label per token: as many in another shape, such as transposed, would train on the wrong tokens."""
     if labels.shape != sequence.shape[:2]:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(sequence.shape[:2])}")
+
+
+def _refuse_packed(task: str, kwargs: dict[str, Any]) -> None:
+    """For heads whose softmax is over more than one vector, or one sequence."""
+    if kwargs.get("cu_seq_lens_q") is not None:
+        raise ValueError(f"{task} takes padded batches, not packed rows: leave out cu_seq_lens_q")
 
 
 def _count(num_items: torch.Tensor | int | None, counted: torch.Tensor | int, device: torch.device):
@@ -851,7 +938,7 @@ class HFBertForMultipleChoice(HFBertClassifier):
         if given is None or given.dim() != 3:
             shape = None if given is None else tuple(given.shape)
             raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
-
+        _refuse_packed("multiple choice", kwargs)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self._encode(*(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(given.shape[:2])
@@ -890,6 +977,7 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError("give both start_positions and end_positions, or neither")
+        _refuse_packed("question answering", kwargs)
         outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))

@@ -27,6 +27,7 @@ from torch import nn
 
 from .errors import InputError
 from .files import read_json, writing
+from .packing import PACKED_ARGUMENTS
 from .pretrained import open_model
 from .tasks import (
     IGNORED_LABEL,
@@ -222,15 +223,15 @@ def task_loss(outputs: Any, targets: Mapping[str, torch.Tensor], total: torch.Te
     return loss / (total.clamp(min=1) if isinstance(total, torch.Tensor) else total)
 
 
-def call_model(model: nn.Module, batch: Mapping[str, torch.Tensor], targets: tuple[str, ...]) -> Any:
+def call_model(model: nn.Module, batch: Mapping[str, Any], targets: tuple[str, ...]) -> Any:
     """The model's outputs for the inputs in `batch` that it takes."""
     unwrapped = getattr(model, "module", model)
-    accepted = inspect.signature(unwrapped.forward).parameters
+    accepted = {*inspect.signature(unwrapped.forward).parameters, *PACKED_ARGUMENTS}
     segments = getattr(unwrapped.config, "type_vocab_size", 2) > 1
     return model(
         **{
-            name: tensor
-            for name, tensor in batch.items()
+            name: value
+            for name, value in batch.items()
             if name not in targets and name in accepted and (segments or name != "token_type_ids")
         }
     )

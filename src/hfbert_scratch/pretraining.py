@@ -17,6 +17,7 @@ from torch import nn
 from .corpus import Corpus, describe_for_datasets
 from .files import writing
 from .masking import IGNORED_LABEL, Masking, PretrainingCollator
+from .packing import pack
 from .segment_pairs import Cursor, Documents, Instances, SegmentPairs
 from .shard_writing import write_batch
 from .training import Progress, Run, StepBatch, check_divides, own_micro_batches
@@ -24,6 +25,9 @@ from .training import Progress, Run, StepBatch, check_divides, own_micro_batches
 
 # Rows of a file of static instances: at a length of 128 and 16 bits an id, 15 MB.
 _STATIC_ROWS = 20_000
+# Where shapes should be few, a packed row's tokens are a multiple of 1/32 of its padded batch's: half of that is
+# padding on average, and a run with many sequences in a batch sees two or three shapes.
+_PACKED_SHAPES = 32
 # Rows made at once, so that they stay in the processor's cache.
 _CACHED_ROWS = 512
 
@@ -96,6 +100,8 @@ class PretrainingBatches:
         # CPU nothing is gained by them, and the padded predictions would cost.
         self.static_shapes = run.device.type != "cpu" or run.arguments.compile
         self.pin = run.device.type == "cuda"
+        self.packing = run.arguments.packing
+        self.pad_token_id = tokenizer.pad_token_id
         self.pairs = [settings.pairs(documents, phase.max_seq_length) for phase in phases]
         self.collators = [settings.collator(tokenizer, phase.max_seq_length) for phase in phases]
         self.own = [own_micro_batches(run, phase.batch_size, phase.micro_batch_size) for phase in phases]
@@ -123,11 +129,16 @@ class PretrainingBatches:
         if "next_sentence_label" in batch:
             counts["num_sequences_in_batch"] = len(own)
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
-        if self.pin:
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         splits = {name: tensor.split(phase.micro_batch_size) for name, tensor in tensors.items()}
+        micro_batches = [{name: parts[index] for name, parts in splits.items()} for index in range(share)]
+        if self.packing:
+            size = phase.micro_batch_size * phase.max_seq_length
+            multiple_of = -(-size // _PACKED_SHAPES) if self.static_shapes else 1
+            micro_batches = [pack(inputs, self.pad_token_id, multiple_of) for inputs in micro_batches]
+        if self.pin:
+            micro_batches = [pinned(inputs) for inputs in micro_batches]
         return StepBatch(
-            micro_batches=[{name: parts[index] for name, parts in splits.items()} for index in range(share)],
+            micro_batches=micro_batches,
             first=first,
             counts=counts,
             num_tokens=int(lengths.sum()),
@@ -135,6 +146,11 @@ class PretrainingBatches:
             cursor={"phase": number, "cursor": list(cursor)},
             examples={"epoch": instances.epoch.copy(), "index": instances.index.copy()},
         )
+
+
+def pinned(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same in memory that a GPU copies from while the host goes on."""
+    return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def collate(

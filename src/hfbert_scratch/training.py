@@ -32,6 +32,7 @@ from torch import nn
 
 from .arguments import argument, save_arguments
 from .checkpoints import checkpoint_steps, load_optimizer, newest_checkpoint, optimizer_tensors, write_checkpoint
+from .configuration_hfbert import HFBertConfig
 from .environment import create_accelerator, fastest_attention, hardware, keep_freed_memory, versions
 from .errors import CheckpointError, DivergenceError, InputError, OutputError, one_line
 from .files import read_json, write_json, write_text, writing
@@ -70,6 +71,11 @@ class TrainingArguments:
     precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it")
     attention: str = argument("auto", help="eager, sdpa, flex_attention, flash_attention_2…, or auto")
     compile: bool = argument(False, help="torch.compile the model")
+    packing: bool = argument(
+        False,
+        help="a micro-batch's sequences one behind the other in one row, without padding: for GPUs, in bfloat16, "
+        "where attention is then PyTorch's flash kernel for sequences of any length",
+    )
     gradient_checkpointing: bool = argument(False, help="recompute activations in the backward pass to save memory")
     seed: int = argument(0, help="of initialisation, data order, masks and dropout")
     log_every: int = argument(50, help="steps between log lines")
@@ -134,14 +140,14 @@ def own_micro_batches(run: "Run", batch_size: int, micro_batch_size: int) -> tup
 class StepBatch:
     """What one optimizer step of this process consumes.
 
-    micro_batches: the model's inputs, host tensors. first: the number of the first of them in the global batch; it
-    keys the dropout. counts: what this process's losses are summed over, under the names the model's forward takes
-    (`num_items_in_batch`…); their global sums normalise the loss. num_tokens: real tokens, squared_lengths: Σs² over
-    the sequences, both this process's. cursor: JSON that continues the data after this step. examples: columns that
-    say which examples the global batch has, for the report on a gradient that is not finite.
+    micro_batches: the model's inputs, host tensors and plain numbers. first: the number of the first of them in the
+    global batch; it keys the dropout. counts: what this process's losses are summed over, under the names the model's
+    forward takes (`num_items_in_batch`…); their global sums normalise the loss. num_tokens: real tokens,
+    squared_lengths: Σs² over the sequences, both this process's. cursor: JSON that continues the data after this step.
+    examples: columns that say which examples the global batch has, for the report on a gradient that is not finite.
     """
 
-    micro_batches: list[dict[str, torch.Tensor]]
+    micro_batches: list[dict[str, Any]]
     first: int
     counts: dict[str, int]
     num_tokens: int
@@ -363,11 +369,13 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     if arguments.compile and run.accelerator.is_fsdp2:
         raise InputError("compile is not supported with FSDP; leave out one of them")
     attention = arguments.attention
+    if arguments.packing and model.config.model_type != HFBertConfig.model_type:
+        raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
     if arguments.compile:
         model.compile()
     if attention == "auto":
         dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
-        attention = fastest_attention(model, run.device, run.precision, dropout)
+        attention = fastest_attention(model, run.device, run.precision, dropout, arguments.packing)
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
@@ -405,7 +413,7 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     return model, optimizer, checkpoint is not None
 
 
-def model_outputs(model: nn.Module, inputs: dict[str, torch.Tensor], totals: dict[str, torch.Tensor]) -> Any:
+def model_outputs(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
     """The outputs of a model that divides its loss by the `totals` it is given."""
     return model(**inputs, **totals)
 
@@ -419,7 +427,7 @@ def train(
     evaluate: Callable[[], dict[str, float]],
     save_extra: Callable[[Path], None],
     flops_per_token: Callable[[float], float],
-    forward: Callable[[nn.Module, dict[str, torch.Tensor], dict[str, torch.Tensor]], Any] = model_outputs,
+    forward: Callable[[nn.Module, dict[str, Any], dict[str, torch.Tensor]], Any] = model_outputs,
 ) -> bool:
     """Run optimizer steps until `max_steps`, a signal or `max_time`; returns whether it got to the end.
 
@@ -442,7 +450,7 @@ def train(
             last = number == len(batch.micro_batches) - 1
             torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.first + number) >> 1))
             with nullcontext() if last else accelerator.no_sync(model):
-                inputs = {key: value.to(run.device, non_blocking=True) for key, value in inputs.items()}
+                inputs = _on_device(inputs, run.device)
                 outputs = forward(model, inputs, totals)
                 # DDP averages over processes; the loss is already a share of the global mean.
                 accelerator.backward(outputs.loss * accelerator.num_processes)
@@ -469,6 +477,13 @@ def train(
     if stop:
         run.say(f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there")
     return progress.step >= arguments.max_steps
+
+
+def _on_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in inputs.items()
+    }
 
 
 class _Meter:

@@ -1,0 +1,269 @@
+"""Packed rows: the same outputs, losses and gradients as the padded batch, by every way of attention."""
+
+import pytest
+import torch
+from helpers import (
+    CASES,
+    NO_DROPOUT,
+    PREDICTING,
+    TINY,
+    assert_same,
+    batch,
+    gradients,
+    make,
+    prediction_batch,
+    static_positions,
+)
+from torch._dynamo.testing import CompileCounter
+from transformers import DataCollatorWithFlattening
+
+from hfbert_scratch import modeling_hfbert
+from hfbert_scratch.modeling_hfbert import UNPADDED
+from hfbert_scratch.packing import pack
+
+
+PACKABLE = [case for case in CASES if case not in ("multiple_choice", "question_answering")]
+# On CPUs flex_attention has no backward pass. "kernel" is the one of GPUs, with plain arithmetic in its place.
+TRAINING = pytest.mark.parametrize("attention", ["eager", "sdpa", UNPADDED, "kernel"], indirect=True)
+ALL = pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", UNPADDED, "kernel"], indirect=True)
+
+
+def plain_flash(query, key, value, starts, key_starts, longest, key_longest, dropout, causal, debug, *, scale):
+    """What PyTorch's flash kernel computes, one sequence at a time; as there, what no sequence covers is undefined."""
+    assert starts is key_starts and starts.dtype == torch.int32 and longest == key_longest
+    assert not dropout and debug is False and int(starts.diff().max()) <= longest
+    outputs = torch.full_like(query, float("nan"))
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        rows = [part[start:end].transpose(0, 1) for part in (query, key, value)]
+        attended = torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=causal, scale=scale)
+        outputs = outputs.index_copy(0, torch.arange(start, end), attended.transpose(0, 1))
+    return outputs, None
+
+
+@pytest.fixture
+def attention(request, monkeypatch):
+    """The name of an attention implementation."""
+    if request.param != "kernel":
+        return request.param
+    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", plain_flash)
+    return UNPADDED
+
+
+def rows_of(packed_output, mask):
+    """(1, tokens, …) → (rows, length, …), 0 where there is padding."""
+    padded = packed_output.new_zeros(*mask.shape, *packed_output.shape[2:])
+    padded[mask.bool()] = packed_output[0, : int(mask.sum())]
+    return padded
+
+
+def test_a_batch_becomes_a_row():
+    packed = pack(
+        {
+            "input_ids": torch.tensor([[2, 11, 3, 0], [2, 21, 22, 3], [2, 3, 0, 0]]),
+            "attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]),
+            "labels": torch.tensor([[-100, 7, -100, -100], [-100, 8, 9, -100], [-100] * 4]),
+            "masked_positions": torch.tensor([[1, 0], [1, 2], [0, 0]]),
+            "next_sentence_label": torch.tensor([0, 1, 1]),
+        },
+        pad_token_id=5,
+        multiple_of=8,
+    )
+    assert packed.pop("max_length_q") == 4
+    assert packed.pop("cu_seq_lens_q").dtype == torch.int32
+    assert {name: values.tolist() for name, values in packed.items()} == {
+        "input_ids": [[2, 11, 3, 2, 21, 22, 3, 2, 3, 5, 5, 5, 5, 5, 5, 5]],
+        "labels": [[-100, 7, -100, -100, 8, 9] + [-100] * 10],
+        "masked_positions": [[1, 0, 4, 5, 7, 7]],
+        "next_sentence_label": [0, 1, 1, -100, -100],
+    }
+
+
+@pytest.mark.parametrize(
+    "multiple_of, boundaries", [(1, [0, 3, 7, 9]), (8, [0, 3, 7, 9, 13, 16]), (9, [0, 3, 7, 9, 9, 9])]
+)
+def test_the_number_of_sequences_depends_on_the_shape_alone(multiple_of, boundaries):
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
+    packed = pack({"input_ids": mask, "attention_mask": mask}, 0, multiple_of)
+    assert packed["cu_seq_lens_q"].tolist() == boundaries
+    assert packed["input_ids"].shape == (1, boundaries[-1])
+
+
+def test_padding_may_stand_anywhere():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 0, 1, 1]])
+    labels = torch.tensor([[-100, -100, -100, 5], [-100, -100, 6, 7]])
+    packed = pack({"attention_mask": mask, "labels": labels, "masked_positions": torch.tensor([[3, 2], [2, 3]])}, 0)
+    assert packed["labels"].tolist() == [[-100, 5, -100, 6, 7]]
+    assert packed["masked_positions"].tolist() == [[1, 0, 3, 4]]
+
+
+def test_sequences_of_padding_need_a_label_that_does_not_count():
+    with pytest.raises(ValueError, match=r"labels is of torch.float32"):
+        pack(batch("regression"), 0, multiple_of=8)
+
+
+@ALL
+@pytest.mark.parametrize("multiple_of", [1, 16])
+@pytest.mark.parametrize("left_to_right", [False, True])
+def test_states_are_the_padded_ones(attention, left_to_right, multiple_of):
+    model = make("base", left_to_right=left_to_right).eval()
+    inputs = batch(size=5)
+    mask = inputs["attention_mask"]
+    with torch.no_grad():
+        expected = model(**inputs)
+        model.set_attn_implementation(attention)
+        found = model(**pack(inputs, 0, multiple_of))
+    states = rows_of(found.last_hidden_state, mask)
+    torch.testing.assert_close(states, expected.last_hidden_state * mask[..., None], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.pooler_output[:5], expected.pooler_output, atol=1e-5, rtol=0)
+    assert found.last_hidden_state.isfinite().all()
+
+
+@TRAINING
+@pytest.mark.parametrize("case", [case for case in PACKABLE if case != "base"])
+def test_losses_and_gradients_are_the_padded_ones(attention, case):
+    model = make(case, **NO_DROPOUT).train()
+    inputs = batch(case, size=5)
+    model.set_attn_implementation("eager")
+    expected = model(**inputs).loss
+    wanted = {"loss": expected.detach()} | gradients(model, expected)
+    model.set_attn_implementation(attention)
+    for multiple_of in (1, 16) if case not in ("regression", "multi_label") else (1,):
+        loss = model(**pack(inputs, 0, multiple_of)).loss
+        assert_same({"loss": loss.detach()} | gradients(model, loss), wanted, 2e-6)
+
+
+@TRAINING
+@pytest.mark.parametrize("case", PREDICTING)
+def test_predictions_at_given_positions(attention, case):
+    model = make(case, **NO_DROPOUT).train()
+    inputs = prediction_batch(case, size=5)
+    expected = model(**inputs).loss
+    wanted = {"loss": expected.detach()} | gradients(model, expected)
+    inputs["masked_positions"] = static_positions(inputs["labels"], width=11)
+    model.set_attn_implementation(attention)
+    loss = model(**pack(inputs, 0, 16)).loss
+    assert_same({"loss": loss.detach()} | gradients(model, loss), wanted, 2e-6)
+
+
+@ALL
+def test_hidden_states_and_attentions_of_a_row(attention):
+    model = make("base").eval()
+    inputs = batch(size=4)
+    mask = inputs["attention_mask"]
+    with torch.no_grad():
+        expected = model(**inputs, output_hidden_states=True).hidden_states
+        model.set_attn_implementation(attention)
+        found = model(**pack(inputs, 0), output_hidden_states=True, output_attentions=attention == "eager")
+    for mine, theirs in zip(found.hidden_states, expected, strict=True):
+        torch.testing.assert_close(rows_of(mine, mask), theirs * mask[..., None], atol=1e-5, rtol=0)
+    if attention == "eager":
+        numbers = mask.nonzero()[:, 0]
+        apart = numbers[:, None] != numbers
+        assert all((part[..., apart] == 0).all() for part in found.attentions)
+
+
+def test_rows_made_by_transformers_collator():
+    model = make("masked_lm").eval()
+    texts = [[2, 11, 12, 13, 3], [2, 21, 3], [2, 31, 32, 3]]
+    made = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": ids} for ids in texts])
+    labels = made.pop("labels")
+    logits = model(**made).logits
+    expected = torch.cat([model(torch.tensor([ids])).logits for ids in texts], dim=1)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert torch.isfinite(model(**made, labels=labels).loss)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"input_ids": torch.ones(2, 8, dtype=torch.long)}, r"one packed row.*shape \(2, 8\)"),
+        ({"attention_mask": torch.ones(1, 8)}, "leave out attention_mask"),
+        ({"cu_seq_lens_q": torch.tensor([[0, 8]])}, r"shape \(1, 2\)"),
+        ({"cu_seq_lens_q": torch.tensor([0.0, 8.0])}, "torch.float32"),
+        ({"cu_seq_lens_q": torch.tensor([8])}, r"shape \(1,\)"),
+        ({"cu_seq_lens_q": torch.tensor([0, 3, 7])}, "rise from 0 to the row's 8 tokens"),
+        ({"cu_seq_lens_q": torch.tensor([1, 8])}, "rise from 0"),
+        ({"cu_seq_lens_q": torch.tensor([0, 5, 3, 8])}, "rise from 0"),
+        ({"cu_seq_lens_q": torch.tensor([0, 5, 8]), "max_length_q": 4}, "at most 4"),
+        ({"input_ids": torch.ones(1, 50, dtype=torch.long), "cu_seq_lens_q": torch.tensor([0, 50])}, "at most 40"),
+    ],
+)
+@pytest.mark.parametrize("attention", ["sdpa", UNPADDED])
+def test_a_row_that_cannot_be_is_refused(changes, message, attention):
+    model = make("base")
+    model.set_attn_implementation(attention)
+    given = {"input_ids": torch.ones(1, 8, dtype=torch.long), "cu_seq_lens_q": torch.tensor([0, 3, 8])}
+    with pytest.raises(ValueError, match=message):
+        model(**(given | changes))
+
+
+@pytest.mark.parametrize("case", ["multiple_choice", "question_answering"])
+def test_heads_that_compare_positions_or_rows_refuse_a_packed_row(case):
+    model, inputs = make(case), batch(case, size=1, length=8)
+    inputs.pop("attention_mask")
+    with pytest.raises(ValueError, match="takes padded batches, not packed rows"):
+        model(**inputs, cu_seq_lens_q=torch.tensor([0, 3, 8]))
+
+
+# ------------------------------------------------------------------------------------------ nothing read, one graph
+
+
+@pytest.fixture
+def kernel_everywhere(monkeypatch):
+    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
+
+
+def meta_step(multiple_of: int = 32):
+    """A training step's model and inputs on the meta device, whose tensors have no numbers that could be read."""
+    model = make("pretraining", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1).train()
+    model.set_attn_implementation(UNPADDED)
+    inputs = prediction_batch("pretraining", size=6)
+    inputs["masked_positions"] = static_positions(inputs["labels"], width=11)
+    packed = pack(inputs, 0, multiple_of)
+    counts = {"num_items_in_batch": torch.tensor(9), "num_sequences_in_batch": torch.tensor(3)}
+    inputs = {name: value if isinstance(value, int) else value.to("meta") for name, value in (packed | counts).items()}
+    return model.to("meta", torch.bfloat16), inputs
+
+
+def test_a_packed_training_step_never_waits_for_the_device(kernel_everywhere):
+    model, inputs = meta_step()
+    outputs = model(**inputs)
+    outputs.loss.backward()
+    assert outputs.prediction_logits.shape == (66, TINY["vocab_size"])
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_nor_does_a_padded_one():
+    model = make("pretraining").train()
+    inputs = prediction_batch("pretraining", size=6)
+    inputs["masked_positions"] = static_positions(inputs["labels"], width=11)
+    model.set_attn_implementation("sdpa")
+    outputs = model.to("meta")(**{name: value.to("meta") for name, value in inputs.items()})
+    outputs.loss.backward()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", UNPADDED])
+def test_a_packed_row_compiles_without_a_graph_break(attention):
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    model = make("pretraining", num_hidden_layers=1, **NO_DROPOUT).train()
+    inputs = prediction_batch("pretraining", size=5)
+    expected = model(**inputs)
+    wanted = gradients(model, expected.loss)
+    inputs["masked_positions"] = static_positions(inputs["labels"], width=11)
+    model.set_attn_implementation(attention)
+    loss = torch.compile(model, backend=graphs)(**pack(inputs, 0, 16)).loss
+    assert graphs.frame_count == 1
+    assert_same(gradients(model, loss), wanted, 2e-6)
+    torch._dynamo.reset()
+
+
+def test_the_kernel_compiles_without_a_graph_break(kernel_everywhere):
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    model, inputs = meta_step()
+    loss = torch.compile(model, backend=graphs)(**inputs).loss
+    loss.backward()
+    assert graphs.frame_count == 1
+    torch._dynamo.reset()
