@@ -35,6 +35,7 @@ from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.prediction import TaskData, call_model, task_loss
 from hfbert_scratch.tasks import get_task
 from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, load_tokenizer
+from hfbert_scratch.training import on_device
 
 
 VOCAB_SIZE = 30522
@@ -53,6 +54,7 @@ class BenchmarkArguments:
     batch_size: int = argument(32, help="rows a step")
     max_seq_length: int = argument(128, help="tokens")
     precision: str = argument("bfloat16", help="bfloat16 (autocast) or float32")
+    packing: bool = argument(False, help="of our side: one row of tokens in place of a padded batch")
     pairs: int = argument(3, help="timed epochs of each side")
 
 
@@ -83,6 +85,7 @@ def make_data(arguments: BenchmarkArguments, directory: Path) -> TaskData:
         max_steps=arguments.rows // arguments.batch_size,
         batch_size=arguments.batch_size,
         max_seq_length=arguments.max_seq_length,
+        packing=arguments.packing,
         cache_dir=str(directory / "cache"),
         **options,
     )
@@ -99,7 +102,8 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: torch.device) -> Callable[[], None]:
     """What `training.train` does, without its log."""
     arguments, examples = data.arguments, data.examples("train", training=True)  # type: ignore[attr-defined]
-    model.set_attn_implementation(fastest_attention(model, device, "bf16" if precision == "bfloat16" else "no", 0.1))
+    precision_name = "bf16" if precision == "bfloat16" else "no"
+    model.set_attn_implementation(fastest_attention(model, device, precision_name, 0.1, arguments.packing))
     optimizer = create_optimizer("adamw", model, learning_rate=2e-5)
     accelerator = SimpleNamespace(num_processes=1, process_index=0)
     run: Any = SimpleNamespace(accelerator=accelerator, progress=SimpleNamespace(step=0))
@@ -108,7 +112,7 @@ def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: to
         model.train()
         for batch in FinetuningBatches(run, examples, arguments, False):
             for inputs in batch.micro_batches:
-                inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+                inputs = on_device(inputs, device)
                 with autocast(precision, device):
                     outputs = call_model(model, inputs, examples.targets)
                     targets = {name: inputs[name] for name in examples.targets}
@@ -173,7 +177,8 @@ def main() -> None:
         )
         result["tokens_per_second"] = int(data.examples("train", training=True).tokens.sum()) / result["ours_seconds"]
     source = "made-up" if arguments.data_dir is None else "its own"
-    record(f"fine-tuning epoch, {arguments.size}, {arguments.precision}, {arguments.task}, {source} rows", result)
+    name = f"fine-tuning epoch, {arguments.size}, {arguments.precision}, {arguments.task}, {source} rows"
+    record(name + (", packing" if arguments.packing else ""), result)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,16 @@
 
 Both sides get the same batch, a tenth of its rows short. Stock is what a user would write: BertForPreTraining with
 sdpa attention, autocast and torch.optim.AdamW. Useful FLOP/s count real tokens and predicted positions alone.
+
+On a GPU our side gets what recipes/pretrain.py gives it there: the places of the predictions, and with --packing one
+row of tokens, rounded up as there:
+
+    python benchmarks/pretraining_step.py --size base --batch_size 256 --packing true --compile true
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from harness import compare, memory_as_usual, peak_memory_above, record
@@ -19,6 +25,8 @@ from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.environment import fastest_attention, keep_freed_memory
 from hfbert_scratch.errors import command_line
 from hfbert_scratch.optimization import create_optimizer
+from hfbert_scratch.packing import pack
+from hfbert_scratch.pretraining import packed_multiple
 from hfbert_scratch.throughput import model_flops_per_token, peak_flops
 
 
@@ -34,6 +42,8 @@ class BenchmarkArguments:
     vocab_size: int = argument(30522, help="tokens")
     dropout: float = argument(0.1, help="of hidden states and attention")
     attention: str = argument("auto", help="of our side: eager, sdpa, hfbert_unpadded, or auto as in training")
+    packing: bool = argument(False, help="of our side: one row of tokens in place of a padded batch")
+    compile: bool = argument(False, help="torch.compile, of our side")
     pairs: int = argument(5, help="timed steps of each side")
 
 
@@ -61,8 +71,23 @@ def make_batch(arguments: BenchmarkArguments, device: torch.device) -> tuple[dic
     return {name: tensor.to(device) for name, tensor in batch.items()}, lengths
 
 
+def our_inputs(arguments: BenchmarkArguments, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The batch as training gives it to our model."""
+    static = batch["input_ids"].device.type != "cpu" or arguments.compile
+    inputs: dict[str, Any] = {name: tensor.cpu() for name, tensor in batch.items()}
+    if static:
+        predicted = inputs["labels"] != -100
+        places = predicted.int().argsort(dim=1, descending=True, stable=True)[:, : int(predicted.sum(1).max())]
+        inputs["masked_positions"] = torch.where(predicted.gather(1, places), places, 0)
+    if arguments.packing:
+        rows, width = batch["input_ids"].shape
+        inputs = pack(inputs, 0, packed_multiple(rows, width) if static else 1)
+    device = batch["input_ids"].device
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
 def step_function(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], precision: str
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Any], precision: str
 ) -> Callable[[], None]:
     """One optimizer step of `model` on `batch`."""
     device = next(model.parameters()).device
@@ -89,10 +114,12 @@ def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tup
         stock = BertForPreTraining(stock_config).to(device)
         return stock, torch.optim.AdamW(stock.parameters(), lr=1e-4)
     ours = HFBertForPreTraining(config).to(device)
+    if arguments.compile:
+        ours.compile()
     attention = arguments.attention
     if attention == "auto":
         precision = "bf16" if arguments.precision == "bfloat16" else "no"
-        attention = fastest_attention(ours, device, precision, arguments.dropout)
+        attention = fastest_attention(ours, device, precision, arguments.dropout, arguments.packing)
     ours.set_attn_implementation(attention)
     return ours, create_optimizer("adamw", ours, learning_rate=1e-4)
 
@@ -104,11 +131,12 @@ def small_and_whole_step(arguments: BenchmarkArguments, side: str) -> tuple[Call
     device = torch.device("cpu")
     model, optimizer = build(arguments, side, device)
     batch, _ = make_batch(arguments, device)
-    small, whole = (
-        step_function(model, optimizer, {name: tensor[:rows] for name, tensor in batch.items()}, arguments.precision)
-        for rows in (1, arguments.batch_size)
-    )
-    return small, whole
+    steps = []
+    for rows in (1, arguments.batch_size):
+        inputs: dict[str, Any] = {name: tensor[:rows] for name, tensor in batch.items()}
+        inputs = our_inputs(arguments, inputs) if side == "ours" else inputs
+        steps.append(step_function(model, optimizer, inputs, arguments.precision))
+    return steps[0], steps[1]
 
 
 @command_line
@@ -119,7 +147,7 @@ def main() -> None:
     batch, lengths = make_batch(arguments, device)
     (ours, optimizer), (stock, stock_optimizer) = (build(arguments, side, device) for side in ("ours", "stock"))
     result = compare(
-        step_function(ours, optimizer, batch, arguments.precision),
+        step_function(ours, optimizer, our_inputs(arguments, batch), arguments.precision),
         step_function(stock, stock_optimizer, batch, arguments.precision),
         arguments.pairs,
         before=(keep_freed_memory, memory_as_usual),
@@ -139,7 +167,8 @@ def main() -> None:
         result |= {"peak_mib": memory[0], "theirs_peak_mib": memory[1], "memory_ratio": memory[0] / memory[1]}
     shape = f"{arguments.size} {arguments.batch_size}x{arguments.sequence_length}"
     lengths_name = f", {arguments.real_share:.0%} real tokens" if arguments.real_share else ""
-    record(f"pretraining step, {shape}, {arguments.precision}{lengths_name}", result)
+    ways = "".join(f", {way}" for way in ("packing", "compile") if getattr(arguments, way))
+    record(f"pretraining step, {shape}, {arguments.precision}{lengths_name}{ways}", result)
 
 
 if __name__ == "__main__":

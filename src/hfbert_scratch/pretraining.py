@@ -25,9 +25,6 @@ from .training import Progress, Run, StepBatch, check_divides, own_micro_batches
 
 # Rows of a file of static instances: at a length of 128 and 16 bits an id, 15 MB.
 _STATIC_ROWS = 20_000
-# Where shapes should be few, a packed row's tokens are a multiple of 1/32 of its padded batch's: half of that is
-# padding on average, and a run with many sequences in a batch sees two or three shapes.
-_PACKED_SHAPES = 32
 # Rows made at once, so that they stay in the processor's cache.
 _CACHED_ROWS = 512
 
@@ -132,8 +129,8 @@ class PretrainingBatches:
         splits = {name: tensor.split(phase.micro_batch_size) for name, tensor in tensors.items()}
         micro_batches = [{name: parts[index] for name, parts in splits.items()} for index in range(share)]
         if self.packing:
-            size = phase.micro_batch_size * phase.max_seq_length
-            multiple_of = -(-size // _PACKED_SHAPES) if self.static_shapes else 1
+            shape = (phase.micro_batch_size, phase.max_seq_length)
+            multiple_of = packed_multiple(*shape) if self.static_shapes else 1
             micro_batches = [pack(inputs, self.pad_token_id, multiple_of) for inputs in micro_batches]
         if self.pin:
             micro_batches = [pinned(inputs) for inputs in micro_batches]
@@ -146,6 +143,13 @@ class PretrainingBatches:
             cursor={"phase": number, "cursor": list(cursor)},
             examples={"epoch": instances.epoch.copy(), "index": instances.index.copy()},
         )
+
+
+def packed_multiple(rows: int, max_seq_length: int) -> int:
+    """What a packed row's tokens are rounded up to a multiple of, where its shapes should be few: 1/32 of the padded
+    batch's. Half of that is padding on average, and a run with many sequences in a batch sees two or three shapes.
+    """
+    return -(-rows * max_seq_length // 32)
 
 
 def pinned(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -450,7 +450,7 @@ def train(
             last = number == len(batch.micro_batches) - 1
             torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.first + number) >> 1))
             with nullcontext() if last else accelerator.no_sync(model):
-                inputs = _on_device(inputs, run.device)
+                inputs = on_device(inputs, run.device)
                 outputs = forward(model, inputs, totals)
                 # DDP averages over processes; the loss is already a share of the global mean.
                 accelerator.backward(outputs.loss * accelerator.num_processes)
@@ -479,7 +479,8 @@ def train(
     return progress.step >= arguments.max_steps
 
 
-def _on_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def on_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A model's inputs with their tensors there."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in inputs.items()
