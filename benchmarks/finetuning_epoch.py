@@ -31,6 +31,7 @@ from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.environment import fastest_attention, keep_freed_memory
 from hfbert_scratch.errors import command_line
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches
+from hfbert_scratch.onednn import train_with_onednn
 from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.prediction import TaskData, call_model, task_loss
 from hfbert_scratch.tasks import get_task
@@ -104,6 +105,8 @@ def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: to
     arguments, examples = data.arguments, data.examples("train", training=True)  # type: ignore[attr-defined]
     precision_name = "bf16" if precision == "bfloat16" else "no"
     model.set_attn_implementation(fastest_attention(model, device, precision_name, 0.1, arguments.packing))
+    if precision == "float32":
+        train_with_onednn(model)
     optimizer = create_optimizer("adamw", model, learning_rate=2e-5)
     accelerator = SimpleNamespace(num_processes=1, process_index=0)
     run: Any = SimpleNamespace(accelerator=accelerator, progress=SimpleNamespace(step=0))

@@ -24,6 +24,7 @@ from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.environment import fastest_attention, keep_freed_memory
 from hfbert_scratch.errors import command_line
+from hfbert_scratch.onednn import train_with_onednn
 from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.packing import pack
 from hfbert_scratch.pretraining import packed_multiple
@@ -116,6 +117,8 @@ def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tup
     ours = HFBertForPreTraining(config).to(device)
     if arguments.compile:
         ours.compile()
+    elif arguments.precision == "float32":
+        train_with_onednn(ours)
     attention = arguments.attention
     if attention == "auto":
         precision = "bf16" if arguments.precision == "bfloat16" else "no"

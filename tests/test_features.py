@@ -23,7 +23,8 @@ from training_helpers import RECIPES, environment
 from hfbert_scratch.errors import InputError, OutputError
 from hfbert_scratch.feature_files import FORMATS, TextFile
 from hfbert_scratch.features import Row, encode, encode_rows, load_encoder, weights_hash
-from hfbert_scratch.inference import PackedLinear, can_pack, inference_copy
+from hfbert_scratch.inference import inference_copy
+from hfbert_scratch.onednn import PackedLinear, has_onednn
 from hfbert_scratch.tokenization import save_tokenizer
 
 
@@ -184,7 +185,7 @@ def test_an_inference_copy_has_packed_layers_shared_embeddings_and_the_same_vect
     assert copied.get_input_embeddings().weight is model.get_input_embeddings().weight
     packed = [module for module in copied.modules() if isinstance(module, PackedLinear)]
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    if can_pack(model.device, torch.float32):
+    if has_onednn(model.device, torch.float32):
         assert len(packed) == len(linear) and sum(module.activation == "gelu" for module in packed) == 2
     assert all(type(module) is torch.nn.Linear for module in linear)
 

@@ -8,34 +8,7 @@ from torch import nn
 from transformers.activations import GELUActivation
 
 from .environment import fastest_attention
-
-
-class PackedLinear(nn.Module):
-    """nn.Linear whose weight stands in memory as oneDNN's matrix product reads it, optionally with GELU behind it.
-
-    For CPUs and without gradients; 1.05 to 1.5 times as fast, GELU included (benchmarks/inference.py).
-    """
-
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
-        super().__init__()
-        self.weight_shape = linear.weight.shape
-        # Not parameters or buffers: they can be neither moved nor saved.
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), None)
-        self._bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        self.activation = "none"
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        algorithm = "none" if self.activation == "gelu" else ""  # of GELU: the exact one
-        return torch.ops.mkldnn._linear_pointwise(values, self._weight, self._bias, self.activation, [], algorithm)
-
-
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this build of PyTorch and this processor have the operators that PackedLinear calls."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+from .onednn import PackedLinear, has_onednn
 
 
 def inference_copy(encoder: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -47,7 +20,7 @@ def inference_copy(encoder: nn.Module, dtype: torch.dtype | None = None) -> nn.M
     """
     dtype = encoder.dtype if dtype is None else dtype
     memo: dict[int, Any] = {}
-    if can_pack(encoder.device, dtype):
+    if has_onednn(encoder.device, dtype):
         for module in encoder.modules():
             # A subclass may compute something else.
             if type(module) is nn.Linear:

@@ -37,6 +37,7 @@ from .environment import create_accelerator, fastest_attention, hardware, keep_f
 from .errors import CheckpointError, DivergenceError, InputError, OutputError, one_line
 from .files import read_json, write_json, write_text, writing
 from .masking import hash64
+from .onednn import train_with_onednn
 from .optimization import OPTIMIZERS, create_optimizer, linear_schedule
 from .processes import TIMEOUT_SECONDS, Stopping, describe_processes
 from .sharding import autocast_forward, gathered, is_sharded, whole, whole_state, without_weights
@@ -403,6 +404,8 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     if run.is_main:  # not before: a run that is refused leaves the directory as it was
         save_arguments(arguments, run.directory / "arguments.yaml")
     model.to(run.device)
+    if run.precision == "no" and not arguments.compile:
+        train_with_onednn(model)
     model, optimizer = run.accelerator.prepare(model, optimizer)
     if is_sharded(model):
         autocast_forward(run.accelerator, model)
