@@ -1,13 +1,14 @@
 """From text to a corpus on disk, one core, against a `datasets.map` loop and the original script.
 
     python benchmarks/corpus_building.py [--text sentences.txt] [--tokenizer DIR]
-        [--original bert/create_pretraining_data.py]
+        [--original bert/create_pretraining_data.py] [--lddl LDDL/lddl/dask/bert/pretrain.py]
 
 Both sides read the same file, one sentence a line, a blank line between documents (the original's format; ours splits
 the lines all the same). The other side is a `datasets.map` loop as one would write it: the fast tokenizer in batches,
 then segment pairs document by document, saved to disk. With --original it is also the script published with the paper
 (records built, not written), and static instances from text to disk are compared with it: `build_corpus` and
-`static_instances` together. The slower sides take the beginning of the text; their time is scaled to all of it.
+`static_instances` together. With --lddl it is also what NVIDIA's LDDL does, on the lines of a document joined. The
+slower sides take the beginning of the text; their time is scaled to all of it.
 Checked on the way: our token ids are the tokenizer's, sentence by sentence.
 """
 
@@ -27,6 +28,7 @@ import datasets
 import numpy as np
 from generated_text import TextGenerator
 from harness import record
+from lddl_functions import LDDLFunctions
 from one_core import compare_with_part, use_one_core
 from original_script import OriginalScript
 
@@ -44,6 +46,7 @@ class BenchmarkArguments:
     text: str = argument("", help="text file, one sentence a line, a blank line between documents; default: generated")
     tokenizer: str = argument("", help="directory of a tokenizer; default: one trained on the text")
     original: str = argument("", help="create_pretraining_data.py, with tokenization.py beside it")
+    lddl: str = argument("", help="lddl/dask/bert/pretrain.py of a copy of NVIDIA/LDDL")
     megabytes: int = argument(40, help="text to generate")
     megabytes_theirs: float = argument(4.0, help="of it for the slower sides")
     pairs: int = argument(3, help="timings of each side")
@@ -221,6 +224,14 @@ def main() -> None:
             work.corpus(work.text)
 
         work.compare(f"corpus building, {kind}, against a datasets.map loop", ours, loop, arguments.pairs)
+        if arguments.lddl:
+            lddl = LDDLFunctions(arguments.lddl, work.tokenizer)
+            work.compare(
+                f"corpus building, {kind}, against LDDL",
+                ours,
+                lambda: lddl.write(read_sentences(work.part), directory / "pairs.parquet"),
+                arguments.pairs,
+            )
         if not arguments.original:
             return
         vocabulary = Path(work.tokenizer_directory) / "vocab.txt"
