@@ -35,10 +35,10 @@ from hfbert_scratch.feature_based import (
 )
 from hfbert_scratch.features import load_encoder
 from hfbert_scratch.files import write_json
+from hfbert_scratch.run import TrainingArguments
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, NerTask, get_task
 from hfbert_scratch.tasks.task import label_maps
 from hfbert_scratch.tokenization import load_tokenizer
-from hfbert_scratch.training import TrainingArguments
 
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again

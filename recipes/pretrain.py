@@ -35,9 +35,10 @@ from hfbert_scratch.plots import draw_curves
 from hfbert_scratch.prediction import check_fits
 from hfbert_scratch.pretrained import check_memory, open_model
 from hfbert_scratch.pretraining import PairSettings, Phase, PretrainingBatches, PretrainingEvaluation
+from hfbert_scratch.run import Run, TrainingArguments
 from hfbert_scratch.throughput import clock, model_flops_per_token
 from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
-from hfbert_scratch.training import Run, TrainingArguments, prepare, train
+from hfbert_scratch.training import prepare, train
 
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -33,9 +33,9 @@ from hfbert_scratch.feature_based import (
     train_tagger,
 )
 from hfbert_scratch.features import encode
+from hfbert_scratch.run import TrainingArguments
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
 from hfbert_scratch.tokenization import save_tokenizer
-from hfbert_scratch.training import TrainingArguments
 
 
 LAYERS = 4

@@ -267,20 +267,20 @@ def test_a_weight_that_is_not_finite_reaches_no_checkpoint(run, tmp_path, monkey
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_the_run_goes_on_later(run, tmp_path, monkeypatch, capsys):
-    from hfbert_scratch import training
+    from hfbert_scratch import run as module
 
     assert run(tmp_path / "whole") == 0
-    save_file = training.save_file
+    save_file = module.save_file
 
     def full(tensors, path):
         if "step-15" in str(path):
             raise OSError(28, "No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr(module, "save_file", full)
     assert run(tmp_path / "full") == 7
     assert "No space left on device" in capsys.readouterr().err
-    monkeypatch.setattr(training, "save_file", save_file)
+    monkeypatch.setattr(module, "save_file", save_file)
     assert run(tmp_path / "full") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "full")
 

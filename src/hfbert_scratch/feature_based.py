@@ -30,9 +30,10 @@ from .features import Row, encode_rows, weights_hash
 from .files import read_json, write_json, writing
 from .masking import IGNORED_LABEL
 from .modeling_hfbert import cross_entropy
+from .run import Run, TrainingArguments
 from .tasks import FeatureSettings, NerTask
 from .tasks.ner import OUTSIDE
-from .training import Run, StepBatch, TrainingArguments, own_micro_batches, prepare, train
+from .training import StepBatch, own_micro_batches, prepare, train
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,11 @@ from .prediction import (
     write_task_file,
 )
 from .pretrained import check_directory
+from .run import Run, TrainingArguments
 from .sharding import gathered, load_weights
 from .tasks import DataArguments, FeatureSettings, SequenceTask, SquadTask, Task, get_task
 from .tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
-from .training import Run, StepBatch, TrainingArguments, own_micro_batches, prepare, train
+from .training import StepBatch, own_micro_batches, prepare, train
 
 
 # google-research/bert, run_classifier.py: warmup_proportion.

@@ -18,9 +18,10 @@ from .corpus import Corpus, describe_for_datasets
 from .files import writing
 from .masking import IGNORED_LABEL, Masking, PretrainingCollator
 from .packing import pack
+from .run import Progress, Run, check_divides
 from .segment_pairs import Cursor, Documents, Instances, SegmentPairs
 from .shard_writing import write_batch
-from .training import Progress, Run, StepBatch, check_divides, own_micro_batches
+from .training import StepBatch, own_micro_batches
 
 
 # Rows of a file of static instances: at a length of 128 and 16 bits an id, 15 MB.
