@@ -43,6 +43,9 @@ class BenchmarkArguments:
     vocab_size: int = argument(30522, help="tokens")
     dropout: float = argument(0.1, help="of hidden states and attention")
     attention: str = argument("auto", help="of our side: eager, sdpa, hfbert_unpadded, or auto as in training")
+    onednn: bool = argument(
+        True, help="of our side: float32 linear layers by oneDNN, as in training; nothing in bfloat16"
+    )
     packing: bool = argument(False, help="of our side: one row of tokens in place of a padded batch")
     compile: bool = argument(False, help="torch.compile, of our side")
     pairs: int = argument(5, help="timed steps of each side")
@@ -117,7 +120,7 @@ def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tup
     ours = HFBertForPreTraining(config).to(device)
     if arguments.compile:
         ours.compile()
-    elif arguments.precision == "float32":
+    elif arguments.precision == "float32" and arguments.onednn:
         train_with_onednn(ours)
     attention = arguments.attention
     if attention == "auto":
@@ -171,6 +174,7 @@ def main() -> None:
     shape = f"{arguments.size} {arguments.batch_size}x{arguments.sequence_length}"
     lengths_name = f", {arguments.real_share:.0%} real tokens" if arguments.real_share else ""
     ways = "".join(f", {way}" for way in ("packing", "compile") if getattr(arguments, way))
+    ways += "" if arguments.onednn else ", without oneDNN"
     record(f"pretraining step, {shape}, {arguments.precision}{lengths_name}{ways}", result)
 
 

@@ -41,6 +41,19 @@ def test_unpadded_states_are_the_padded_ones_at_real_tokens_and_0_elsewhere(mask
     torch.testing.assert_close(unpadded.pooler_output[first], padded.pooler_output[first], atol=1e-5, rtol=0)
 
 
+def test_a_batch_of_nothing_but_padding_comes_to_nothing():
+    model = make("pretraining").train()
+    model.set_attn_implementation(UNPADDED)
+    inputs = batch("pretraining")
+    inputs["attention_mask"] = torch.zeros_like(inputs["attention_mask"])
+    inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    outputs = model.bert(inputs["input_ids"], inputs["attention_mask"])
+    assert (outputs.last_hidden_state == 0).all()
+    outputs = model(**inputs)
+    assert outputs.masked_lm_loss == 0
+    outputs.loss.backward()
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("base", "question_answering")])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_unpadded_losses_and_gradients_are_the_padded_ones(case, checkpointing):

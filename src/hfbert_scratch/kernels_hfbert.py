@@ -284,9 +284,9 @@ class Packing:
     ) -> "Packing":
         if has_kernel:
             boundaries = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
-            return cls(shape, tokens, boundaries=boundaries, longest=lengths[0])
+            return cls(shape, tokens, boundaries=boundaries, longest=max(lengths, default=0))
         # A device that is far ahead of the host is not helped by many small products.
-        cuts = _cuts(lengths) if device.type == "cpu" else [0, len(lengths)]
+        cuts = _cuts(lengths) if device.type == "cpu" else sorted({0, len(lengths)})
         groups = [_Group(lengths[start:end], device) for start, end in itertools.pairwise(cuts)]
         return cls(shape, tokens, groups=groups)
 
@@ -313,7 +313,7 @@ def _cuts(lengths: list[int]) -> list[int]:
         longest = lengths[cuts[-1]]
         if length < _SHARED_LENGTH * longest and longest > _SHORT_LENGTH:
             cuts.append(number)
-    return [*cuts, len(lengths)]
+    return sorted({*cuts, len(lengths)})
 
 
 def attend_packed(
@@ -326,6 +326,8 @@ def attend_packed(
     is_causal: bool,
 ) -> torch.Tensor:
     """Every sequence of a packed batch attends to itself alone: (real tokens, heads, head size), the same back."""
+    if not len(query):  # a batch of padding alone
+        return value
     if packing.groups is None:
         # PyTorch's own interface to this kernel, torch.nn.attention.varlen, leaves dropout out.
         where = (packing.boundaries, packing.boundaries, packing.longest, packing.longest)

@@ -171,8 +171,7 @@ class HFBertSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        head_shape = (*input_shape, -1, self.attention_head_size)
+        head_shape = (*hidden_states.shape[:-1], self.config.num_attention_heads, self.attention_head_size)
         dtype = autocast_dtype(hidden_states.device)
         if dtype is not None:  # which would cast for each of the three
             hidden_states = hidden_states.to(dtype)
@@ -192,7 +191,7 @@ class HFBertSelfAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return output.reshape(*input_shape, -1), probabilities
+        return output.reshape(hidden_states.shape), probabilities
 
 
 class HFBertResidual(nn.Module):

@@ -43,7 +43,8 @@ def train_with_onednn(model: nn.Module) -> bool:
     """Have the linear layers of a float32 model on a CPU computed by oneDNN, forward and backward; returns whether.
 
     On AMD's processors alone, where MKL, which PyTorch asks for float32 products, is slower: a training step of the
-    base size takes 0.9 of the time (benchmarks/pretraining_step.py). Parameters and hooks stay as they are.
+    base size takes 0.9 of the time (benchmarks/pretraining_step.py, --onednn false against true). Parameters and hooks
+    stay as they are.
     """
     parameter = next(model.parameters())
     if not has_onednn(parameter.device, parameter.dtype) or parameter.dtype != torch.float32 or not _is_amd():
