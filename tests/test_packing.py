@@ -16,6 +16,8 @@ from helpers import (
 )
 from torch._dynamo.testing import CompileCounter
 from transformers import DataCollatorWithFlattening
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hfbert_scratch import modeling_hfbert
 from hfbert_scratch.modeling_hfbert import UNPADDED
@@ -172,6 +174,30 @@ def test_rows_made_by_transformers_collator():
     expected = torch.cat([model(torch.tensor([ids])).logits for ids in texts], dim=1)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert torch.isfinite(model(**made, labels=labels).loss)
+
+
+def test_an_attention_of_the_users_own_is_told_what_transformers_own_would_be():
+    """Flash attention takes the boundaries, or finds them in position_ids that were given, as for stock."""
+    told = []
+
+    def attend(module, query, key, value, attention_mask, **kwargs):
+        told.append(kwargs | {"attention_mask": attention_mask})
+        return query.transpose(1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS.register("recorded", attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", flash_attention_mask)
+    model = make("base", num_hidden_layers=1)
+    model.set_attn_implementation("recorded")
+    ids = torch.ones(1, 8, dtype=torch.long)
+    boundaries, positions = torch.tensor([0, 3, 8]), torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
+    model(ids, cu_seq_lens_q=boundaries)
+    model(ids, position_ids=positions)
+    model(ids)
+    rows, given, plain = told
+    assert rows["attention_mask"] is None and rows["max_length_q"] == rows["max_length_k"] == 8
+    assert torch.equal(rows["cu_seq_lens_q"], boundaries) and torch.equal(rows["cu_seq_lens_k"], boundaries)
+    assert torch.equal(given["position_ids"], positions)
+    assert not {"position_ids", "cu_seq_lens_q"} & plain.keys()
 
 
 @pytest.mark.parametrize(

@@ -457,6 +457,8 @@ class HFBertModel(HFBertPreTrainedModel):
         boundaries = self._boundaries(shape, device, attention_mask, kwargs)
         if position_ids is None:
             position_ids = self.embeddings.default_positions(shape[1], boundaries)
+        else:
+            kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
         inputs = [input_ids, token_type_ids, position_ids, inputs_embeds]
         packing = self._packing(shape, device, attention_mask, boundaries, kwargs)
         if packing is not None:
