@@ -69,6 +69,92 @@ def test_unpadded_losses_and_gradients_are_the_padded_ones(case, checkpointing):
     assert_same(found[0], found[1], 2e-6)
 
 
+# ------------------------------------------------------------------------------------------- what is read of the end
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("changes", [{}, {"left_to_right": True}, {"num_hidden_layers": 1}], ids=str)
+@pytest.mark.parametrize("attention", ["eager", UNPADDED])
+def test_vectors_that_will_be_read_are_those_of_the_whole_batch(attention, changes, mask):
+    model = make("base", **NO_DROPOUT, **changes).train()
+    inputs = batch() | {"attention_mask": torch.tensor(MASKS[mask])}
+    real = inputs["attention_mask"].flatten().nonzero().squeeze(1)
+    weights = torch.randn(len(real) + 4, 32) / 10
+    for read in (torch.cat([real.flip(0), real[[3, 0, 3, 3]]]), real[:1].int(), real[:0], ()):
+        found = []
+        for implementation, read_positions in (("eager", None), (attention, read)):
+            model.set_attn_implementation(implementation)
+            outputs = model(**inputs, read_positions=read_positions)
+            states = outputs.last_hidden_state
+            if read_positions is None:
+                states = states.flatten(0, 1)[read.long() if len(read) else real[:0]]
+            pooled = outputs.pooler_output[inputs["attention_mask"][:, 0].bool()]
+            loss = (states * weights[: len(states)]).sum() + pooled.sum()
+            found.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
+        assert_same(found[0], found[1], 1e-5)
+
+
+def test_padding_that_is_read_is_0_without_padding_as_ever():
+    model = make("base").eval()
+    model.set_attn_implementation(UNPADDED)
+    states = model(**batch(), read_positions=torch.tensor([35, 0])).last_hidden_state
+    assert (states[0] == 0).all() and (states[1] != 0).any()
+
+
+@pytest.mark.parametrize(
+    "case", ["pretraining", "masked_lm", "next_sentence", "single_label", "multiple_choice", "token"]
+)
+def test_the_last_layer_is_computed_for_what_the_head_reads_alone(case):
+    model = make(case).train()
+    model.set_attn_implementation(UNPADDED)
+    inputs = batch(case)
+    rows = {}
+    first, last = model.bert.encoder.layer
+    modules = {
+        "first": first.output,
+        "last": last.output,
+        "key": last.attention.self.key,
+        "query": last.attention.self.query,
+    }
+    for name, module in modules.items():
+        module.register_forward_hook(lambda _, args, output, name=name: rows.update({name: output.shape[1]}))
+    model(**inputs)
+    tokens, sequences = int(inputs["attention_mask"].sum()), inputs["attention_mask"].shape[:-1].numel()
+    read = {"token": tokens}.get(case, sequences)
+    if case in ("pretraining", "masked_lm"):
+        read += int((inputs["labels"] != -100).sum())
+    assert rows == {"first": tokens, "key": tokens, "query": read, "last": read}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", UNPADDED])
+def test_hidden_states_of_a_head_are_those_of_all_tokens(attention):
+    for case in ("pretraining", "single_label"):
+        model = make(case, **NO_DROPOUT).train()
+        inputs = batch(case)
+        expected = model(**inputs)
+        model.set_attn_implementation(attention)
+        outputs = model(**inputs, output_hidden_states=True)
+        assert [tuple(state.shape) for state in outputs.hidden_states] == [(3, 12, 32)] * 3
+        torch.testing.assert_close(outputs.loss, expected.loss)
+
+
+@pytest.mark.parametrize(
+    "read, message",
+    [
+        (torch.tensor([[1]]), r"shape \(1, 1\)"),
+        (torch.tensor([0.0]), "torch.float32"),
+        (torch.tensor([3, 36]), "from 0 to 36; the batch of shape \\(3, 12\\) has places 0 … 35"),
+        (torch.tensor([-1]), "from -1 to 24"),
+    ],
+)
+@pytest.mark.parametrize("attention", ["sdpa", UNPADDED])
+def test_places_that_are_none_are_refused(read, message, attention):
+    model = make("base")
+    model.set_attn_implementation(attention)
+    with pytest.raises(ValueError, match=message):
+        model(**batch(), read_positions=read)
+
+
 def test_unpadded_in_bfloat16_is_as_near_to_float32_as_the_padded_model():
     model = make("pretraining", **NO_DROPOUT).train()
     inputs = batch("pretraining")

@@ -1,5 +1,7 @@
 """Packed rows: the same outputs, losses and gradients as the padded batch, by every way of attention."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers import (
@@ -32,11 +34,15 @@ ALL = pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", U
 
 def plain_flash(query, key, value, starts, key_starts, longest, key_longest, dropout, causal, debug, *, scale):
     """What PyTorch's flash kernel computes, one sequence at a time; as there, what no sequence covers is undefined."""
-    assert starts is key_starts and starts.dtype == torch.int32 and longest == key_longest
-    assert not dropout and debug is False and int(starts.diff().max()) <= longest
+    assert not dropout and debug is False and not (causal and starts is not key_starts)
+    for boundaries, limit in ((starts, longest), (key_starts, key_longest)):
+        assert boundaries.dtype == torch.int32 and int(boundaries.diff().max()) <= limit
     outputs = torch.full_like(query, float("nan"))
-    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        rows = [part[start:end].transpose(0, 1) for part in (query, key, value)]
+    for (start, end), (key_start, key_end) in zip(
+        pairwise(starts.tolist()), pairwise(key_starts.tolist()), strict=True
+    ):
+        rows = [query[start:end], key[key_start:key_end], value[key_start:key_end]]
+        rows = [part.transpose(0, 1) for part in rows]
         attended = torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=causal, scale=scale)
         outputs = outputs.index_copy(0, torch.arange(start, end), attended.transpose(0, 1))
     return outputs, None
@@ -148,6 +154,25 @@ def test_predictions_at_given_positions(attention, case):
     assert_same({"loss": loss.detach()} | gradients(model, loss), wanted, 2e-6)
 
 
+@TRAINING
+@pytest.mark.parametrize("multiple_of", [1, 16])
+def test_places_of_a_row_that_will_be_read(attention, multiple_of):
+    model = make("base", **NO_DROPOUT).train()
+    packed = pack(batch(size=5), 0, multiple_of)
+    model.set_attn_implementation("eager")
+    read = torch.tensor([40, 3, 3, 0, 17, 44])
+    found = []
+    for implementation, read_positions in (("eager", None), (attention, read)):
+        model.set_attn_implementation(implementation)
+        outputs = model(**packed, read_positions=read_positions)
+        states = outputs.last_hidden_state
+        states = states[0, read] if read_positions is None else states
+        pooled = outputs.pooler_output[:5]
+        loss = (states * torch.arange(32)).sum() + pooled.sum()
+        found.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
+    assert_same(found[0], found[1], 1e-4)
+
+
 @ALL
 def test_hidden_states_and_attentions_of_a_row(attention):
     model = make("base").eval()
@@ -157,8 +182,10 @@ def test_hidden_states_and_attentions_of_a_row(attention):
         expected = model(**inputs, output_hidden_states=True).hidden_states
         model.set_attn_implementation(attention)
         found = model(**pack(inputs, 0), output_hidden_states=True, output_attentions=attention == "eager")
+        read = model(**pack(inputs, 0), output_hidden_states=True, read_positions=torch.tensor([3]))
     for mine, theirs in zip(found.hidden_states, expected, strict=True):
         torch.testing.assert_close(rows_of(mine, mask), theirs * mask[..., None], atol=1e-5, rtol=0)
+    assert read.hidden_states[-1].shape == found.hidden_states[-1].shape
     if attention == "eager":
         numbers = mask.nonzero()[:, 0]
         apart = numbers[:, None] != numbers

@@ -359,6 +359,9 @@ def _forward(encoder: nn.Module, rows: list[Row], layers: list[int], pooling: st
     device = encoder.device
     tensors = {k: torch.from_numpy(v).to(device, non_blocking=True) for k, v in inputs.items() if k in known}
     last = encoder.config.num_hidden_layers
+    if pooling in ("cls", "pooler") and layers == [last] and "read_positions" in known:  # of our own encoders
+        first = encoder(**tensors, read_positions=torch.arange(len(rows), device=device) * width, return_dict=True)
+        return (first.last_hidden_state.float() if pooling == "cls" else first.pooler_output)[:, None]
     outputs = encoder(**tensors, output_hidden_states=layers != [last], return_dict=True)
     if pooling == "pooler":
         return outputs.pooler_output[:, None]

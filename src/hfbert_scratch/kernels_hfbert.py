@@ -177,14 +177,13 @@ def sequence_numbers(boundaries: torch.Tensor, count: int) -> torch.Tensor:
 
 
 class _Group:
-    """Neighbouring sequences of a packed batch that are attended together, padded to the longest of them, the first.
+    """Neighbouring sequences of a packed batch that are attended together, padded to the longest of them.
 
-    lengths: descending. places: where each token stands in the padded (sequences · longest) grid; None where there is
-    no padding.
+    places: where each token stands in the padded (sequences · longest) grid; None where there is no padding.
     """
 
     def __init__(self, lengths: list[int], device: torch.device):
-        self.count, self.longest, self.tokens = len(lengths), lengths[0], sum(lengths)
+        self.lengths, self.count, self.longest, self.tokens = lengths, len(lengths), max(lengths), sum(lengths)
         self.real = torch.arange(self.longest, device=device) < torch.tensor(lengths, device=device)[:, None]
         padded = self.tokens < self.count * self.longest
         self.places = self.real.flatten().nonzero().squeeze(1) if padded else None
@@ -305,6 +304,51 @@ class Packing:
             values = padded.index_copy(0, self.tokens, values)
         return values.unflatten(0, self.shape)
 
+    def reading(self, positions: torch.Tensor) -> "Reading | None":
+        """positions (count,): places in the flattened batch, in any order, also repeated; None if one is padding."""
+        places = positions
+        if self.tokens is not None:
+            there = positions.new_full((self.shape.numel(),), -1)
+            there[self.tokens] = torch.arange(len(self.tokens), device=positions.device)
+            places = there[positions]
+            if bool((places < 0).any()):
+                return None
+        places, order = places.sort(stable=True)
+        if self.boundaries is not None:
+            boundaries = torch.searchsorted(places, self.boundaries, out_int32=True)
+            return Reading(places, order.argsort(), boundaries=boundaries)
+        groups = self.groups or []
+        ends = list(itertools.accumulate((length for group in groups for length in group.lengths), initial=0))
+        counts = torch.searchsorted(places, torch.tensor(ends, device=places.device)).diff()
+        shares = [share.tolist() for share in counts.split([group.count for group in groups])]
+        return Reading(places, order.argsort(), groups=[_Group(share, places.device) for share in shares])
+
+
+class Reading:
+    """The tokens of a packed batch whose vectors will be read, when a layer is computed for them alone.
+
+    places: where they stand in the packed row, ascending. order: where in `places` each of them is, as they were asked
+    for. They are divided among the sequences by `groups` or `boundaries`, as in `Packing`.
+    """
+
+    def __init__(
+        self,
+        places: torch.Tensor,
+        order: torch.Tensor,
+        groups: list[_Group] | None = None,
+        boundaries: torch.Tensor | None = None,
+    ):
+        self.places, self.order, self.groups, self.boundaries = places, order, groups, boundaries
+        self.longest = len(places)  # of one sequence at most; how many they are, a device would have to be asked
+
+    def select(self, values: torch.Tensor) -> torch.Tensor:
+        """(1, real tokens, size) → (1, count, size)."""
+        return values.index_select(1, self.places)
+
+    def restore(self, values: torch.Tensor) -> torch.Tensor:
+        """(1, count, size) → (count, size), as they were asked for."""
+        return values[0].index_select(0, self.order)
+
 
 def _cuts(lengths: list[int]) -> list[int]:
     """Where to cut descending lengths: where padding would cost more than another round of small products."""
@@ -324,28 +368,35 @@ def attend_packed(
     scaling: float,
     dropout: float,
     is_causal: bool,
+    reading: Reading | None = None,
 ) -> torch.Tensor:
-    """Every sequence of a packed batch attends to itself alone: (real tokens, heads, head size), the same back."""
+    """Every sequence of a packed batch attends to itself alone: (real tokens, heads, head size), the same back.
+
+    With a `reading` the query has its tokens alone, and there is no causal mask.
+    """
     if not len(query):  # a batch of padding alone
         return value
+    asking = packing if reading is None else reading
     if packing.groups is None:
         # PyTorch's own interface to this kernel, torch.nn.attention.varlen, leaves dropout out.
-        where = (packing.boundaries, packing.boundaries, packing.longest, packing.longest)
+        where = (asking.boundaries, packing.boundaries, asking.longest, packing.longest)
         return torch.ops.aten._flash_attention_forward(
             query, key, value, *where, dropout, is_causal, False, scale=scaling
         )[0]
-    sizes = [group.tokens for group in packing.groups]
     # On CPUs PyTorch's fused attention has no dropout and is slow in bfloat16 (benchmarks/pretraining_step.py).
     own = _takes_own_path(query) and (dropout > 0 or query.dtype != torch.float32)
     attended = []
-    for group, *parts in zip(packing.groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
-        grids, mask = [group.spread(part) for part in parts], group.mask(query.dtype, is_causal)
+    asked_sizes, sizes = ([group.tokens for group in groups] for groups in (asking.groups, packing.groups))
+    parts = zip(query.split(asked_sizes), key.split(sizes), value.split(sizes), strict=True)
+    for asked, group, (queries, keys, values) in zip(asking.groups, packing.groups, parts, strict=True):
+        grids = asked.spread(queries), group.spread(keys), group.spread(values)
+        mask = group.mask(query.dtype, is_causal)
         if own:
             rows = [grid.flatten(0, 1) for grid in grids]
             grid = _Attention.apply(*rows, mask, scaling, dropout).unflatten(0, grids[0].shape[:2])
         else:
             grid = F.scaled_dot_product_attention(*grids, attn_mask=mask, dropout_p=dropout, scale=scaling)
-        attended.append(group.gather(grid))
+        attended.append(asked.gather(grid))
     return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 

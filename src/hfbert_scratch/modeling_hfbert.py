@@ -47,6 +47,7 @@ from .kernels_hfbert import (
     IGNORED_LABEL,
     HFBertDropout,
     Packing,
+    Reading,
     attend_packed,
     autocast_dtype,
     gelu_not_saved,
@@ -136,15 +137,18 @@ def unpadded_attention_forward(
     scaling: float,
     dropout: float = 0.0,
     packing: Packing | None = None,
+    reading: Reading | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, None]:
-    """Attention within the sequences of a packed batch, (1, heads, tokens, head size); without `packing`, sdpa."""
+    """Attention within the sequences of a packed batch, (1, heads, tokens, head size), the query's tokens being those
+    of `reading` if there is one; without `packing`, sdpa.
+    """
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     tokens = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return attend_packed(*tokens, packing, scaling, dropout, module.is_causal)[None], None
+    return attend_packed(*tokens, packing, scaling, dropout, module.is_causal, reading)[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention_forward)
@@ -171,13 +175,13 @@ class HFBertSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        head_shape = (*hidden_states.shape[:-1], self.config.num_attention_heads, self.attention_head_size)
         dtype = autocast_dtype(hidden_states.device)
         if dtype is not None:  # which would cast for each of the three
             hidden_states = hidden_states.to(dtype)
-        query = self.query(hidden_states).view(head_shape).transpose(1, 2)
-        key = self.key(hidden_states).view(head_shape).transpose(1, 2)
-        value = self.value(hidden_states).view(head_shape).transpose(1, 2)
+        asking = _read(hidden_states, kwargs)
+        query = self.split_heads(self.query(asking))
+        key = self.split_heads(self.key(hidden_states))
+        value = self.split_heads(self.value(hidden_states))
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -191,7 +195,17 @@ class HFBertSelfAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return output.reshape(hidden_states.shape), probabilities
+        return output.reshape(asking.shape), probabilities
+
+    def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden size) → (batch, heads, length, head size)."""
+        return projected.unflatten(-1, (self.config.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+
+
+def _read(hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    """Those a layer is computed for: all, or those that `reading` among its arguments has."""
+    reading: Reading | None = kwargs.get("reading")
+    return hidden_states if reading is None else reading.select(hidden_states)
 
 
 class HFBertResidual(nn.Module):
@@ -219,7 +233,7 @@ class HFBertAttention(nn.Module):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> torch.Tensor:
         attended, _ = self.self(hidden_states, attention_mask, **kwargs)
-        return self.output(attended, hidden_states)
+        return self.output(attended, _read(hidden_states, kwargs))
 
 
 class HFBertIntermediate(nn.Module):
@@ -271,29 +285,25 @@ class HFBertEncoder(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        reading: Reading | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        for layer in self.layer:
+        for number, layer in enumerate(self.layer, start=1):
+            if reading is not None and number == len(self.layer):
+                kwargs["reading"] = reading
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class HFBertPooler(nn.Module):
-    """dense + tanh on the vector of [CLS], the sequence's summary C in the paper: of each row, or of each sequence
-    of a packed row (see HFBertModel.forward).
-    """
+    """dense + tanh on the first vector of each row, that of [CLS]: the sequence's summary, C in the paper."""
 
     def __init__(self, config: HFBertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, boundaries: torch.Tensor | None = None) -> torch.Tensor:
-        if boundaries is None:
-            first = hidden_states[:, 0]
-        else:
-            # An empty sequence at the end begins where nothing is; its vector means nothing.
-            first = hidden_states[0].index_select(0, boundaries[:-1].clamp(max=hidden_states.shape[1] - 1))
-        return torch.tanh(self.dense(first))
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.dense(hidden_states[:, 0]))
 
 
 class HFBertPredictionHeadTransform(nn.Module):
@@ -425,7 +435,7 @@ class HFBertModel(HFBertPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     @merge_with_config_defaults
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)  # it may be those of `read_positions` alone
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -433,6 +443,7 @@ class HFBertModel(HFBertPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        read_positions: torch.Tensor | tuple[()] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPooling:
         """Encode a batch.
@@ -447,8 +458,12 @@ class HFBertModel(HFBertPreTrainedModel):
         start anew with each of them. pooler_output then has a row for every sequence. On a GPU the boundaries are not
         checked, as nothing else that would have to be waited for.
 
+        read_positions (count,): the places in the flattened batch whose vectors will be read, in any order; () for
+        none but the pooler's. last_hidden_state is then theirs alone, (count, hidden_size).
+
         Returns last_hidden_state (batch_size, sequence_length, hidden_size), pooler_output (batch_size, hidden_size).
-        With attn_implementation="hfbert_unpadded" the layers see no padding, and last_hidden_state is 0 there.
+        With attn_implementation="hfbert_unpadded" the layers see no padding, and last_hidden_state is 0 there; what
+        will not be read is left out of the last layer, but for its keys and values.
         Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
         """
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
@@ -460,7 +475,10 @@ class HFBertModel(HFBertPreTrainedModel):
         else:
             kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
         inputs = [input_ids, token_type_ids, position_ids, inputs_embeds]
+        first = self._first_positions(shape, device, boundaries)
+        read = None if read_positions is None else _checked_read(first, read_positions, shape)
         packing = self._packing(shape, device, attention_mask, boundaries, kwargs)
+        reading = self._reading(packing, read, kwargs)
         if packing is not None:
             inputs = [packing.pack(tensor) for tensor in inputs]
         try:
@@ -469,11 +487,26 @@ class HFBertModel(HFBertPreTrainedModel):
             raise ValueError(self._outside(ids)) from error
         if packing is None:
             mask = self._attention_mask(embeddings, attention_mask, boundaries)
-            sequence_output = self.encoder(embeddings, mask, **kwargs).last_hidden_state
+            states = self.encoder(embeddings, mask, **kwargs).last_hidden_state
         else:
-            sequence_output = packing.unpack(self.encoder(embeddings, packing=packing, **kwargs).last_hidden_state)
-        pooled_output = self.pooler(sequence_output, boundaries) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=pooled_output)
+            states = self.encoder(embeddings, packing=packing, reading=reading, **kwargs).last_hidden_state
+            states = packing.unpack(states) if reading is None else reading.restore(states)
+        if reading is not None:
+            first_states, states = states.split([len(first), len(read) - len(first)])
+        else:
+            first_states = states[:, 0] if boundaries is None else _states_at(states, first)
+            states = states if read is None else _states_at(states, read[len(first) :])
+        pooled_output = self.pooler(first_states[:, None]) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled_output)
+
+    def _first_positions(
+        self, shape: torch.Size, device: torch.device, boundaries: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Where in the flattened batch each sequence begins, (sequences,)."""
+        if boundaries is None:
+            return torch.arange(shape[0], device=device) * shape[1]
+        # An empty sequence at the end begins where nothing is; its vector means nothing.
+        return boundaries[:-1].to(torch.long).clamp(max=shape[1] - 1)
 
     def _boundaries(
         self, shape: torch.Size, device: torch.device, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
@@ -542,6 +575,13 @@ class HFBertModel(HFBertPreTrainedModel):
             return None
         return Packing.from_mask(attention_mask, shape, device, has_kernel)
 
+    def _reading(self, packing: Packing | None, read: torch.Tensor | None, kwargs: dict[str, Any]) -> Reading | None:
+        """What the last layer may be confined to; None for all tokens."""
+        if packing is None or read is None or kwargs.get("output_hidden_states"):
+            return None
+        # A causal mask goes by the places in a sequence.
+        return None if self.config.left_to_right else packing.reading(read)
+
     def _attention_mask(
         self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None
     ):
@@ -566,6 +606,31 @@ class HFBertModel(HFBertPreTrainedModel):
             and_mask_function=same_sequence,
             allow_is_bidirectional_skip=may_skip,
         )
+
+
+def _checked_read(first: torch.Tensor, read_positions: torch.Tensor | tuple[()], shape: torch.Size) -> torch.Tensor:
+    """Where sequences begin, and what else will be read. Raises ValueError for what are no places in the batch."""
+    if not isinstance(read_positions, torch.Tensor):
+        return first
+    if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
+        raise ValueError(
+            f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
+            "torch.long and shape (count,): places in the flattened batch, row · sequence_length + column"
+        )
+    read = torch.cat([first, read_positions.to(first.device)])
+    if read.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        lowest, highest = int(read.min()), int(read.max())
+        if lowest < 0 or highest >= shape.numel():
+            raise ValueError(
+                f"read_positions go from {lowest} to {highest}; the batch of shape {tuple(shape)} has places "
+                f"0 … {shape.numel() - 1}"
+            )
+    return read
+
+
+def _states_at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """(batch_size, sequence_length, size) at places in the flattened batch, (count,): (count, size)."""
+    return states.flatten(0, 1).index_select(0, positions.to(states.device))
 
 
 def _checked_shape(
@@ -621,10 +686,10 @@ def _check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int
         )
 
 
-def _check_label_shape(labels: torch.Tensor, sequence: torch.Tensor) -> None:
+def _check_label_shape(labels: torch.Tensor, given: torch.Tensor) -> None:
     """One label per token: as many in another shape, such as transposed, would train on the wrong tokens."""
-    if labels.shape != sequence.shape[:2]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(sequence.shape[:2])}")
+    if labels.shape != given.shape[:2]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(given.shape[:2])}")
 
 
 def _refuse_packed(task: str, kwargs: dict[str, Any]) -> None:
@@ -666,40 +731,46 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
             bias = F.pad(old.detach(), (0, size - old.shape[0]))
             predictions.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
 
-    def predict_masked(
+    def _predict(
         self,
-        sequence_output: torch.Tensor,
+        inputs: tuple[torch.Tensor | None, ...],
         labels: torch.Tensor | None,
         masked_positions: torch.Tensor | None,
         num_items: torch.Tensor | int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """MLM logits and loss. In training only the predicted positions ever meet the vocabulary.
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor, torch.Tensor | None]:
+        """The base model's output on its five `inputs`, MLM logits and loss; the rest as in HFBertForPreTraining.
 
-        labels (batch_size, sequence_length), -100 where nothing is predicted. masked_positions (batch_size,
-        max_predictions), optional: where the labels are, padded with a position without a label; with it no shape
-        depends on the data, so that nothing waits for the device. Returns logits as `sparse_prediction` says.
+        In training only the predicted positions ever meet the vocabulary.
         """
         if labels is None:
-            return self.cls.predictions(sequence_output), None
-        _check_label_shape(labels, sequence_output)
-        labels = labels.to(sequence_output.device, torch.long)
-        static = masked_positions is not None
-        # Without given positions their number is known only at run time, which a compiled graph cannot hold.
-        sparse = self.training and self.config.sparse_prediction and (static or not is_torchdynamo_compiling())
-        source = sequence_output if sparse else self.cls.predictions(sequence_output)
-        if static:
-            index = masked_positions.to(torch.long)
-            targets = labels.gather(1, index)
-            chosen = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1])).flatten(0, 1)
-        elif is_torchdynamo_compiling():
-            targets, chosen = labels, source
-        else:
-            index = (labels.reshape(-1) != IGNORED_LABEL).nonzero().squeeze(1)
-            targets = labels.reshape(-1)[index]
-            chosen = source.flatten(0, 1)[index]
-        logits = self.cls.predictions(chosen) if sparse else source
-        loss = cross_entropy(logits if sparse else chosen, targets, num_items)
-        return logits, loss
+            outputs = self._encode(*inputs, **kwargs)
+            return outputs, self.cls.predictions(outputs.last_hidden_state), None
+        input_ids, *_, inputs_embeds = inputs
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is not None:  # as HFBertModel will say
+            _check_label_shape(labels, given)
+            labels = labels.to(given.device, torch.long)
+        positions, targets = self._predicted(labels, masked_positions)
+        sparse = positions is not None and self.training and self.config.sparse_prediction
+        outputs = self._encode(*inputs, read_positions=positions if sparse else None, **kwargs)
+        logits = self.cls.predictions(outputs.last_hidden_state)
+        chosen = logits if sparse or positions is None else _states_at(logits, positions)
+        return outputs, logits, cross_entropy(chosen, targets, num_items)
+
+    @staticmethod
+    def _predicted(
+        labels: torch.Tensor, masked_positions: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Where in the flattened batch something is predicted, (count,), and what; None for everywhere."""
+        if masked_positions is not None:
+            index = masked_positions.to(labels.device, torch.long)
+            rows = torch.arange(len(labels), device=labels.device)[:, None] * labels.shape[1]
+            return (index + rows).flatten(), labels.gather(1, index).flatten()
+        if is_torchdynamo_compiling():  # their number is known only at run time, which a compiled graph cannot hold
+            return None, labels
+        index = (labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
+        return index, labels.flatten()[index]
 
 
 class HFBertForPreTraining(HFBertMaskedPrediction):
@@ -729,13 +800,15 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         """Loss = MLM loss + NSP loss, each averaged over what is labelled; given labels of one task, its loss alone.
 
         labels (batch_size, sequence_length), -100 where nothing is predicted; next_sentence_label (batch_size,), 0 if
-        B follows A and 1 if not; masked_positions: see `predict_masked`. `num_items_in_batch` and
-        `num_sequences_in_batch` replace the two counts the sums are divided by, for gradients accumulated over
-        micro-batches and processes. Inputs as in HFBertModel.
+        B follows A and 1 if not. masked_positions (batch_size, max_predictions), optional: where the labels are,
+        padded with a position without a label; with it no shape depends on the data, so that nothing waits for the
+        device. `num_items_in_batch` and `num_sequences_in_batch` replace the two counts the sums are divided by, for
+        gradients accumulated over micro-batches and processes. Inputs as in HFBertModel. Returns prediction_logits as
+        config.sparse_prediction says.
         """
-        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        prediction_logits, masked_lm_loss = self.predict_masked(
-            outputs.last_hidden_state, labels, masked_positions, num_items_in_batch
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs, prediction_logits, masked_lm_loss = self._predict(
+            inputs, labels, masked_positions, num_items_in_batch, **kwargs
         )
         seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
         next_sentence_loss = None
@@ -778,8 +851,8 @@ class HFBertForMaskedLM(HFBertMaskedPrediction):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MaskedLMOutput:
         """labels, masked_positions and num_items_in_batch as in HFBertForPreTraining; inputs as in HFBertModel."""
-        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        logits, loss = self.predict_masked(outputs.last_hidden_state, labels, masked_positions, num_items_in_batch)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs, logits, loss = self._predict(inputs, labels, masked_positions, num_items_in_batch, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -809,7 +882,8 @@ class HFBertForNextSentencePrediction(HFBertPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | NextSentencePredictorOutput:
         """labels (batch_size,): 0 if B follows A, else 1. Returns logits (batch_size, 2). Inputs: see HFBertModel."""
-        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self._encode(*inputs, read_positions=(), **kwargs)
         logits = self.cls.seq_relationship(outputs.pooler_output)
         loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
         return NextSentencePredictorOutput(
@@ -855,7 +929,8 @@ class HFBertForSequenceClassification(HFBertClassifier):
         None it is settled by the first labels seen (num_labels 1: regression; integers: single label). Returns logits
         (batch_size, num_labels); inputs as in HFBertModel.
         """
-        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self._encode(*inputs, read_positions=(), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
         return SequenceClassifierOutput(
@@ -941,7 +1016,8 @@ class HFBertForMultipleChoice(HFBertClassifier):
             raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
         _refuse_packed("multiple choice", kwargs)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self._encode(*(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs), **kwargs)
+        flat = (None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
+        outputs = self._encode(*flat, read_positions=(), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(given.shape[:2])
         loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
         return MultipleChoiceModelOutput(

@@ -249,11 +249,11 @@ class PretrainingEvaluation:
     def _sums(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch.pop("labels")
         next_sentence_label = batch.pop("next_sentence_label", None)
-        outputs = model.bert(**batch)
-        predicted = labels != IGNORED_LABEL
+        predicted = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)
+        outputs = model.bert(**batch, read_positions=predicted)
         # The head on the predicted positions alone: a dense head would compute vocab_size logits for every token.
-        logits = model.cls.predictions(outputs.last_hidden_state[predicted]).float()
-        sums = [*_loss_and_right(logits, labels[predicted])]
+        logits = model.cls.predictions(outputs.last_hidden_state).float()
+        sums = [*_loss_and_right(logits, labels.flatten()[predicted])]
         if next_sentence_label is None:
             sums += [sums[0].new_zeros(())] * 3
         else:

@@ -27,6 +27,7 @@ def model_flops_per_token(config: Any, mean_length: float, predicted_share: floa
 
     6·(L·(4h² + 2h·f) + p·(h² + V·h)) + 12·L·h·s̄: two FLOPs a multiply-add, the backward pass twice the forward; f the
     intermediate size, p the share of tokens predicted, s̄ = Σs²/Σs over the sequence lengths. Padding counts nothing.
+    The last layer counts whole, though unpadded training computes it for the vectors that are read alone.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     block = 4 * hidden**2 + 2 * hidden * config.intermediate_size
