@@ -168,9 +168,9 @@ def test_places_of_a_row_that_will_be_read(attention, multiple_of):
         states = outputs.last_hidden_state
         states = states[0, read] if read_positions is None else states
         pooled = outputs.pooler_output[:5]
-        loss = (states * torch.arange(32)).sum() + pooled.sum()
+        loss = (states * torch.arange(32) / 32).sum() + pooled.sum()
         found.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
-    assert_same(found[0], found[1], 1e-4)
+    assert_same(found[0], found[1], 1e-5)
 
 
 @ALL

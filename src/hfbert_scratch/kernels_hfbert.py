@@ -306,40 +306,45 @@ class Packing:
 
     def reading(self, positions: torch.Tensor) -> "Reading | None":
         """positions (count,): places in the flattened batch, in any order, also repeated; None if one is padding."""
-        places = positions
+        row, tokens = positions, self.shape.numel()
         if self.tokens is not None:
-            there = positions.new_full((self.shape.numel(),), -1)
-            there[self.tokens] = torch.arange(len(self.tokens), device=positions.device)
-            places = there[positions]
-            if bool((places < 0).any()):
+            there = positions.new_full((tokens,), -1)
+            tokens = len(self.tokens)
+            there[self.tokens] = torch.arange(tokens, device=positions.device)
+            row = there[positions]
+            if bool((row < 0).any()):
                 return None
-        places, order = places.sort(stable=True)
+        read = torch.zeros(tokens, dtype=torch.int32, device=positions.device).index_fill_(0, row, 1)
         if self.boundaries is not None:
-            boundaries = torch.searchsorted(places, self.boundaries, out_int32=True)
-            return Reading(places, order.argsort(), boundaries=boundaries)
+            # Always as many, however often one is repeated: others, which nobody will read, fill them up.
+            places = read.argsort(descending=True, stable=True)[: len(positions)].sort().values
+            boundaries = torch.searchsorted(places, self.boundaries.to(places.dtype), out_int32=True)
+            return Reading(places, row, boundaries=boundaries, longest=min(self.longest, len(places)))
+        places = read.nonzero().squeeze(1)
         groups = self.groups or []
         ends = list(itertools.accumulate((length for group in groups for length in group.lengths), initial=0))
         counts = torch.searchsorted(places, torch.tensor(ends, device=places.device)).diff()
         shares = [share.tolist() for share in counts.split([group.count for group in groups])]
-        return Reading(places, order.argsort(), groups=[_Group(share, places.device) for share in shares])
+        return Reading(places, row, groups=[_Group(share, places.device) for share in shares])
 
 
 class Reading:
     """The tokens of a packed batch whose vectors will be read, when a layer is computed for them alone.
 
-    places: where they stand in the packed row, ascending. order: where in `places` each of them is, as they were asked
-    for. They are divided among the sequences by `groups` or `boundaries`, as in `Packing`.
+    places: where they stand in the packed row, ascending. row: where those that were asked for do, as they were asked
+    for. The places are divided among the sequences by `groups` or `boundaries`, as in `Packing`.
     """
 
     def __init__(
         self,
         places: torch.Tensor,
-        order: torch.Tensor,
+        row: torch.Tensor,
         groups: list[_Group] | None = None,
         boundaries: torch.Tensor | None = None,
+        longest: int = 0,
     ):
-        self.places, self.order, self.groups, self.boundaries = places, order, groups, boundaries
-        self.longest = len(places)  # of one sequence at most; how many they are, a device would have to be asked
+        self.places, self.groups, self.boundaries, self.longest = places, groups, boundaries, longest
+        self._order = torch.searchsorted(places, row)
 
     def select(self, values: torch.Tensor) -> torch.Tensor:
         """(1, real tokens, size) → (1, count, size)."""
@@ -347,7 +352,7 @@ class Reading:
 
     def restore(self, values: torch.Tensor) -> torch.Tensor:
         """(1, count, size) → (count, size), as they were asked for."""
-        return values[0].index_select(0, self.order)
+        return values[0].index_select(0, self._order)
 
 
 def _cuts(lengths: list[int]) -> list[int]:
