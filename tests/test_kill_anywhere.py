@@ -31,6 +31,7 @@ class Killer:
         self.recipe, self.command, self.output, self.every, self.rng = recipe, command, output, every, rng
         self.launcher = launcher(processes)
         self.log = output.with_name("printed")
+        self.starting = 0.0  # seconds from the launch to the first step, once `finish` has seen one
 
     def start(self):
         self.log.write_bytes(b"")
@@ -42,7 +43,7 @@ class Killer:
         done = max(checkpoint_steps(self.output / "checkpoints"), default=0)
         process = self.start()
         if moment == "start":
-            time.sleep(self.rng.uniform(0.1, 10))
+            time.sleep(self.rng.uniform(0.1, self.starting))
         else:
             self.wait(process, moment, done)
             time.sleep(self.rng.uniform(0, 0.03))
@@ -71,7 +72,11 @@ class Killer:
             time.sleep(0.001)
 
     def finish(self):
+        began = time.monotonic()
         process = self.start()
+        while process.poll() is None and "\nstep " not in self.log.read_text():
+            time.sleep(0.01)
+        self.starting = time.monotonic() - began
         assert process.wait(300) == 0, self.log.read_text()
         return self.log.read_text()
 
@@ -81,7 +86,7 @@ class Killer:
 def test_twenty_kills_then_the_same_losses_and_weights(tmp_path, recipe, processes):
     """With accumulation, across the border of an epoch, with dropout; a checkpoint every third step."""
     rng = random.Random(os.environ.get("HFBERT_TEST_SEED", f"{recipe}{processes}"))
-    changes = {"max_steps": 240, "save_every": 3, "eval_every": 9, "log_every": 1}
+    changes = {"max_steps": 300, "save_every": 3, "eval_every": 9, "log_every": 1}
     changes |= {"batch_size": 32, "micro_batch_size": 8}
     if recipe == "pretrain":
         inputs = make_inputs(tmp_path)
@@ -97,13 +102,15 @@ def test_twenty_kills_then_the_same_losses_and_weights(tmp_path, recipe, process
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     for output in (whole, killed):
         output.parent.mkdir()
-    Killer(recipe, line(whole), processes, whole, 9, rng).finish()
+    undisturbed = Killer(recipe, line(whole), processes, whole, 9, rng)
+    undisturbed.finish()
     killer = Killer(recipe, line(killed), processes, killed, 9, rng)
+    killer.starting = undisturbed.starting
     moments = [*MOMENTS * (KILLS // len(MOMENTS))]
     rng.shuffle(moments)
     reached = [killer.kill(moment) for moment in moments]
     if recipe == "pretrain":
-        state = json.loads((whole / "checkpoints" / "step-240" / "training_state.json").read_text())
+        state = json.loads((whole / "checkpoints" / "step-300" / "training_state.json").read_text())
         assert state["progress"]["cursor"]["cursor"][0] >= 1, "into the second epoch"
     assert len(reached) == KILLS and max(reached) > 90, reached
     assert "continuing from" in killer.finish()
