@@ -74,6 +74,8 @@ def draw() -> None:
     axis.barh(list(results), ratios, xerr=spread, capsize=3)
     axis.axvline(1, color="grey", linestyle="--")
     axis.set(xlabel="times as fast (whiskers: all pairs)", xscale="log")
+    axis.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    axis.margins(y=0.01)
     axis.invert_yaxis()
     figure.savefig(RESULTS.with_suffix(".png"), dpi=110)
     plt.close(figure)
