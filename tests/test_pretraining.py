@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from training_helpers import arguments, finish, launcher, make_inputs, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hfbert_scratch import HFBertForPreTraining, processes
+from hfbert_scratch import HFBertForPreTraining, processes, training
 from hfbert_scratch.corpus import Corpus
 from hfbert_scratch.pretraining import PairSettings
+from hfbert_scratch.run import Run
 from hfbert_scratch.tokenization import load_tokenizer
 
 
@@ -352,6 +353,40 @@ def test_options_train(run, tmp_path, options):
     assert run(tmp_path, max_steps=6, eval_every=6, **options) == 0
     losses = [entry["loss"] for entry in read_losses(tmp_path) if "loss" in entry]
     assert all(loss == loss for loss in losses) and losses[-1] < losses[0]
+
+
+def test_a_run_from_before_an_argument_existed_goes_on_with_its_default(run, tmp_path, monkeypatch, capsys):
+    fixed = Run._fixed_arguments
+    with monkeypatch.context() as before:
+        before.setattr(Run, "_fixed_arguments", lambda self: {k: v for k, v in fixed(self).items() if k != "packing"})
+        assert run(tmp_path / "run", max_steps=10, max_time=1e-9) == 75
+    capsys.readouterr()
+    assert run(tmp_path / "run", max_steps=10, packing="true") == 6
+    assert "packing: False there, True now" in capsys.readouterr().err
+    assert run(tmp_path / "run", max_steps=10) == 0
+
+
+def test_cuda_graphs_find_gradients_that_they_add_to(run, tmp_path, monkeypatch, capsys):
+    """All but the recording, which CPUs have not: the gradients' memory stays, and the losses are the same."""
+    assert run(tmp_path / "refused", compile="true", cuda_graphs="true") == 2
+    assert "cuda_graphs needs compile and a CUDA device" in capsys.readouterr().err
+    monkeypatch.setattr(training, "_has_cuda_graphs", lambda device: True)
+    assert run(tmp_path / "refused", cuda_graphs="true") == 2
+    modes, places, forward = [], [], HFBertForPreTraining.forward
+
+    def watched(model, *args, **kwargs):
+        gradients = [parameter.grad for parameter in model.parameters()]
+        places.append([None if gradient is None else gradient.data_ptr() for gradient in gradients])
+        return forward(model, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode=None: modes.append(mode))
+    monkeypatch.setattr(HFBertForPreTraining, "forward", watched)
+    for name in ("plain", "graphs"):
+        places.clear()
+        assert run(tmp_path / name, max_steps=5, compile="true", cuda_graphs=str(name == "graphs").lower()) == 0
+    assert modes == [None, "reduce-overhead"]
+    assert places == [places[0]] * 10 and None not in places[0]
+    assert_same_run(tmp_path / "plain", tmp_path / "graphs")
 
 
 @pytest.mark.slow

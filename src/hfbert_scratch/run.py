@@ -55,6 +55,10 @@ class TrainingArguments:
     precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it")
     attention: str = argument("auto", help="eager, sdpa, flex_attention, flash_attention_2…, or auto")
     compile: bool = argument(False, help="torch.compile the model")
+    cuda_graphs: bool = argument(
+        False,
+        help="with compile, on a GPU: launch a pass's kernels as one CUDA graph, recorded for every shape of batch",
+    )
     packing: bool = argument(
         False,
         help="a micro-batch's sequences one behind the other in one row, without padding: for GPUs, in bfloat16, "
@@ -201,7 +205,10 @@ class Run:
                 self._log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
             return None
         state = read_json(checkpoint / "training_state.json", "checkpoint")
-        _compare_settings(checkpoint, state["settings"], self.settings)
+        # An argument that came later than the run has the default that is what was done before.
+        defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
+        since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
+        _compare_settings(checkpoint, since | state["settings"], self.settings)
         load_model(model, checkpoint / "model.safetensors")
         self.progress = Progress(**state["progress"])
         self.history = [entry for entry in _read_log(self._log_path) if entry["step"] <= self.progress.step]

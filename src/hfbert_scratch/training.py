@@ -85,8 +85,10 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     attention = arguments.attention
     if arguments.packing and model.config.model_type != HFBertConfig.model_type:
         raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
+    if arguments.cuda_graphs and not (arguments.compile and _has_cuda_graphs(run.device)):
+        raise InputError("cuda_graphs needs compile and a CUDA device; leave it out")
     if arguments.compile:
-        model.compile()
+        model.compile(mode="reduce-overhead" if arguments.cuda_graphs else None)
     if attention == "auto":
         dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
         attention = fastest_attention(model, run.device, run.precision, dropout, arguments.packing)
@@ -125,8 +127,17 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     if checkpoint:
         unwrapped = run.accelerator.unwrap_model(model, keep_torch_compile=False)
         load_optimizer(optimizer.optimizer, unwrapped, checkpoint / "optimizer.safetensors")
+    if arguments.cuda_graphs:
+        # A gradient that a recorded backward pass makes lies in the recording's memory, where the next micro-batch's
+        # pass would write over it: passes must find gradients that they add to.
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     run.say(describe_processes(run.accelerator))
     return model, optimizer, checkpoint is not None
+
+
+def _has_cuda_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def model_outputs(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
@@ -173,7 +184,7 @@ def train(
             meter.add(outputs)
         gradient_norm = whole(accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm))
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=not arguments.cuda_graphs)
         progress.step += 1
         progress.cursor = batch.cursor
         meter.end_step(batch, gradient_norm)
