@@ -186,10 +186,11 @@ def tokenized(tokenizer: Any, texts: Iterable[Text], max_seq_length: int) -> Ite
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Tokens in a forward pass that are fast: on a CPU few, so that what passes from layer to layer stays in the cache
-    (512 against 4096: benchmarks/inference.py --batch_tokens); on a GPU enough to fill it.
+    """Tokens in a forward pass that are fast: on a CPU enough for its matrix products, and few enough that what passes
+    from layer to layer is memory that glibc keeps (2048 against 512 and 4096: benchmarks/inference.py --batch_tokens);
+    on a GPU enough to fill it.
     """
-    return 512 if device.type == "cpu" else 16384
+    return 2048 if device.type == "cpu" else 16384
 
 
 def weights_hash(model: nn.Module) -> str:
