@@ -6,7 +6,7 @@ Both sides get the same batch, a tenth of its rows short. Stock is what a user w
 sdpa attention, autocast and torch.optim.AdamW. Useful FLOP/s count real tokens and predicted positions alone.
 
 On a GPU our side gets what recipes/pretrain.py gives it there: the places of the predictions, and with --packing one
-row of tokens, rounded up as there:
+row of tokens, rounded up as there. On an H200 `share_of_h200_goal` says how far it is to H200_GOALS:
 
     python benchmarks/pretraining_step.py --size base --batch_size 256 --packing true --compile true
 """
@@ -29,6 +29,11 @@ from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.packing import pack
 from hfbert_scratch.pretraining import packed_multiple
 from hfbert_scratch.throughput import model_flops_per_token, peak_flops
+
+
+# Real tokens/s in bfloat16 that one H200 should make, by size and length: 41 to 45 % of its 989 TFLOP/s. On an H100
+# nanochat's 12×768 decoder reaches 41 % (dev/LOG.md); MLPerf's BERT (large, 512, packed) 50 % on an H200, with FP8.
+H200_GOALS = {("base", 128): 740e3, ("base", 512): 690e3, ("large", 128): 235e3, ("large", 512): 220e3}
 
 
 @dataclass(kw_only=True)
@@ -171,6 +176,9 @@ def main() -> None:
     if device.type == "cpu":
         memory = [peak_memory_above(small_and_whole_step, arguments, side) for side in ("ours", "stock")]
         result |= {"peak_mib": memory[0], "theirs_peak_mib": memory[1], "memory_ratio": memory[0] / memory[1]}
+    elif "H200" in torch.cuda.get_device_name(device) and arguments.precision == "bfloat16":
+        goal = H200_GOALS.get((arguments.size, arguments.sequence_length), float("nan"))
+        result["share_of_h200_goal"] = result["tokens_per_second"] / goal
     shape = f"{arguments.size} {arguments.batch_size}x{arguments.sequence_length}"
     lengths_name = f", {arguments.real_share:.0%} real tokens" if arguments.real_share else ""
     ways = "".join(f", {way}" for way in ("packing", "compile") if getattr(arguments, way))
