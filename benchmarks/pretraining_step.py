@@ -177,8 +177,9 @@ def main() -> None:
         memory = [peak_memory_above(small_and_whole_step, arguments, side) for side in ("ours", "stock")]
         result |= {"peak_mib": memory[0], "theirs_peak_mib": memory[1], "memory_ratio": memory[0] / memory[1]}
     elif "H200" in torch.cuda.get_device_name(device) and arguments.precision == "bfloat16":
-        goal = H200_GOALS.get((arguments.size, arguments.sequence_length), float("nan"))
-        result["share_of_h200_goal"] = result["tokens_per_second"] / goal
+        goal = H200_GOALS.get((arguments.size, arguments.sequence_length))
+        if goal:
+            result["share_of_h200_goal"] = result["tokens_per_second"] / goal
     shape = f"{arguments.size} {arguments.batch_size}x{arguments.sequence_length}"
     lengths_name = f", {arguments.real_share:.0%} real tokens" if arguments.real_share else ""
     ways = "".join(f", {way}" for way in ("packing", "compile") if getattr(arguments, way))

@@ -50,6 +50,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 PREDICTING = ("pretraining", "masked_lm")
+PACKABLE = [case for case in CASES if case not in ("multiple_choice", "question_answering")]
 # Heads that divide their loss by num_items_in_batch themselves, as transformers' Trainer asks of them.
 NORMALIZING = [case for case, (name, _, _) in CASES.items() if getattr(hfbert_scratch, name).accepts_loss_kwargs]
 

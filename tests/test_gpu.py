@@ -2,34 +2,29 @@
 
 import pytest
 import torch
-from helpers import CASES, NO_DROPOUT, PREDICTING, batch, gradients, make, prediction_batch, static_positions
+from helpers import NO_DROPOUT, PACKABLE, PREDICTING, batch, gradients, make, prediction_batch, static_positions
 from training_helpers import arguments, make_inputs, pretrain_here, read_losses
 
 from hfbert_scratch.modeling_hfbert import UNPADDED
 from hfbert_scratch.packing import pack
+from hfbert_scratch.training import on_device
 
 
-DEVICE = "cuda"
+DEVICE = torch.device("cuda")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-
-
-def on_gpu(inputs):
-    return {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def squared_error(found, exact):
     return sum(float((found[name] - exact[name]).square().sum()) for name in exact)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case not in ("base", "multiple_choice", "question_answering")]
-)
+@pytest.mark.parametrize("case", [case for case in PACKABLE if case != "base"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradients_without_padding_are_as_near_to_float32_as_with_it(case, packed):
     model = make(case, **NO_DROPOUT).train().to(DEVICE)
     inputs = prediction_batch(case) if case in PREDICTING else batch(case)
     model.set_attn_implementation("eager")
-    exact = gradients(model, model(**on_gpu(inputs)).loss)
+    exact = gradients(model, model(**on_device(inputs, DEVICE)).loss)
     errors = {}
     for attention in ("eager", UNPADDED):
         model.set_attn_implementation(attention)
@@ -38,8 +33,8 @@ def test_gradients_without_padding_are_as_near_to_float32_as_with_it(case, packe
             if case in PREDICTING:
                 given["masked_positions"] = static_positions(given["labels"], width=11)
             given = pack(given, 0, 1 if case in ("regression", "multi_label") else 16)
-        with torch.autocast(DEVICE, torch.bfloat16):
-            loss = model(**on_gpu(given)).loss
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            loss = model(**on_device(given, DEVICE)).loss
         errors[attention] = squared_error(gradients(model, loss), exact) ** 0.5
     assert 0 < errors[UNPADDED] < 1.5 * errors["eager"]
 
@@ -47,7 +42,7 @@ def test_gradients_without_padding_are_as_near_to_float32_as_with_it(case, packe
 def test_the_kernel_drops_attention_probabilities():
     model = make("base", attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.0).train().to(DEVICE, torch.bfloat16)
     model.set_attn_implementation(UNPADDED)
-    packed = on_gpu(pack(batch(size=5), 0))
+    packed = on_device(pack(batch(size=5), 0), DEVICE)
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import (
-    CASES,
     NO_DROPOUT,
+    PACKABLE,
     PREDICTING,
     TINY,
     assert_same,
@@ -26,7 +26,6 @@ from hfbert_scratch.modeling_hfbert import UNPADDED
 from hfbert_scratch.packing import pack
 
 
-PACKABLE = [case for case in CASES if case not in ("multiple_choice", "question_answering")]
 # On CPUs flex_attention has no backward pass. "kernel" is the one of GPUs, with plain arithmetic in its place.
 TRAINING = pytest.mark.parametrize("attention", ["eager", "sdpa", UNPADDED, "kernel"], indirect=True)
 ALL = pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", UNPADDED, "kernel"], indirect=True)

@@ -315,16 +315,16 @@ class Packing:
             if bool((row < 0).any()):
                 return None
         read = torch.zeros(tokens, dtype=torch.int32, device=positions.device).index_fill_(0, row, 1)
-        if self.boundaries is not None:
+        if self.groups is None:
             # Always as many, however often one is repeated: others, which nobody will read, fill them up.
             places = read.argsort(descending=True, stable=True)[: len(positions)].sort().values
             boundaries = torch.searchsorted(places, self.boundaries.to(places.dtype), out_int32=True)
             return Reading(places, row, boundaries=boundaries, longest=min(self.longest, len(places)))
         places = read.nonzero().squeeze(1)
-        groups = self.groups or []
-        ends = list(itertools.accumulate((length for group in groups for length in group.lengths), initial=0))
+        lengths = (length for group in self.groups for length in group.lengths)
+        ends = list(itertools.accumulate(lengths, initial=0))
         counts = torch.searchsorted(places, torch.tensor(ends, device=places.device)).diff()
-        shares = [share.tolist() for share in counts.split([group.count for group in groups])]
+        shares = [share.tolist() for share in counts.split([group.count for group in self.groups])]
         return Reading(places, row, groups=[_Group(share, places.device) for share in shares])
 
 

@@ -1,5 +1,6 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
 """BERT (Devlin et al. 2018), read in the order of the forward pass: embeddings, layers, pooler, heads.
+One file, as transformers keeps a model, all its heads in it.
 
 Parameter names are those of the original and of stock `bert`, so checkpoints of either load here and ours load there.
 How attention, dropout and the loss are computed fast is in kernels_hfbert.py. These two and configuration_hfbert.py
@@ -475,8 +476,11 @@ class HFBertModel(HFBertPreTrainedModel):
         else:
             kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
         inputs = [input_ids, token_type_ids, position_ids, inputs_embeds]
-        first = self._first_positions(shape, device, boundaries)
-        read = None if read_positions is None else _checked_read(first, read_positions, shape)
+        first = read = None
+        if read_positions is not None or boundaries is not None:
+            first = self._first_positions(shape, device, boundaries)
+        if read_positions is not None:
+            read = _checked_read(first, read_positions, shape)
         packing = self._packing(shape, device, attention_mask, boundaries, kwargs)
         reading = self._reading(packing, read, kwargs)
         if packing is not None:
