@@ -24,11 +24,13 @@ from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.environment import fastest_attention, keep_freed_memory
 from hfbert_scratch.errors import command_line
+from hfbert_scratch.gpu import compile_layers, train_on_gpu
 from hfbert_scratch.onednn import train_with_onednn
 from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.packing import pack
 from hfbert_scratch.pretraining import packed_multiple
 from hfbert_scratch.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.training import on_device
 
 
 # Real tokens/s in bfloat16 that one H200 should make, by size and length: 41 to 45 % of its 989 TFLOP/s. On an H100
@@ -52,7 +54,8 @@ class BenchmarkArguments:
         True, help="of our side: float32 linear layers by oneDNN, as in training; nothing in bfloat16"
     )
     packing: bool = argument(False, help="of our side: one row of tokens in place of a padded batch")
-    compile: bool = argument(False, help="torch.compile, of our side")
+    compile: str = argument("false", help="of our side: layers, true (the whole model) or false")
+    cuda_graphs: bool = argument(False, help="with compile, of our side, on a GPU")
     pairs: int = argument(5, help="timed steps of each side")
 
 
@@ -82,7 +85,7 @@ def make_batch(arguments: BenchmarkArguments, device: torch.device) -> tuple[dic
 
 def our_inputs(arguments: BenchmarkArguments, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The batch as training gives it to our model."""
-    static = batch["input_ids"].device.type != "cpu" or arguments.compile
+    static = batch["input_ids"].device.type != "cpu" or arguments.compile != "false"
     inputs: dict[str, Any] = {name: tensor.cpu() for name, tensor in batch.items()}
     if static:
         predicted = inputs["labels"] != -100
@@ -91,8 +94,7 @@ def our_inputs(arguments: BenchmarkArguments, batch: dict[str, torch.Tensor]) ->
     if arguments.packing:
         rows, width = batch["input_ids"].shape
         inputs = pack(inputs, 0, packed_multiple(rows, width) if static else 1)
-    device = batch["input_ids"].device
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    return on_device(inputs, batch["input_ids"].device) | {"skip_logits": True}
 
 
 def step_function(
@@ -123,8 +125,13 @@ def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tup
         stock = BertForPreTraining(stock_config).to(device)
         return stock, torch.optim.AdamW(stock.parameters(), lr=1e-4)
     ours = HFBertForPreTraining(config).to(device)
-    if arguments.compile:
-        ours.compile()
+    mode = "reduce-overhead" if arguments.cuda_graphs else None
+    if device.type == "cuda" and arguments.precision == "bfloat16":
+        train_on_gpu(ours)
+    if arguments.compile == "layers":
+        compile_layers(ours, mode=mode)
+    elif arguments.compile == "true":
+        ours.compile(mode=mode)
     elif arguments.precision == "float32" and arguments.onednn:
         train_with_onednn(ours)
     attention = arguments.attention
@@ -182,7 +189,8 @@ def main() -> None:
             result["share_of_h200_goal"] = result["tokens_per_second"] / goal
     shape = f"{arguments.size} {arguments.batch_size}x{arguments.sequence_length}"
     lengths_name = f", {arguments.real_share:.0%} real tokens" if arguments.real_share else ""
-    ways = "".join(f", {way}" for way in ("packing", "compile") if getattr(arguments, way))
+    ways = ", packing" if arguments.packing else ""
+    ways += {"false": "", "true": ", compile"}.get(arguments.compile, f", compile {arguments.compile}")
     ways += "" if arguments.onednn else ", without oneDNN"
     record(f"pretraining step, {shape}, {arguments.precision}{lengths_name}{ways}", result)
 

@@ -29,14 +29,13 @@ from hfbert_scratch.files import write_json, writing
 from hfbert_scratch.prediction import (
     TaskData,
     answer,
-    check_fits,
     load_for_task,
     majority_baseline,
     predict,
     quietly,
     read_task_file,
 )
-from hfbert_scratch.pretrained import check_directory
+from hfbert_scratch.pretrained import check_directory, check_fits
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task
 from hfbert_scratch.tasks.loading import read_text
 from hfbert_scratch.tokenization import load_tokenizer

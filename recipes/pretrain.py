@@ -32,8 +32,7 @@ from hfbert_scratch.corpus import Corpus
 from hfbert_scratch.environment import hardware
 from hfbert_scratch.errors import InputError, command_line, one_line
 from hfbert_scratch.plots import draw_curves
-from hfbert_scratch.prediction import check_fits
-from hfbert_scratch.pretrained import check_memory, open_model
+from hfbert_scratch.pretrained import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import PairSettings, Phase, PretrainingBatches, PretrainingEvaluation
 from hfbert_scratch.run import Run, TrainingArguments
 from hfbert_scratch.throughput import clock, model_flops_per_token

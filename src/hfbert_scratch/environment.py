@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from . import sharding
@@ -94,6 +95,9 @@ def create_accelerator(
     `timeout_seconds`: how long a process waits for another one before it gives up.
     Raises InputError when the processes that were launched do not find each other, or a tracker is not installed.
     """
+    # Packed rows differ in length: segments that grow serve them all, where fixed ones would fragment. Read once, at the
+    # first allocation on a GPU.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # Without a GPU, accelerate must be told so, or several launched processes become independent runs.
     cpu = not torch.cuda.is_available()
     device = torch.device("cpu" if cpu else "cuda")
@@ -111,6 +115,8 @@ def create_accelerator(
             gradient_accumulation_steps=1,
             log_with=trackers or None,
             project_dir=None if directory is None else str(directory),
+            # The only buffer is position_ids, which never changes; gradients in the buckets need no copy of their own.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
     except ValueError as error:
         raise InputError(f"the launch or its trackers {trackers} do not work here: {error}") from error

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .arguments import argument
+from .configuration_hfbert import HFBertConfig
 from .environment import hardware, versions
 from .errors import InputError
 from .files import write_json
@@ -23,7 +24,6 @@ from .prediction import (
     Examples,
     TaskData,
     call_model,
-    check_fits,
     evaluate,
     load_for_task,
     majority_baseline,
@@ -31,7 +31,7 @@ from .prediction import (
     task_loss,
     write_task_file,
 )
-from .pretrained import check_directory
+from .pretrained import check_directory, check_fits
 from .run import Run, TrainingArguments
 from .sharding import gathered, load_weights
 from .tasks import DataArguments, FeatureSettings, SequenceTask, SquadTask, Task, get_task
@@ -82,6 +82,8 @@ class FinetuningArguments(TrainingArguments, DataArguments):
         self._require("epochs", self.epochs is None or self.epochs > 0, "above 0")
         self._require("eval_batch_size", self.eval_batch_size >= 1, "at least 1")
         self._require("cuda_graphs", not self.cuda_graphs, "false: batches of a task have too many shapes")
+        if str(self.compile).lower() == "auto":
+            self.compile = "false"  # most tasks are trained before compiling has paid
         decided = ("max_steps", "batch_size", "micro_batch_size", "learning_rate", "eval_every", "save_every")
         if any(getattr(self, name) is None for name in decided):
             return
@@ -132,6 +134,12 @@ def _default_micro_batch(batch_size: int) -> int:
     return next((size for size in range(min(share, 32), 0, -1) if batch_size % size == 0), 1)
 
 
+def _can_pack(model: nn.Module, task: Task) -> bool:
+    """Return whether packed rows serve the model and the task: its softmax must not be over positions or choices."""
+    over_rows = ("AutoModelForQuestionAnswering", "AutoModelForMultipleChoice")
+    return model.config.model_type == HFBertConfig.model_type and task.head not in over_rows
+
+
 class FinetuningBatches:
     """The batches of a run from its progress on, a function of the seed and the step.
 
@@ -145,7 +153,7 @@ class FinetuningBatches:
     def __init__(self, run: Run, examples: Examples, arguments: FinetuningArguments, pad_to_batch: bool):
         self.run, self.examples, self.arguments = run, examples, arguments
         self.pad_to_batch = pad_to_batch
-        if arguments.packing and (pad_to_batch or examples.choices > 1):
+        if run.packing and (pad_to_batch or examples.choices > 1):
             raise InputError(
                 f"packing does not fit {arguments.task}, which chooses among the positions or choices of padded rows; "
                 "leave it out"
@@ -193,7 +201,7 @@ class FinetuningBatches:
 
     def _inputs(self, rows: np.ndarray, length: int | None) -> dict[str, Any]:
         batch = self.examples.batch(rows, length)
-        return pack(batch, self.examples.padding["input_ids"]) if self.arguments.packing else batch
+        return pack(batch, self.examples.padding["input_ids"]) if self.run.packing else batch
 
 
 # ----------------------------------------------------------------------------------------------------------------- run
@@ -234,6 +242,8 @@ def fine_tune(
     examples = data.examples("train", training=True)
     arguments = arguments.resolved(task, len(examples))
     model, new_weights = load_for_task(task, arguments.model, data.raw["train"], arguments.seed)
+    if arguments.packing == "auto" and not _can_pack(model, task):
+        arguments = dataclasses.replace(arguments, packing="false")
     check_fits(model, data.tokenizer, data.settings.max_seq_length)
     fingerprint = {"data": data.raw["train"]._fingerprint, "tokenizer_hash": tokenizer_hash(data.tokenizer)}
     with Run(arguments, fingerprint, last=last) as run:

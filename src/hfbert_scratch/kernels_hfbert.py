@@ -32,9 +32,10 @@ _SHORT_LENGTH = 32
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The type that autocast has matrix products computed in now; None where there is none."""
-    # Of devices that know no autocast, such as meta, it may not be asked whether it is on.
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    """Return the dtype autocast uses for matrix products on `device` now, or None where it is off."""
+    # The meta device has no autocast and raises when asked. torch.amp.is_autocast_available would say so, but
+    # Dynamo of PyTorch 2.11 cannot trace it and breaks the graph in every layer.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 
@@ -91,8 +92,12 @@ def gelu_not_saved(activated: torch.Tensor) -> AbstractContextManager:
 
     It is computed again from the GELU's input, which is kept anyway: the same numbers, and a fifth of a layer's memory
     less, for one more elementwise pass, some 1 % of a training step. Anything but a GELU's output is kept as usual.
+
+    On CPUs only: a GPU has the memory, and would spend 2 to 3 % of a step on the pass.
     """
-    node = None if torch.compiler.is_compiling() else activated.grad_fn
+    if torch.compiler.is_compiling() or activated.device.type != "cpu":
+        return nullcontext()
+    node = activated.grad_fn
     if node is None or node.name() != "GeluBackward0":
         return nullcontext()
     source, approximate = node._saved_self, node._saved_approximate

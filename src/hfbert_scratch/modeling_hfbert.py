@@ -148,8 +148,9 @@ def unpadded_attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    tokens = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return attend_packed(*tokens, packing, scaling, dropout, module.is_causal, reading)[None], None
+    # squeeze and unsqueeze are views in the backward pass too, where [0] and [None] would fill and copy whole tensors.
+    tokens = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    return attend_packed(*tokens, packing, scaling, dropout, module.is_causal, reading).unsqueeze(0), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention_forward)
@@ -180,9 +181,7 @@ class HFBertSelfAttention(nn.Module):
         if dtype is not None:  # which would cast for each of the three
             hidden_states = hidden_states.to(dtype)
         asking = _read(hidden_states, kwargs)
-        query = self.split_heads(self.query(asking))
-        key = self.split_heads(self.key(hidden_states))
-        value = self.split_heads(self.value(hidden_states))
+        query, key, value = (self.split_heads(projected) for projected in self.project(asking, hidden_states))
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -197,6 +196,12 @@ class HFBertSelfAttention(nn.Module):
             **kwargs,
         )
         return output.reshape(asking.shape), probabilities
+
+    def project(
+        self, query_states: torch.Tensor, hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Project to query, key and value, each (batch, length, hidden size)."""
+        return self.query(query_states), self.key(hidden_states), self.value(hidden_states)
 
     def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden size) → (batch, heads, length, head size)."""
@@ -741,8 +746,9 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         labels: torch.Tensor | None,
         masked_positions: torch.Tensor | None,
         num_items: torch.Tensor | int | None,
+        skip_logits: bool,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None, torch.Tensor | None]:
         """The base model's output on its five `inputs`, MLM logits and loss; the rest as in HFBertForPreTraining.
 
         In training only the predicted positions ever meet the vocabulary.
@@ -756,11 +762,19 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
             _check_label_shape(labels, given)
             labels = labels.to(given.device, torch.long)
         positions, targets = self._predicted(labels, masked_positions)
-        sparse = positions is not None and self.training and self.config.sparse_prediction
+        sparse = positions is not None and (skip_logits or (self.training and self.config.sparse_prediction))
         outputs = self._encode(*inputs, read_positions=positions if sparse else None, **kwargs)
+        if skip_logits:
+            return outputs, None, self._prediction_loss(outputs.last_hidden_state, targets, num_items)
         logits = self.cls.predictions(outputs.last_hidden_state)
         chosen = logits if sparse or positions is None else _states_at(logits, positions)
         return outputs, logits, cross_entropy(chosen, targets, num_items)
+
+    def _prediction_loss(
+        self, states: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """MLM loss of vectors (…, hidden_size) with targets (…); compiled as one graph it stores no float32 logits."""
+        return cross_entropy(self.cls.predictions(states), targets, num_items)
 
     @staticmethod
     def _predicted(
@@ -799,6 +813,7 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         masked_positions: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         num_sequences_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | HFBertForPreTrainingOutput:
         """Loss = MLM loss + NSP loss, each averaged over what is labelled; given labels of one task, its loss alone.
@@ -808,11 +823,12 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         padded with a position without a label; with it no shape depends on the data, so that nothing waits for the
         device. `num_items_in_batch` and `num_sequences_in_batch` replace the two counts the sums are divided by, for
         gradients accumulated over micro-batches and processes. Inputs as in HFBertModel. Returns prediction_logits as
-        config.sparse_prediction says.
+        config.sparse_prediction says, or with skip_logits and labels None in their place: a training loop that reads
+        the loss alone saves their memory.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, prediction_logits, masked_lm_loss = self._predict(
-            inputs, labels, masked_positions, num_items_in_batch, **kwargs
+            inputs, labels, masked_positions, num_items_in_batch, skip_logits, **kwargs
         )
         seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
         next_sentence_loss = None
@@ -852,11 +868,14 @@ class HFBertForMaskedLM(HFBertMaskedPrediction):
         labels: torch.Tensor | None = None,
         masked_positions: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MaskedLMOutput:
-        """labels, masked_positions and num_items_in_batch as in HFBertForPreTraining; inputs as in HFBertModel."""
+        """labels, masked_positions, num_items_in_batch, skip_logits as in HFBertForPreTraining; inputs: HFBertModel."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs, logits, loss = self._predict(inputs, labels, masked_positions, num_items_in_batch, **kwargs)
+        outputs, logits, loss = self._predict(
+            inputs, labels, masked_positions, num_items_in_batch, skip_logits, **kwargs
+        )
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -179,24 +179,6 @@ def load_for_task(task: Task, name: str, raw: datasets.Dataset | None, seed: int
     return model, new
 
 
-def check_fits(model: nn.Module, tokenizer: Any, max_seq_length: int) -> None:
-    """Raise InputError if the model is too small for the tokenizer or the sequences, or pads with another id."""
-    positions = getattr(model.config, "max_position_embeddings", max_seq_length)
-    if max_seq_length > positions:
-        raise InputError(f"max_seq_length {max_seq_length} exceeds the model's max_position_embeddings {positions}")
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.config.vocab_size}; use the one it "
-            "was trained with"
-        )
-    padding = model.config.pad_token_id
-    if padding not in (None, tokenizer.pad_token_id):
-        raise InputError(
-            f"the tokenizer pads with id {tokenizer.pad_token_id}, the model has pad_token_id {padding}; "
-            "use the one it was trained with"
-        )
-
-
 def task_loss(outputs: Any, targets: Mapping[str, torch.Tensor], total: torch.Tensor | float) -> torch.Tensor:
     """The loss of a micro-batch as a share of the mean over `total` targets.
 

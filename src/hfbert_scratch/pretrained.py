@@ -187,3 +187,21 @@ def check_finite(model: nn.Module, name: str | Path) -> None:
     for key, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise InputError(f"{name}: {key} holds values that are not finite; its training diverged, use another")
+
+
+def check_fits(model: nn.Module, tokenizer: Any, max_seq_length: int) -> None:
+    """Raise InputError if the model is too small for the tokenizer or the sequences, or pads with another id."""
+    positions = getattr(model.config, "max_position_embeddings", max_seq_length)
+    if max_seq_length > positions:
+        raise InputError(f"max_seq_length {max_seq_length} exceeds the model's max_position_embeddings {positions}")
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.config.vocab_size}; use the one it "
+            "was trained with"
+        )
+    padding = model.config.pad_token_id
+    if padding not in (None, tokenizer.pad_token_id):
+        raise InputError(
+            f"the tokenizer pads with id {tokenizer.pad_token_id}, the model has pad_token_id {padding}; "
+            "use the one it was trained with"
+        )

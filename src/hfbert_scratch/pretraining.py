@@ -96,9 +96,9 @@ class PretrainingBatches:
         self.progress = progress
         # Shapes that do not depend on the data: for devices that run ahead of the host, and for compiled graphs. On a
         # CPU nothing is gained by them, and the padded predictions would cost.
-        self.static_shapes = run.device.type != "cpu" or run.arguments.compile
+        self.static_shapes = run.device.type != "cpu" or bool(run.compile)
         self.pin = run.device.type == "cuda"
-        self.packing = run.arguments.packing
+        self.packing = run.packing
         self.pad_token_id = tokenizer.pad_token_id
         self.pairs = [settings.pairs(documents, phase.max_seq_length) for phase in phases]
         self.collators = [settings.collator(tokenizer, phase.max_seq_length) for phase in phases]

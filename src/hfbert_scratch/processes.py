@@ -75,10 +75,12 @@ def describe_processes(accelerator: Accelerator) -> str:
 class Stopping:
     """Whether the run should end early: a signal, the time limit, or a launcher that is gone; one answer for all.
 
-    `max_minutes`: since the start of the launch, a restart within it included; 0: no limit.
+    max_minutes: since the start of the launch, a restart within it included; 0: no limit. is_budget: the time is no
+    limit to stop at but what the run has in all, of which `time_used` says the share; `seconds_before`, to be set on
+    resuming, is what earlier launches took of it.
     """
 
-    def __init__(self, accelerator: Accelerator, max_minutes: float = 0):
+    def __init__(self, accelerator: Accelerator, max_minutes: float = 0, is_budget: bool = False):
         self.accelerator = accelerator
         self.reason = "a signal or the time limit of another process"
         self._on_cpu = accelerator.device.type == "cpu"
@@ -87,10 +89,12 @@ class Stopping:
         self._votes: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
         # Only a launcher's end means that nobody waits for this process: a shell may go and leave it running.
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self._deadline: float | None = None
-        if max_minutes:
-            began = psutil.Process(self._launcher or os.getpid()).create_time()
-            self._deadline = time.monotonic() + began + 60 * max_minutes - time.time()
+        began = psutil.Process(self._launcher or os.getpid()).create_time()
+        self._began = time.monotonic() + began - time.time()
+        self._deadline = self._began + 60 * max_minutes if max_minutes and not is_budget else None
+        self._budget = 60 * max_minutes if is_budget else None
+        self.seconds_before = self.time_used = 0.0
+        self._looks: int = 0
         self._looked = self._longest = 0.0
 
     def catch_signals(self) -> None:
@@ -112,18 +116,27 @@ class Stopping:
     def share(self, counts: dict[str, int]) -> tuple[dict[str, torch.Tensor], bool]:
         """The global sums of `counts`, and whether some process wants to stop; one all-reduce for both."""
         own = self._wants_to_stop()
-        votes = torch.tensor([*counts.values(), int(own)], dtype=torch.float64 if self._on_cpu else torch.float32)
+        used = 0.0 if self._budget is None else (self.seconds() + self._longest) / self._budget
+        votes = [*counts.values(), used / self.accelerator.num_processes, int(own)]
+        votes = torch.tensor(votes, dtype=torch.float64 if self._on_cpu else torch.float32)
         votes = votes.to(self.accelerator.device, non_blocking=True)
         if self.accelerator.num_processes == 1:
+            self.time_used = used
             return dict(zip(counts, votes, strict=False)), own
         votes = self.accelerator.reduce(votes, reduction="sum")
-        stop = self._agree(votes[-1])
-        return dict(zip(counts, votes, strict=False)), stop
+        self.time_used, stop = self._agree(votes[-2:])
+        return dict(zip(counts, votes, strict=False)), bool(stop > 0)
+
+    def seconds(self) -> float:
+        """Return the seconds the run has taken so far: since the launch, and in earlier launches."""
+        return self.seconds_before + time.monotonic() - self._began
 
     def _wants_to_stop(self) -> bool:
         now = time.monotonic()
-        if self._looked:
-            # From one look to the next: a step, perhaps with an evaluation and a checkpoint.
+        self._looks += 1
+        if self._looks > 2:
+            # From one look to the next: a step, perhaps with an evaluation and a checkpoint. The first step does not
+            # count: it compiles, which no later one has to.
             self._longest = max(self._longest, now - self._looked)
         self._looked = now
         if self._signalled:
@@ -136,16 +149,16 @@ class Stopping:
             return False
         return True
 
-    def _agree(self, votes: torch.Tensor) -> bool:
+    def _agree(self, votes: torch.Tensor) -> list[float]:
         """On a GPU every process reads the votes one step late, so that none waits for its device."""
         if self._on_cpu:
-            return bool(votes > 0)
-        host = torch.empty((), dtype=votes.dtype, pin_memory=True)
+            return votes.tolist()
+        host = torch.empty(votes.shape, dtype=votes.dtype, pin_memory=True)
         host.copy_(votes, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         previous, self._votes = self._votes, (host, event)
         if previous is None:
-            return False
+            return [0.0] * len(votes)
         previous[1].synchronize()
-        return bool(previous[0] > 0)
+        return previous[0].tolist()

@@ -23,6 +23,8 @@ from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors,
 from .environment import create_accelerator, hardware, keep_freed_memory, versions
 from .errors import CheckpointError, DivergenceError, InputError, OutputError
 from .files import read_json, write_json, write_text, writing
+from .gpu import can_compile
+from .kernels_hfbert import has_varlen_kernel
 from .optimization import OPTIMIZERS
 from .processes import TIMEOUT_SECONDS, Stopping
 from .sharding import is_sharded, whole_state, without_weights
@@ -32,6 +34,11 @@ from .throughput import peak_flops
 # Changing these between two starts of a run does not change what is learned, so a resume accepts it.
 _FREE_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
 _FREE_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
+
+
+# What these two arguments may be, and what a record and the code call it.
+_PACKING: dict[str, bool | None] = {"auto": None, "true": True, "false": False}
+_COMPILE: dict[str, bool | str | None] = {"auto": None, "layers": "layers", "true": True, "false": False}
 
 
 @dataclass(kw_only=True)
@@ -54,15 +61,19 @@ class TrainingArguments:
     max_grad_norm: float = argument(1.0, help="global norm the gradient is clipped to")
     precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it")
     attention: str = argument("auto", help="eager, sdpa, flex_attention, flash_attention_2…, or auto")
-    compile: bool = argument(False, help="torch.compile the model")
+    compile: str = argument(
+        "auto",
+        help="torch.compile: layers (each layer on its own: seconds), true (the whole model: a minute), false, or auto: "
+        "layers on a GPU in bfloat16, else false",
+    )
     cuda_graphs: bool = argument(
         False,
         help="with compile, on a GPU: launch a pass's kernels as one CUDA graph, recorded for every shape of batch",
     )
-    packing: bool = argument(
-        False,
-        help="a micro-batch's sequences one behind the other in one row, without padding: for GPUs, in bfloat16, "
-        "where attention is then PyTorch's flash kernel for sequences of any length",
+    packing: str = argument(
+        "auto",
+        help="true: a micro-batch's sequences one behind the other in one row, without padding, so that attention on a "
+        "GPU in bfloat16 is PyTorch's flash kernel for sequences of any length; false; or auto: where it is that",
     )
     gradient_checkpointing: bool = argument(False, help="recompute activations in the backward pass to save memory")
     seed: int = argument(0, help="of initialisation, data order, masks and dropout")
@@ -75,6 +86,11 @@ class TrainingArguments:
     max_time: float = argument(
         0.0, help="minutes since the launch after which the run stops, with a checkpoint, as by a signal; 0: none"
     )
+    schedule: str = argument(
+        "steps",
+        help="when the learning rate reaches 0 and the run is done: steps, at max_steps; or time, after max_time "
+        "minutes of all launches together, or at max_steps if they come first",
+    )
     process_timeout: int = argument(TIMEOUT_SECONDS, help="seconds a process waits for the others before it gives up")
     trackers: list[str] = argument(["tensorboard"], help="accelerate's trackers: tensorboard, wandb, trackio…; none")
 
@@ -84,6 +100,9 @@ class TrainingArguments:
         self._require("keep_checkpoints", self.keep_checkpoints >= 0, "0 or more")
         self._require("max_time", 0 <= self.max_time < math.inf, "0 or more")
         self._require("process_timeout", self.process_timeout >= 1, "at least 1")
+        self._require("schedule", self.schedule in ("steps", "time"), "steps or time")
+        if self.schedule == "time" and not self.max_time:
+            raise InputError("schedule time needs max_time, the minutes the run has")
         if self.warmup_steps is None:
             self.warmup_steps = self.max_steps // 100
         self._require("learning_rate", 0 < self.learning_rate < 10, "above 0")
@@ -96,6 +115,9 @@ class TrainingArguments:
         self._require("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
         self._require("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
+        for name, choices in (("packing", _PACKING), ("compile", _COMPILE)):
+            setattr(self, name, str(getattr(self, name)).lower())  # YAML's true is True
+            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         check_divides(self.batch_size, self.micro_batch_size)
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
@@ -117,6 +139,8 @@ class Progress:
     cursor: Any = None
     tokens: int = 0
     seconds: float = 0.0
+    # Of all launches, evaluations and checkpoints included, for a schedule by time.
+    elapsed: float = 0.0
     # Sums since the last log line, so that the line after a resume is the line of the uninterrupted run.
     window: dict[str, float] = field(default_factory=dict)
     window_start: int = 0
@@ -145,11 +169,12 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
         self.precision = self.accelerator.mixed_precision
+        self._choose_ways()
         self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.best_by: tuple[str, Callable[..., Any]] | None = None
-        self.stopping = Stopping(self.accelerator, arguments.max_time)
+        self.stopping = Stopping(self.accelerator, arguments.max_time, is_budget=arguments.schedule == "time")
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
         if self.is_main:
             self._lock = _lock_directory(self.directory)
@@ -207,10 +232,12 @@ class Run:
         state = read_json(checkpoint / "training_state.json", "checkpoint")
         # An argument that came later than the run has the default that is what was done before.
         defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
+        defaults |= {"packing": False, "compile": False}
         since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
         _compare_settings(checkpoint, since | state["settings"], self.settings)
         load_model(model, checkpoint / "model.safetensors")
         self.progress = Progress(**state["progress"])
+        self.stopping.seconds_before = self.progress.elapsed
         self.history = [entry for entry in _read_log(self._log_path) if entry["step"] <= self.progress.step]
         if self.is_main:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
@@ -226,6 +253,7 @@ class Run:
         Raises DivergenceError, and writes nothing, if a weight is not finite.
         """
         keep = self.arguments.keep_checkpoints
+        self.progress.elapsed = self.stopping.seconds()
         if keep:
             plain, weights = self._to_save(model)
             unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -311,9 +339,24 @@ class Run:
         if self.is_main:
             write_json(self.directory / "record.json", record)
 
+    def _choose_ways(self) -> None:
+        """Settle `packing` and `compile` (False, True or "layers"); a run that goes on keeps what it began with."""
+        self.packing: bool = _PACKING[self.arguments.packing]
+        self.compile: bool | str = _COMPILE[self.arguments.compile]
+        steps = checkpoint_steps(self.checkpoints)
+        state = self.checkpoints / f"step-{max(steps, default=0)}" / "training_state.json"
+        # Whether the checkpoint is whole is looked at in `resume`.
+        recorded = read_json(state, "checkpoint")["settings"] if state.is_file() else {}
+        has_kernel = self.precision == "bf16" and has_varlen_kernel(self.device, torch.bfloat16, head_size=64)
+        if self.packing is None:
+            self.packing = recorded.get("packing", has_kernel)
+        if self.compile is None:
+            self.compile = recorded.get("compile", "layers" if has_kernel and can_compile() else False)
+
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
-        return fixed | {"precision": {"no": "float32", "bf16": "bfloat16"}.get(self.precision, self.precision)}
+        precision = {"no": "float32", "bf16": "bfloat16"}.get(self.precision, self.precision)
+        return fixed | {"precision": precision, "packing": self.packing, "compile": self.compile}
 
 
 def _lock_directory(directory: Path) -> Any:

@@ -36,11 +36,18 @@ def allow_on_cpu() -> None:
 
 
 def check_settings(accelerator: Accelerator) -> None:
-    """Raise InputError for FSDP1; keep the weights float32, for bfloat16 is autocast's as without sharding."""
+    """Raise InputError for FSDP1; set what weights are gathered as: bfloat16 where products are computed in it.
+
+    They are stored, and their gradients summed, in float32.
+    """
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise InputError("FSDP1 is not supported; set fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml")
-    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    gathered_as = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    # Inputs stay as they are: the counts the loss is divided by would be rounded.
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=gathered_as, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
 
 
 def autocast_forward(accelerator: Accelerator, model: nn.Module) -> None:

@@ -27,6 +27,7 @@ from .configuration_hfbert import HFBertConfig
 from .environment import fastest_attention
 from .errors import CheckpointError, DivergenceError, InputError, one_line
 from .files import write_json
+from .gpu import compile_layers, train_on_gpu
 from .masking import hash64
 from .onednn import train_with_onednn
 from .optimization import create_optimizer, linear_schedule
@@ -80,18 +81,17 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     Returns the prepared model and optimizer, and whether the run was resumed.
     """
     arguments = run.arguments
-    if arguments.compile and run.accelerator.is_fsdp2:
-        raise InputError("compile is not supported with FSDP; leave out one of them")
     attention = arguments.attention
-    if arguments.packing and model.config.model_type != HFBertConfig.model_type:
+    if run.packing and model.config.model_type != HFBertConfig.model_type:
         raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
-    if arguments.cuda_graphs and not (arguments.compile and _has_cuda_graphs(run.device)):
+    if arguments.cuda_graphs and not (run.compile and _has_cuda_graphs(run.device)):
         raise InputError("cuda_graphs needs compile and a CUDA device; leave it out")
-    if arguments.compile:
-        model.compile(mode="reduce-overhead" if arguments.cuda_graphs else None)
+    if run.device.type == "cuda" and run.precision == "bf16":
+        train_on_gpu(model)
+    _compile(run, model)
     if attention == "auto":
         dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
-        attention = fastest_attention(model, run.device, run.precision, dropout, arguments.packing)
+        attention = fastest_attention(model, run.device, run.precision, dropout, run.packing)
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
@@ -119,7 +119,7 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     if run.is_main:  # not before: a run that is refused leaves the directory as it was
         save_arguments(arguments, run.directory / "arguments.yaml")
     model.to(run.device)
-    if run.precision == "no" and not arguments.compile:
+    if run.precision == "no" and not run.compile:
         train_with_onednn(model)
     model, optimizer = run.accelerator.prepare(model, optimizer)
     if is_sharded(model):
@@ -136,13 +136,23 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     return model, optimizer, checkpoint is not None
 
 
+def _compile(run: Run, model: nn.Module) -> None:
+    mode = "reduce-overhead" if run.arguments.cuda_graphs else None
+    if run.compile == "layers":
+        compile_layers(model, mode=mode)
+    elif run.compile:
+        if run.accelerator.is_fsdp2:
+            raise InputError("--compile true is not supported with FSDP; take --compile layers or false")
+        model.compile(mode=mode)
+
+
 def _has_cuda_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
 def model_outputs(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
-    """The outputs of a model that divides its loss by the `totals` it is given."""
-    return model(**inputs, **totals)
+    """The outputs of a pretraining model, without logits, its loss divided by the `totals` it is given."""
+    return model(**inputs, **totals, skip_logits=True)
 
 
 def train(
@@ -169,10 +179,10 @@ def train(
     model.train()
     stop = False
     for batch in meter.time_waiting(prefetch(batches)):
-        factor = linear_schedule(progress.step, arguments.warmup_steps, arguments.max_steps)
+        totals, stop = run.stopping.share(batch.counts)
+        factor = _learning_rate_factor(run)
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * factor
-        totals, stop = run.stopping.share(batch.counts)
         for number, inputs in enumerate(batch.micro_batches):
             last = number == len(batch.micro_batches) - 1
             torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.first + number) >> 1))
@@ -189,11 +199,12 @@ def train(
         progress.cursor = batch.cursor
         meter.end_step(batch, gradient_norm)
 
-        finished = progress.step >= arguments.max_steps
+        finished = is_finished(run)
         if finished or progress.step % arguments.log_every == 0:
             meter.log(arguments.learning_rate * factor)
         if finished or progress.step % arguments.eval_every == 0:
-            with meter.paused(), gathered(model):
+            # Compiled code is for training's shapes; an evaluation would compile again for its own.
+            with meter.paused(), gathered(model), torch.compiler.set_stance("force_eager"):
                 run.log(evaluate())
             model.train()
         if finished or stop or progress.step % arguments.save_every == 0:
@@ -203,15 +214,33 @@ def train(
             break
     if stop:
         run.say(f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there")
-    return progress.step >= arguments.max_steps
+    return is_finished(run)
+
+
+def is_finished(run: Run) -> bool:
+    """Return whether the run has made its last step."""
+    return run.progress.step >= run.arguments.max_steps or run.stopping.time_used >= 1
+
+
+def _learning_rate_factor(run: Run) -> float:
+    step, warmup_steps = run.progress.step, run.arguments.warmup_steps
+    if run.arguments.schedule == "steps":
+        return linear_schedule(step, warmup_steps, run.arguments.max_steps)
+    # Falls with the time from the start on, which the warm-up's short share hardly shows.
+    return min(step / max(1, warmup_steps), max(0.0, 1 - run.stopping.time_used))
 
 
 def on_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A model's inputs with their tensors there."""
-    return {
+    """A model's inputs with their tensors there. The length of a packed row is dynamic to a compiled model."""
+    moved = {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in inputs.items()
     }
+    if "cu_seq_lens_q" in inputs:
+        for name in ("input_ids", "token_type_ids", "labels"):
+            if name in moved and moved[name].dim() == 2:
+                torch._dynamo.maybe_mark_dynamic(moved[name], 1)
+    return moved
 
 
 class _Meter:
@@ -324,6 +353,8 @@ class _Meter:
             "waiting_share": window["waited"] / window["seconds"],
         }
         remaining = (run.arguments.max_steps - progress.step) * window["seconds"] / steps
+        if run.arguments.schedule == "time":
+            remaining = min(remaining, 60 * run.arguments.max_time - run.stopping.seconds())
         parts = " ".join(f"{name.removesuffix('_loss')} {metrics[name]:.3f}" for name in self.parts_seen)
         run.say(
             f"step {progress.step}/{run.arguments.max_steps} {parts} lr {learning_rate:.2e} "
