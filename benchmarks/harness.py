@@ -3,6 +3,7 @@
 import ctypes
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import time
@@ -17,7 +18,8 @@ import torch
 from hfbert_scratch.environment import hardware, versions
 
 
-RESULTS = Path(__file__).parent / "results.json"
+# BENCHMARK_RESULTS names another file, such as one in a folder that is brought back from another machine.
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results.json")
 
 
 def compare(

@@ -1,17 +1,29 @@
-"""What only a GPU can show: PyTorch's kernels over packed rows, compiled and recorded training. `make test-slow`."""
+"""What only a GPU can show: PyTorch's kernels over packed rows, compiled and recorded training. Part of `make gpu`."""
+
+import importlib.util
 
 import pytest
 import torch
 from helpers import NO_DROPOUT, PACKABLE, PREDICTING, batch, gradients, make, prediction_batch, static_positions
+from torch import nn
+from torch._dynamo.utils import counters
 from training_helpers import arguments, make_inputs, pretrain_here, read_losses
 
+from hfbert_scratch import HFBertConfig, HFBertForPreTraining
+from hfbert_scratch.gpu import compile_layers, train_on_gpu
 from hfbert_scratch.modeling_hfbert import UNPADDED
+from hfbert_scratch.optimization import create_optimizer
 from hfbert_scratch.packing import pack
 from hfbert_scratch.training import on_device
 
 
 DEVICE = torch.device("cuda")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+builds_corpus = pytest.mark.skipif(
+    importlib.util.find_spec("datasets") is None, reason="building a corpus needs the package datasets"
+)
+# The graphs of compile_layers: embeddings, a layer, the last layer with fewer queries, the MLM loss.
+GRAPHS = 4
 
 
 def squared_error(found, exact):
@@ -50,18 +62,140 @@ def test_the_kernel_drops_attention_probabilities():
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
-@pytest.mark.parametrize("packing", ["false", "true"])
-def test_compiled_and_recorded_training_gives_the_same_losses(tmp_path, monkeypatch, packing):
+# ---------------------------------------------------------------------------------------- at the width of BERT-BASE
+
+
+def wide_model(dropout: float, kind: str) -> HFBertForPreTraining:
+    """Three layers of BERT-BASE's width; kind: plain, layers, model or graphs."""
+    torch.manual_seed(0)
+    rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
+    model = HFBertForPreTraining(HFBertConfig(num_hidden_layers=3, **rates)).train().to(DEVICE)
+    model.set_attn_implementation(UNPADDED)
+    torch._dynamo.reset()
+    counters.clear()
+    if kind != "plain":
+        train_on_gpu(model)
+    if kind == "layers":
+        compile_layers(model)
+    elif kind != "plain":
+        model.compile(mode="reduce-overhead" if kind == "graphs" else None)
+    return model
+
+
+def wide_batch(rows: int = 24, length: int = 64, seed: int = 0) -> dict:
+    """A packed row of BERT's vocabulary, of another number of tokens for another seed."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(length // 2, length + 1, (rows,), generator=generator)
+    real = torch.arange(length) < lengths[:, None]
+    ids = torch.randint(5, 30522, (rows, length), generator=generator) * real
+    labels = torch.full_like(ids, -100)
+    labels[:, 3:9] = ids[:, 3:9]
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": real.long(),
+        "token_type_ids": torch.zeros_like(ids),
+        "labels": labels,
+        "masked_positions": torch.arange(3, 9).expand(rows, 6).contiguous(),
+        "next_sentence_label": torch.arange(rows) % 2,
+    }
+    return pack(inputs, 0, 64)
+
+
+def loss_of(model: nn.Module, inputs: dict, seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        return model(**on_device(inputs, DEVICE), skip_logits=True).loss
+
+
+@pytest.mark.parametrize("kind", ["layers", "model", "graphs"])
+def test_compiled_gradients_are_as_near_to_float32_as_plain_ones(kind):
+    """One graph for all lengths, no break; replayed graphs keep what they add up."""
+    plain = wide_model(0.0, "plain")
+    batches = [wide_batch(seed=seed) for seed in range(3)]
+    assert len({inputs["input_ids"].shape for inputs in batches}) == 3
+    plain.set_attn_implementation("sdpa")
+    exact = [gradients(plain, plain(**on_device(inputs, DEVICE), skip_logits=True).loss) for inputs in batches]
+    plain.set_attn_implementation(UNPADDED)
+    errors = [
+        squared_error(gradients(plain, loss_of(plain, inputs)), wanted) ** 0.5
+        for inputs, wanted in zip(batches, exact, strict=True)
+    ]
+    model = wide_model(0.0, kind)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(3):  # recorded graphs are replayed from the third pass on
+        for inputs, wanted, error in zip(batches, exact, errors, strict=True):
+            for parameter in model.parameters():
+                parameter.grad.zero_()
+            for _ in range(2):  # two micro-batches
+                (0.5 * loss_of(model, inputs)).backward()
+            found = {name: parameter.grad for name, parameter in model.named_parameters()}
+            assert squared_error(found, wanted) ** 0.5 < 1.5 * error
+    assert counters["stats"]["unique_graphs"] == (GRAPHS if kind == "layers" else 1)
+    assert not counters["graph_break"] and not counters["inductor"]["cudagraph_skips"]
+
+
+def test_compiled_dropout_is_seeded_and_of_the_right_rate():
+    model = wide_model(0.1, "layers")
+    inputs = wide_batch()
+    losses = [loss_of(model, inputs, seed).item() for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    compiled = [loss_of(model, inputs, seed).item() for seed in range(20)]
+    plain = wide_model(0.1, "plain")
+    expected = [loss_of(plain, inputs, seed).item() for seed in range(20)]
+    mean, spread = sum(expected) / 20, torch.tensor(expected).std().item()
+    assert abs(sum(compiled) / 20 - mean) < 2 * spread
+
+
+@pytest.mark.parametrize("kind", ["plain", "layers"])
+def test_a_training_step_never_waits_for_the_device(kind):
+    model = wide_model(0.1, kind)
+    optimizer = create_optimizer("adamw", model, learning_rate=1e-4)
+    batches = [wide_batch(seed=seed) for seed in range(3)]
+    pinned = [
+        {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        for inputs in batches
+    ]
+    for number, inputs in enumerate(pinned):
+        torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first step compiles and allocates
+        try:
+            loss_of(model, inputs).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# ------------------------------------------------------------------------------------------------ through the recipe
+
+
+@builds_corpus
+def test_compiled_and_recorded_training_gives_the_same_losses(tmp_path, monkeypatch):
     """Two micro-batches a step: a recorded gradient that is written over would halve what the first one adds."""
     inputs = make_inputs(tmp_path)
-    common = {"max_steps": 20, "dropout": 0.0, "precision": "bfloat16", "packing": packing}
+    common = {"max_steps": 20, "dropout": 0.0, "precision": "bfloat16"}
     for name, changes in {
-        "plain": {},
-        "compiled": {"compile": "true"},
+        "plain": {"packing": "false", "compile": "false"},
+        "as by default": {},
         "recorded": {"compile": "true", "cuda_graphs": "true"},
     }.items():
+        torch._dynamo.reset()
         assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / name, **common, **changes)) == 0
     plain = read_losses(tmp_path / "plain")
-    for name in ("compiled", "recorded"):
+    for name in ("as by default", "recorded"):
         for found, expected in zip(read_losses(tmp_path / name), plain, strict=True):
             assert found == pytest.approx(expected, rel=0.05), name
+
+
+@builds_corpus
+def test_a_run_goes_on_as_it_began(tmp_path, monkeypatch, capsys):
+    """What auto comes to is the run's; resumed, its losses are those of the uninterrupted run within rounding."""
+    inputs = make_inputs(tmp_path)
+    common = {"max_steps": 20, "precision": "bfloat16", "dropout": 0.1}
+    assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "whole", **common)) == 0
+    assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "parts", **common, max_time=1e-6)) == 75
+    assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "parts", **common)) == 0
+    assert "attention hfbert_unpadded" in capsys.readouterr().out
+    for found, expected in zip(read_losses(tmp_path / "parts"), read_losses(tmp_path / "whole"), strict=True):
+        assert found == pytest.approx(expected, rel=0.05)

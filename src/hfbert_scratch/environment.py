@@ -95,8 +95,8 @@ def create_accelerator(
     `timeout_seconds`: how long a process waits for another one before it gives up.
     Raises InputError when the processes that were launched do not find each other, or a tracker is not installed.
     """
-    # Packed rows differ in length: segments that grow serve them all, where fixed ones would fragment. Read once, at the
-    # first allocation on a GPU.
+    # Packed rows differ in length: segments that grow serve them all, where fixed ones would fragment. PyTorch reads
+    # this once, at the first allocation on a GPU.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # Without a GPU, accelerate must be told so, or several launched processes become independent runs.
     cpu = not torch.cuda.is_available()

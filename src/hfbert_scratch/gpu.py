@@ -5,20 +5,22 @@ names and hooks on modules stay as they are. `compile_layers` compiles the parts
 training loops: a model opened by from_pretrained computes as stock BERT does. Figures: benchmarks/gpu_matrix.py.
 """
 
+import math
 import shutil
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.activations import GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .kernels_hfbert import autocast_dtype
-from .modeling_hfbert import HFBertEmbeddings, HFBertMaskedPrediction, HFBertOutputProjection, HFBertSelfAttention
+from .kernels_hfbert import HFBertDropout, autocast_dtype
+from .modeling_hfbert import HFBertEmbeddings, HFBertLMPredictionHead, HFBertMaskedPrediction, HFBertSelfAttention
 
 
-# Classes the vocabulary is padded to in the product: rows of 128 bytes, which TMA and wgmma kernels want. BERT's 30,522
-# columns of bfloat16 are no multiple of 16 bytes (NVIDIA, Matrix Multiplication Background, section 4).
+# The product with the vocabulary is padded to a multiple of this. Fast kernels want rows of a multiple of 16 bytes,
+# which 30,522 of bfloat16 are not: an H200 makes 226 TFLOP/s with them, 702 with 30,528 (benchmarks/gpu_micro.py).
 _CLASSES_MULTIPLE = 64
 # Logit of a class that does not exist: its exponential is 0 beside any other.
 _NO_CLASS = -1e4
@@ -52,19 +54,96 @@ def _joint_product(hidden_states: torch.Tensor, *layers: nn.Linear) -> tuple[tor
     return F.linear(hidden_states, weight, bias).chunk(len(layers), dim=-1)
 
 
-class _OutputProjection(HFBertOutputProjection):
-    """The product with the vocabulary, padded to a multiple of `_CLASSES_MULTIPLE` classes and cut again."""
+class _LMPredictionHead(HFBertLMPredictionHead):
+    """Logits for the loss over a vocabulary padded to a multiple of `_CLASSES_MULTIPLE`."""
 
-    def forward(self, hidden_states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        missing = -self.out_features % _CLASSES_MULTIPLE
-        weight, bias = F.pad(self.weight, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=_NO_CLASS)
-        return F.linear(hidden_states, weight, bias)[..., : self.out_features]
+    def loss_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        missing = -self.decoder.out_features % _CLASSES_MULTIPLE
+        weight = F.pad(self.decoder.weight, (0, 0, 0, missing))
+        bias = F.pad(self.bias, (0, missing), value=_NO_CLASS)
+        return F.linear(self.transform(hidden_states), weight, bias)
+
+
+class _Dropout(HFBertDropout):
+    """Dropout by a hash of each element's place, in compiled code.
+
+    The compiler's own generator computes ten rounds of Philox for every element, which take twice as long as the
+    memory traffic of a residual and its LayerNorm. The hash is a dozen integer instructions, and the backward pass
+    computes it again instead of reading a mask.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0 or not torch.compiler.is_compiling():
+            return super().forward(values)
+        return torch.where(keep_mask(values.shape, self.p, values.device), values / (1 - self.p), 0.0)
+
+
+def keep_mask(shape: torch.Size, probability: float, device: torch.device) -> torch.Tensor:
+    """Draw booleans of `shape`, False with `probability`, from PyTorch's generator of the device.
+
+    Two random seeds and the element's place go twice through the finalizer of MurmurHash3 (Appleby 2011, public
+    domain), in 32-bit integers that wrap.
+    """
+    seeds = torch.randint(-(1 << 31), (1 << 31) - 1, (2,), dtype=torch.int32, device=device)
+    place = torch.arange(shape.numel(), dtype=torch.int32, device=device)
+    random = _mix(_mix(place ^ seeds[0]) + seeds[1])
+    return (random >= round(probability * (1 << 32)) - (1 << 31)).view(shape)
+
+
+def _mix(bits: torch.Tensor) -> torch.Tensor:
+    # >> copies the sign, which the mask takes away again.
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (0x85EBCA6B - (1 << 32))
+    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * (0xC2B2AE35 - (1 << 32))
+    return bits ^ ((bits >> 16) & 0xFFFF)
+
+
+class _GELU(GELUActivation):
+    """GELU by a short formula for the normal distribution, in compiled code; see `_Gelu`."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() or values.dtype != torch.bfloat16:
+            return super().forward(values)
+        return _Gelu.apply(values)
+
+
+class _Gelu(torch.autograd.Function):
+    """x·Φ(x) for bfloat16, exact to 1e-7: erf of CUDA's library takes longer than the memory traffic."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(values)
+        wide = values.float()
+        return (wide * _normal(wide)[0]).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (values,) = ctx.saved_tensors
+        wide = values.float()
+        distribution, exponential = _normal(wide)
+        slope = distribution + wide * exponential * (1 / math.sqrt(2 * math.pi))
+        return (gradient.float() * slope).to(values.dtype)
+
+
+def _normal(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return Φ(x), the normal distribution function, and exp(-x²/2).
+
+    Abramowitz and Stegun 1964, formula 7.1.26: erf(z) = 1 - (a₁t + … + a₅t⁵)·exp(-z²), t = 1/(1 + pz), z ≥ 0.
+    """
+    t = 1 / (1 + (0.3275911 / math.sqrt(2)) * values.abs())
+    tail = 1.061405429
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        tail = coefficient + t * tail
+    exponential = torch.exp(-0.5 * values * values)
+    tail = 0.5 * t * tail * exponential
+    return torch.where(values >= 0, 1 - tail, tail), exponential
 
 
 _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LayerNorm: _LayerNorm,
+    HFBertDropout: _Dropout,
+    GELUActivation: _GELU,
     HFBertSelfAttention: _SelfAttention,
-    HFBertOutputProjection: _OutputProjection,
+    HFBertLMPredictionHead: _LMPredictionHead,
 }
 
 

@@ -350,6 +350,10 @@ class HFBertLMPredictionHead(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.transform(hidden_states), self.bias)
 
+    def loss_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return logits for a cross-entropy: those of `forward`, or further columns too whose exponential is 0."""
+        return self(hidden_states)
+
 
 class HFBertPreTrainingHeads(nn.Module):
     """The two pretraining heads under the original's names; either may be absent."""
@@ -774,7 +778,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         self, states: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
         """MLM loss of vectors (…, hidden_size) with targets (…); compiled as one graph it stores no float32 logits."""
-        return cross_entropy(self.cls.predictions(states), targets, num_items)
+        return cross_entropy(self.cls.predictions.loss_logits(states), targets, num_items)
 
     @staticmethod
     def _predicted(
@@ -871,7 +875,7 @@ class HFBertForMaskedLM(HFBertMaskedPrediction):
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MaskedLMOutput:
-        """labels, masked_positions, num_items_in_batch, skip_logits as in HFBertForPreTraining; inputs: HFBertModel."""
+        """Inputs as in HFBertModel; labels and all that follows as in HFBertForPreTraining."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, logits, loss = self._predict(
             inputs, labels, masked_positions, num_items_in_batch, skip_logits, **kwargs

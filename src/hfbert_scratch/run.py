@@ -63,8 +63,8 @@ class TrainingArguments:
     attention: str = argument("auto", help="eager, sdpa, flex_attention, flash_attention_2…, or auto")
     compile: str = argument(
         "auto",
-        help="torch.compile: layers (each layer on its own: seconds), true (the whole model: a minute), false, or auto: "
-        "layers on a GPU in bfloat16, else false",
+        help="torch.compile: layers (each layer on its own: seconds), true (the whole model: a minute), false, or "
+        "auto: layers on a GPU in bfloat16, else false",
     )
     cuda_graphs: bool = argument(
         False,
@@ -72,8 +72,8 @@ class TrainingArguments:
     )
     packing: str = argument(
         "auto",
-        help="true: a micro-batch's sequences one behind the other in one row, without padding, so that attention on a "
-        "GPU in bfloat16 is PyTorch's flash kernel for sequences of any length; false; or auto: where it is that",
+        help="true: a micro-batch's sequences one behind the other in one row, without padding, so that attention on "
+        "a GPU in bfloat16 is PyTorch's flash kernel for sequences of any length; false; or auto: where it is that",
     )
     gradient_checkpointing: bool = argument(False, help="recompute activations in the backward pass to save memory")
     seed: int = argument(0, help="of initialisation, data order, masks and dropout")
