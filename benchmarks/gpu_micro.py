@@ -18,6 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.errors import command_line
+from hfbert_scratch.gpu import random_seeds
+from hfbert_scratch.triton_attention import packed_attention
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,8 +91,14 @@ def attention(way: str, rows: int, length: int, heads: int, dropout: float) -> d
     """Milliseconds and TFLOP/s of attention with heads of 64; the backward counts 2.5 times the forward's FLOPs."""
     tokens = [normal(rows * length, heads, 64).requires_grad_() for _ in range(3)]
     grids = [each.detach().view(rows, length, heads, 64).transpose(1, 2).requires_grad_() for each in tokens]
-    if way == "flash packed":
-        ends = torch.arange(0, rows * length + 1, length, device=DEVICE, dtype=torch.int32)
+    ends = torch.arange(0, rows * length + 1, length, device=DEVICE, dtype=torch.int32)
+    if way == "ours packed":
+        inputs = [torch.stack([each.detach() for each in tokens], dim=1).requires_grad_()]
+        seeds = random_seeds(DEVICE)
+
+        def run() -> torch.Tensor:
+            return packed_attention(*inputs, ends, seeds, length, dropout, 0.125)[0]
+    elif way == "flash packed":
         inputs, options = tokens, (ends, ends, length, length, dropout, False, False)
 
         def run() -> torch.Tensor:
@@ -124,7 +132,7 @@ def measurements(tiny: bool) -> dict[str, Callable[[], dict[str, float]]]:
     made: dict[str, Callable[[], dict[str, float]]] = {"copy": lambda: copy(1 << 16 if tiny else 1 << 30)}
     if not tiny:
         made["product of 8192³"] = lambda: linear(8192, 8192, 8192)
-    for way in ("flash packed", "flash", "cudnn", "efficient with mask"):
+    for way in ("ours packed", "flash packed", "cudnn", "flash", "efficient with mask"):
         for shape in attentions:
             for dropout in (0.1, 0.0):
                 name = f"attention, {way}, {shape[0]}x{shape[1]}, {shape[2]} heads, dropout {dropout}"

@@ -55,7 +55,6 @@ class BenchmarkArguments:
     )
     packing: bool = argument(False, help="of our side: one row of tokens in place of a padded batch")
     compile: str = argument("false", help="of our side: layers, true (the whole model) or false")
-    cuda_graphs: bool = argument(False, help="with compile, of our side, on a GPU")
     backend: str = argument("inductor", help="of torch.compile")
     pairs: int = argument(5, help="timed steps of each side")
 
@@ -126,13 +125,12 @@ def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tup
         stock = BertForPreTraining(stock_config).to(device)
         return stock, torch.optim.AdamW(stock.parameters(), lr=1e-4)
     ours = HFBertForPreTraining(config).to(device)
-    options = {"mode": "reduce-overhead" if arguments.cuda_graphs else None, "backend": arguments.backend}
     if device.type == "cuda" and arguments.precision == "bfloat16":
         train_on_gpu(ours)
     if arguments.compile == "layers":
-        compile_layers(ours, **options)
+        compile_layers(ours, backend=arguments.backend)
     elif arguments.compile == "true":
-        ours.compile(**options)
+        ours.compile(backend=arguments.backend)
     elif arguments.precision == "float32" and arguments.onednn:
         train_with_onednn(ours)
     attention = arguments.attention

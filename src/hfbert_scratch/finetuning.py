@@ -81,9 +81,11 @@ class FinetuningArguments(TrainingArguments, DataArguments):
     def __post_init__(self) -> None:
         self._require("epochs", self.epochs is None or self.epochs > 0, "above 0")
         self._require("eval_batch_size", self.eval_batch_size >= 1, "at least 1")
-        self._require("cuda_graphs", not self.cuda_graphs, "false: batches of a task have too many shapes")
+        # Batches of a task have too many shapes to record, and most tasks are trained before compiling has paid.
+        self._require("cuda_graphs", str(self.cuda_graphs).lower() in ("auto", "false"), "false for fine-tuning")
+        self.cuda_graphs = "false"
         if str(self.compile).lower() == "auto":
-            self.compile = "false"  # most tasks are trained before compiling has paid
+            self.compile = "false"
         decided = ("max_steps", "batch_size", "micro_batch_size", "learning_rate", "eval_every", "save_every")
         if any(getattr(self, name) is None for name in decided):
             return

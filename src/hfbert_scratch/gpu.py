@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .kernels_hfbert import HFBertDropout, autocast_dtype
 from .modeling_hfbert import HFBertEmbeddings, HFBertLMPredictionHead, HFBertMaskedPrediction, HFBertSelfAttention
+from .triton_attention import has_kernel, packed_attention
 
 
 # The product with the vocabulary is padded to a multiple of this. Fast kernels want rows of a multiple of 16 bytes,
@@ -38,20 +39,37 @@ class _LayerNorm(nn.LayerNorm):
 
 
 class _SelfAttention(HFBertSelfAttention):
-    """Query, key and value by one product with their weights side by side."""
+    """Query, key and value by one product with their weights side by side, and attention on what it gives."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        packing = kwargs.get("packing")
+        if packing is None or packing.boundaries is None or "reading" in kwargs or self.is_causal:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        if not has_kernel(hidden_states.device, self.attention_head_size, packing.longest):
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        projected = _joint_product(hidden_states, self.query, self.key, self.value)
+        # (1, tokens, 3·hidden size) → (tokens, 3, heads, head size)
+        projected = projected.view(-1, 3, self.config.num_attention_heads, self.attention_head_size)
+        dropout = self.dropout.p if self.training else 0.0
+        seeds = random_seeds(projected.device)
+        attended, _ = packed_attention(projected, packing.boundaries, seeds, packing.longest, dropout, self.scaling)
+        return attended.view(hidden_states.shape), None
 
     def project(
         self, query_states: torch.Tensor, hidden_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if query_states is not hidden_states:
-            return self.query(query_states), *_joint_product(hidden_states, self.key, self.value)
-        query, key, value = _joint_product(hidden_states, self.query, self.key, self.value)
+            key, value = _joint_product(hidden_states, self.key, self.value).chunk(2, dim=-1)
+            return self.query(query_states), key, value
+        query, key, value = _joint_product(hidden_states, self.query, self.key, self.value).chunk(3, dim=-1)
         return query, key, value
 
 
-def _joint_product(hidden_states: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
+def _joint_product(hidden_states: torch.Tensor, *layers: nn.Linear) -> torch.Tensor:
     weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-    return F.linear(hidden_states, weight, bias).chunk(len(layers), dim=-1)
+    return F.linear(hidden_states, weight, bias)
 
 
 class _LMPredictionHead(HFBertLMPredictionHead):
@@ -84,10 +102,15 @@ def keep_mask(shape: torch.Size, probability: float, device: torch.device) -> to
     Two random seeds and the element's place go twice through the finalizer of MurmurHash3 (Appleby 2011, public
     domain), in 32-bit integers that wrap.
     """
-    seeds = torch.randint(-(1 << 31), (1 << 31) - 1, (2,), dtype=torch.int32, device=device)
+    seeds = random_seeds(device)
     place = torch.arange(shape.numel(), dtype=torch.int32, device=device)
     random = _mix(_mix(place ^ seeds[0]) + seeds[1])
     return (random >= round(probability * (1 << 32)) - (1 << 31)).view(shape)
+
+
+def random_seeds(device: torch.device) -> torch.Tensor:
+    """Draw the two seeds of a hash, (2,) int32, from PyTorch's generator of the device."""
+    return torch.randint(-(1 << 31), (1 << 31) - 1, (2,), dtype=torch.int32, device=device)
 
 
 def _mix(bits: torch.Tensor) -> torch.Tensor:

@@ -36,8 +36,8 @@ _FREE_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_
 _FREE_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
 
 
-# What these two arguments may be, and what a record and the code call it.
-_PACKING: dict[str, bool | None] = {"auto": None, "true": True, "false": False}
+# What packing, cuda_graphs and compile may be, and what a record and the code call it.
+_SWITCH: dict[str, bool | None] = {"auto": None, "true": True, "false": False}
 _COMPILE: dict[str, bool | str | None] = {"auto": None, "layers": "layers", "true": True, "false": False}
 
 
@@ -66,9 +66,10 @@ class TrainingArguments:
         help="torch.compile: layers (each layer on its own: seconds), true (the whole model: a minute), false, or "
         "auto: layers on a GPU in bfloat16, else false",
     )
-    cuda_graphs: bool = argument(
-        False,
-        help="with compile, on a GPU: launch a pass's kernels as one CUDA graph, recorded for every shape of batch",
+    cuda_graphs: str = argument(
+        "auto",
+        help="true: launch all kernels of a pass at once, as a CUDA graph recorded for every shape of batch; false; "
+        "or auto: with packing, on one GPU",
     )
     packing: str = argument(
         "auto",
@@ -115,7 +116,7 @@ class TrainingArguments:
         self._require("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
         self._require("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
-        for name, choices in (("packing", _PACKING), ("compile", _COMPILE)):
+        for name, choices in (("packing", _SWITCH), ("compile", _COMPILE), ("cuda_graphs", _SWITCH)):
             setattr(self, name, str(getattr(self, name)).lower())  # YAML's true is True
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         check_divides(self.batch_size, self.micro_batch_size)
@@ -232,7 +233,7 @@ class Run:
         state = read_json(checkpoint / "training_state.json", "checkpoint")
         # An argument that came later than the run has the default that is what was done before.
         defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
-        defaults |= {"packing": False, "compile": False}
+        defaults |= {"packing": False, "compile": False, "cuda_graphs": False}
         since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
         _compare_settings(checkpoint, since | state["settings"], self.settings)
         load_model(model, checkpoint / "model.safetensors")
@@ -340,9 +341,10 @@ class Run:
             write_json(self.directory / "record.json", record)
 
     def _choose_ways(self) -> None:
-        """Settle `packing` and `compile` (False, True or "layers"); a run that goes on keeps what it began with."""
-        self.packing: bool = _PACKING[self.arguments.packing]
+        """Settle `packing`, `compile` and `cuda_graphs`; a run that goes on keeps what it began with."""
+        self.packing: bool = _SWITCH[self.arguments.packing]
         self.compile: bool | str = _COMPILE[self.arguments.compile]
+        self.cuda_graphs: bool = _SWITCH[self.arguments.cuda_graphs]
         steps = checkpoint_steps(self.checkpoints)
         state = self.checkpoints / f"step-{max(steps, default=0)}" / "training_state.json"
         # Whether the checkpoint is whole is looked at in `resume`.
@@ -352,11 +354,15 @@ class Run:
             self.packing = recorded.get("packing", has_kernel)
         if self.compile is None:
             self.compile = recorded.get("compile", "layers" if has_kernel and can_compile() else False)
+        if self.cuda_graphs is None:
+            alone = self.accelerator.num_processes == 1 and not self.arguments.gradient_checkpointing
+            self.cuda_graphs = recorded.get("cuda_graphs", has_kernel and self.packing and alone)
 
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
         precision = {"no": "float32", "bf16": "bfloat16"}.get(self.precision, self.precision)
-        return fixed | {"precision": precision, "packing": self.packing, "compile": self.compile}
+        ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
+        return fixed | {"precision": precision} | ways
 
 
 def _lock_directory(directory: Path) -> Any:

@@ -24,6 +24,7 @@ from torch import nn
 from .arguments import save_arguments
 from .checkpoints import load_optimizer
 from .configuration_hfbert import HFBertConfig
+from .cuda_graphs import RecordedPasses
 from .environment import fastest_attention
 from .errors import CheckpointError, DivergenceError, InputError, one_line
 from .files import write_json
@@ -84,8 +85,8 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     attention = arguments.attention
     if run.packing and model.config.model_type != HFBertConfig.model_type:
         raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
-    if arguments.cuda_graphs and not (run.compile and _has_cuda_graphs(run.device)):
-        raise InputError("cuda_graphs needs compile and a CUDA device; leave it out")
+    if run.cuda_graphs and (run.device.type != "cuda" or run.accelerator.num_processes > 1):
+        raise InputError("cuda_graphs needs a CUDA device and one process; leave it out")
     if run.device.type == "cuda" and run.precision == "bf16":
         train_on_gpu(model)
     _compile(run, model)
@@ -127,9 +128,7 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     if checkpoint:
         unwrapped = run.accelerator.unwrap_model(model, keep_torch_compile=False)
         load_optimizer(optimizer.optimizer, unwrapped, checkpoint / "optimizer.safetensors")
-    if arguments.cuda_graphs:
-        # A gradient that a recorded backward pass makes lies in the recording's memory, where the next micro-batch's
-        # pass would write over it: passes must find gradients that they add to.
+    if run.cuda_graphs:  # recorded passes must find gradients that they add to
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     run.say(describe_processes(run.accelerator))
@@ -137,17 +136,12 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
 
 
 def _compile(run: Run, model: nn.Module) -> None:
-    mode = "reduce-overhead" if run.arguments.cuda_graphs else None
     if run.compile == "layers":
-        compile_layers(model, mode=mode)
+        compile_layers(model)
     elif run.compile:
         if run.accelerator.is_fsdp2:
             raise InputError("--compile true is not supported with FSDP; take --compile layers or false")
-        model.compile(mode=mode)
-
-
-def _has_cuda_graphs(device: torch.device) -> bool:
-    return device.type == "cuda"
+        model.compile()
 
 
 def model_outputs(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
@@ -175,6 +169,14 @@ def train(
     """
     arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
     meter = _Meter(run, flops_per_token)
+
+    def compute(inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
+        outputs = forward(model, on_device(inputs, run.device), totals)
+        # DDP averages over processes; the loss is already a share of the global mean.
+        accelerator.backward(outputs.loss * accelerator.num_processes)
+        return outputs
+
+    passes = RecordedPasses(compute, run.device) if run.cuda_graphs else compute
     run.stopping.catch_signals()
     model.train()
     stop = False
@@ -187,14 +189,11 @@ def train(
             last = number == len(batch.micro_batches) - 1
             torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.first + number) >> 1))
             with nullcontext() if last else accelerator.no_sync(model):
-                inputs = on_device(inputs, run.device)
-                outputs = forward(model, inputs, totals)
-                # DDP averages over processes; the loss is already a share of the global mean.
-                accelerator.backward(outputs.loss * accelerator.num_processes)
+                outputs = passes(inputs, totals)
             meter.add(outputs)
         gradient_norm = whole(accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm))
         optimizer.step()
-        optimizer.zero_grad(set_to_none=not arguments.cuda_graphs)
+        optimizer.zero_grad(set_to_none=not run.cuda_graphs)
         progress.step += 1
         progress.cursor = batch.cursor
         meter.end_step(batch, gradient_norm)

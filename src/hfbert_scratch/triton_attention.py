@@ -1,0 +1,368 @@
+"""Attention over packed rows with dropout as Triton kernels, for training on GPUs.
+
+PyTorch's flash kernel draws Philox numbers for dropout and, for sequences of 128, spends half its time on passes over
+memory beside the products. Here one program holds a block of keys and all it needs of a short sequence, dropout is a
+hash of each score's place, and queries, keys and values are read from, and their gradients written to, the one tensor
+that the joint projection makes. The algorithm is FlashAttention-2's (Dao 2023, arXiv:2307.08691).
+
+The operators have a plain implementation for CPUs, which drops the same scores; tests compare the two.
+"""
+
+import importlib.util
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Head sizes whose blocks fit a multiprocessor's registers.
+HEAD_SIZES = (32, 64)
+# Longest sequences the kernels are faster for than PyTorch's (benchmarks/gpu_micro.py).
+LONGEST = 512
+# Forward: queries of a program, keys of a step, warps, stages. Backward: keys of a program (and queries, where there
+# is more than one block), queries of a step, warps, stages.
+TILES = {"forward": (128, 64, 8, 3), "backward": (128, 64, 8, 2)}
+_LOG2_E = 1.4426950408889634
+
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _mixed(bits):
+        # The finalizer of MurmurHash3; uint32 wraps.
+        bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
+        bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
+        return bits ^ (bits >> 16)
+
+    @triton.jit
+    def _kept(row_keys, column_keys, threshold):
+        """Return which scores dropout keeps; the keys are mixed already and broadcast to the scores' shape."""
+        bits = row_keys + column_keys
+        bits = (bits ^ (bits >> 16)) * 0x7FEB352D
+        return (bits ^ (bits >> 15)) >= threshold
+
+    @triton.jit
+    def _forward_kernel(
+        qkv,
+        out,
+        lse,
+        boundaries,
+        seeds,
+        tokens,
+        scale_log2,
+        threshold,
+        keep_scale,
+        HEADS: tl.constexpr,
+        SIZE: tl.constexpr,
+        DROPOUT: tl.constexpr,
+        BLOCK_M: tl.constexpr,
+        BLOCK_N: tl.constexpr,
+    ):
+        head, sequence = tl.program_id(1), tl.program_id(2)
+        start = tl.load(boundaries + sequence)
+        length = tl.load(boundaries + sequence + 1) - start
+        first = tl.program_id(0) * BLOCK_M
+        if first >= length:
+            return
+        rows, columns, features = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, SIZE)
+        stride = 3 * HEADS * SIZE
+        base = qkv + start.to(tl.int64) * stride + head * SIZE
+        real_rows = rows < length
+        queries = tl.load(base + rows[:, None] * stride + features, mask=real_rows[:, None], other=0.0)
+        if DROPOUT:
+            seed = tl.load(seeds).to(tl.uint32, bitcast=True)
+            row_keys = _mixed(((start + rows) * HEADS + head).to(tl.uint32) ^ seed)
+            column_seed = tl.load(seeds + 1).to(tl.uint32, bitcast=True)
+        largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        sums = tl.zeros((BLOCK_M, SIZE), tl.float32)
+        for begin in range(0, length, BLOCK_N):
+            at = begin + columns
+            real = at < length
+            offsets = at[:, None] * stride + features
+            keys = tl.load(base + HEADS * SIZE + offsets, mask=real[:, None], other=0.0)
+            values = tl.load(base + 2 * HEADS * SIZE + offsets, mask=real[:, None], other=0.0)
+            scores = tl.where(real[None, :], tl.dot(queries, tl.trans(keys)) * scale_log2, float("-inf"))
+            new_largest = tl.maximum(largest, tl.max(scores, 1))
+            probabilities = tl.exp2(scores - new_largest[:, None])
+            shrink = tl.exp2(largest - new_largest)
+            total = total * shrink + tl.sum(probabilities, 1)
+            if DROPOUT:
+                column_keys = _mixed(at.to(tl.uint32) ^ column_seed)
+                kept = _kept(row_keys[:, None], column_keys[None, :], threshold)
+                probabilities = tl.where(kept, probabilities, 0.0)
+            sums = sums * shrink[:, None] + tl.dot(probabilities.to(values.dtype), values)
+            largest = new_largest
+        sums = sums * (keep_scale / total)[:, None]
+        place = out + (start.to(tl.int64) + rows[:, None]) * (HEADS * SIZE) + head * SIZE + features
+        tl.store(place, sums.to(out.dtype.element_ty), mask=real_rows[:, None])
+        tl.store(lse + head.to(tl.int64) * tokens + start + rows, largest + tl.log2(total), mask=real_rows)
+
+    @triton.jit
+    def _backward_kernel(
+        grad_out,
+        qkv,
+        out,
+        lse,
+        grad_qkv,
+        boundaries,
+        seeds,
+        tokens,
+        scale,
+        scale_log2,
+        threshold,
+        keep_scale,
+        HEADS: tl.constexpr,
+        SIZE: tl.constexpr,
+        DROPOUT: tl.constexpr,
+        ONE_BLOCK: tl.constexpr,
+        BLOCK: tl.constexpr,
+        STEP: tl.constexpr,
+    ):
+        """Gradients of a block of keys and values, and of the queries: all of them if there is ONE_BLOCK of keys, else
+        those of the block with the same number.
+        """
+        head, sequence = tl.program_id(1), tl.program_id(2)
+        start = tl.load(boundaries + sequence)
+        length = tl.load(boundaries + sequence + 1) - start
+        first = tl.program_id(0) * BLOCK
+        if first >= length:
+            return
+        block, steps, features = first + tl.arange(0, BLOCK), tl.arange(0, STEP), tl.arange(0, SIZE)
+        stride, out_stride = 3 * HEADS * SIZE, HEADS * SIZE
+        offset = start.to(tl.int64) * stride + head * SIZE
+        base, grad_base = qkv + offset, grad_qkv + offset
+        out_offset = start.to(tl.int64) * out_stride + head * SIZE
+        out_base, grad_out_base = out + out_offset, grad_out + out_offset
+        lse_base = lse + head.to(tl.int64) * tokens + start
+        if DROPOUT:
+            seed = tl.load(seeds).to(tl.uint32, bitcast=True)
+            column_seed = tl.load(seeds + 1).to(tl.uint32, bitcast=True)
+        real_block = (block < length)[:, None]
+        block_offsets = block[:, None] * stride + features
+        keys = tl.load(base + HEADS * SIZE + block_offsets, mask=real_block, other=0.0)
+        values = tl.load(base + 2 * HEADS * SIZE + block_offsets, mask=real_block, other=0.0)
+        grad_keys = tl.zeros((BLOCK, SIZE), tl.float32)
+        grad_values = tl.zeros((BLOCK, SIZE), tl.float32)
+        if DROPOUT:
+            column_keys = _mixed(block.to(tl.uint32) ^ column_seed)
+        # Scores stand transposed, (keys, queries). Where a key is none its products are never stored.
+        for begin in range(0, length, STEP):
+            rows = begin + steps
+            real = rows < length
+            queries = tl.load(base + rows[:, None] * stride + features, mask=real[:, None], other=0.0)
+            row_offsets = rows[:, None] * out_stride + features
+            grads = tl.load(grad_out_base + row_offsets, mask=real[:, None], other=0.0)
+            outs = tl.load(out_base + row_offsets, mask=real[:, None], other=0.0)
+            delta = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+            normalizers = tl.load(lse_base + rows, mask=real, other=float("inf"))
+            scores = tl.dot(keys, tl.trans(queries)) * scale_log2
+            probabilities = tl.exp2(scores - normalizers[None, :])
+            score_grads = tl.dot(values, tl.trans(grads))
+            dropped = probabilities
+            if DROPOUT:
+                row_keys = _mixed(((start + rows) * HEADS + head).to(tl.uint32) ^ seed)
+                kept = _kept(row_keys[None, :], column_keys[:, None], threshold)
+                dropped = tl.where(kept, probabilities * keep_scale, 0.0)
+                score_grads = tl.where(kept, score_grads * keep_scale, 0.0)
+            grad_values += tl.dot(dropped.to(grads.dtype), grads)
+            score_grads = (probabilities * (score_grads - delta[None, :])).to(queries.dtype)
+            grad_keys += tl.dot(score_grads, queries)
+            if ONE_BLOCK:
+                grad_queries = tl.dot(tl.trans(score_grads), keys) * scale
+                place = grad_base + rows[:, None] * stride + features
+                tl.store(place, grad_queries.to(grad_qkv.dtype.element_ty), mask=real[:, None])
+        place = grad_base + HEADS * SIZE + block_offsets
+        tl.store(place, (grad_keys * scale).to(grad_qkv.dtype.element_ty), mask=real_block)
+        tl.store(place + HEADS * SIZE, grad_values.to(grad_qkv.dtype.element_ty), mask=real_block)
+        if not ONE_BLOCK:
+            queries = tl.load(base + block_offsets, mask=real_block, other=0.0)
+            block_out_offsets = block[:, None] * out_stride + features
+            grads = tl.load(grad_out_base + block_out_offsets, mask=real_block, other=0.0)
+            outs = tl.load(out_base + block_out_offsets, mask=real_block, other=0.0)
+            delta = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+            normalizers = tl.load(lse_base + block, mask=block < length, other=float("inf"))
+            grad_queries = tl.zeros((BLOCK, SIZE), tl.float32)
+            if DROPOUT:
+                row_keys = _mixed(((start + block) * HEADS + head).to(tl.uint32) ^ seed)
+            for begin in range(0, length, STEP):
+                columns = begin + steps
+                real_keys = (columns < length)[:, None]
+                offsets = columns[:, None] * stride + features
+                other_keys = tl.load(base + HEADS * SIZE + offsets, mask=real_keys, other=0.0)
+                other_values = tl.load(base + 2 * HEADS * SIZE + offsets, mask=real_keys, other=0.0)
+                other_scores = tl.dot(queries, tl.trans(other_keys)) * scale_log2
+                probabilities = tl.exp2(other_scores - normalizers[:, None])
+                score_grads = tl.dot(grads, tl.trans(other_values))
+                if DROPOUT:
+                    other_keys_mixed = _mixed(columns.to(tl.uint32) ^ column_seed)
+                    kept = _kept(row_keys[:, None], other_keys_mixed[None, :], threshold)
+                    score_grads = tl.where(kept, score_grads * keep_scale, 0.0)
+                score_grads = (probabilities * (score_grads - delta[:, None])).to(queries.dtype)
+                grad_queries += tl.dot(score_grads, other_keys)
+            place = grad_base + block_offsets
+            tl.store(place, (grad_queries * scale).to(grad_qkv.dtype.element_ty), mask=real_block)
+
+
+def has_kernel(device: torch.device, head_size: int, longest: int) -> bool:
+    """Return whether `packed_attention` runs there and is faster than PyTorch's flash kernel."""
+    return head_size in HEAD_SIZES and longest <= LONGEST and (device.type != "cuda" or HAS_TRITON)
+
+
+def _grid(boundaries: Tensor, longest: int, heads: int, block: int) -> tuple[int, int, int]:
+    return -(-longest // block), heads, len(boundaries) - 1
+
+
+def _constants(dropout: float, scaling: float) -> tuple[float, int, float]:
+    """scale·log₂e, the threshold below which a score is dropped, 1/(1 − dropout)."""
+    return scaling * _LOG2_E, min(round(dropout * 2**32), 2**32 - 1), 1 / (1 - dropout)
+
+
+@torch.library.custom_op("hfbert::packed_attention", mutates_args=())
+def packed_attention(
+    qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: float, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attend within each sequence of a packed row.
+
+    Args:
+        qkv: (tokens, 3, heads, head size), contiguous: queries, keys, values.
+        boundaries: (sequences + 1,) int32, where each sequence begins and the last ends.
+        seeds: (2,) int32, random; they decide which scores are dropped.
+        longest: no sequence is longer.
+        dropout: probability of dropping an attention probability.
+        scaling: of the scores.
+
+    Returns:
+        The attended values (tokens, heads, head size), and for the backward pass log₂ of each score row's normalizer,
+        (heads, tokens).
+    """
+    return _launch_forward(qkv, boundaries, seeds, longest, dropout, scaling)
+
+
+def _launch_forward(
+    qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: float, scaling: float
+) -> tuple[Tensor, Tensor]:
+    tokens, _, heads, size = qkv.shape
+    out = qkv.new_empty(tokens, heads, size)
+    lse = qkv.new_empty(heads, tokens, dtype=torch.float32)
+    scale_log2, threshold, keep_scale = _constants(dropout, scaling)
+    block, step, warps, stages = TILES["forward"]
+    _forward_kernel[_grid(boundaries, longest, heads, block)](
+        qkv, out, lse, boundaries, seeds, tokens, scale_log2, threshold, keep_scale,
+        HEADS=heads, SIZE=size, DROPOUT=dropout > 0, BLOCK_M=block, BLOCK_N=step, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out, lse
+
+
+@torch.library.custom_op("hfbert::packed_attention_backward", mutates_args=())
+def packed_attention_backward(
+    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, boundaries: Tensor, seeds: Tensor,
+    longest: int, dropout: float, scaling: float,
+) -> Tensor:  # fmt: skip
+    """Return the gradient of `packed_attention`'s qkv."""
+    return _launch_backward(grad_out, qkv, out, lse, boundaries, seeds, longest, dropout, scaling)
+
+
+def _launch_backward(
+    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, boundaries: Tensor, seeds: Tensor,
+    longest: int, dropout: float, scaling: float,
+) -> Tensor:  # fmt: skip
+    tokens, _, heads, size = qkv.shape
+    grad_qkv = torch.empty_like(qkv)
+    scale_log2, threshold, keep_scale = _constants(dropout, scaling)
+    block, step, warps, stages = TILES["backward"]
+    _backward_kernel[_grid(boundaries, longest, heads, block)](
+        grad_out.contiguous(), qkv, out, lse, grad_qkv, boundaries, seeds, tokens, scaling, scale_log2, threshold,
+        keep_scale, HEADS=heads, SIZE=size, DROPOUT=dropout > 0, ONE_BLOCK=longest <= block, BLOCK=block, STEP=step,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return grad_qkv
+
+
+@packed_attention.register_fake
+def _(qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: float, scaling: float) -> Any:
+    tokens, _, heads, size = qkv.shape
+    return qkv.new_empty(tokens, heads, size), qkv.new_empty(heads, tokens, dtype=torch.float32)
+
+
+@packed_attention_backward.register_fake
+def _(grad_out: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(qkv)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    qkv, boundaries, seeds, *ctx.options = inputs
+    ctx.save_for_backward(qkv, *output, boundaries, seeds)
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = packed_attention_backward(grad_out, *ctx.saved_tensors, *ctx.options)
+    return gradient, None, None, None, None, None
+
+
+packed_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+# ------------------------------------------------------------------------------------------------------ plain, on CPUs
+
+
+def _mixed_plain(bits: Tensor) -> Tensor:
+    # uint32 in int64.
+    bits = ((bits ^ (bits >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    bits = ((bits ^ (bits >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return bits ^ (bits >> 16)
+
+
+def kept_scores(start: int, length: int, heads: int, seeds: Tensor, dropout: float) -> Tensor:
+    """Return which of a sequence's scores dropout keeps, (heads, length, length); start: its place in the row."""
+    row_seed, column_seed = (seeds.to(torch.int64) & 0xFFFFFFFF).unbind()
+    rows = (start + torch.arange(length))[None, :] * heads + torch.arange(heads)[:, None]
+    row_keys = _mixed_plain(rows ^ row_seed)[..., None]
+    bits = (row_keys + _mixed_plain(torch.arange(length) ^ column_seed)) & 0xFFFFFFFF
+    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    return (bits ^ (bits >> 15)) >= _constants(dropout, 1.0)[1]
+
+
+def _plain_sequences(qkv: Tensor, boundaries: Tensor, seeds: Tensor, dropout: float, scaling: float) -> Any:
+    for start, end in pairwise(boundaries.tolist()):
+        if start == end:
+            continue
+        query, key, value = qkv[start:end].float().permute(1, 2, 0, 3)
+        scores = query @ key.transpose(1, 2) * scaling
+        normalizers = scores.logsumexp(-1)
+        keep = kept_scores(start, end - start, qkv.shape[2], seeds, dropout) / (1 - dropout)
+        yield slice(start, end), query, key, value, (scores - normalizers[..., None]).exp(), normalizers, keep
+
+
+@packed_attention.register_kernel("cpu")
+def _(qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: float, scaling: float) -> Any:
+    tokens, _, heads, size = qkv.shape
+    out, lse = qkv.new_zeros(tokens, heads, size), qkv.new_zeros(heads, tokens, dtype=torch.float32)
+    for place, _, _, value, probabilities, normalizers, keep in _plain_sequences(
+        qkv, boundaries, seeds, dropout, scaling
+    ):
+        out[place] = (probabilities * keep @ value).transpose(0, 1).to(out.dtype)
+        lse[:, place] = normalizers * _LOG2_E
+    return out, lse
+
+
+@packed_attention_backward.register_kernel("cpu")
+def _(
+    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, boundaries: Tensor, seeds: Tensor,
+    longest: int, dropout: float, scaling: float,
+) -> Tensor:  # fmt: skip
+    grad_qkv = torch.zeros_like(qkv)
+    for place, query, key, value, probabilities, _, keep in _plain_sequences(qkv, boundaries, seeds, dropout, scaling):
+        grads, outs = grad_out[place].float().transpose(0, 1), out[place].float().transpose(0, 1)
+        score_grads = grads @ value.transpose(1, 2) * keep - (grads * outs).sum(-1, keepdim=True)
+        score_grads = probabilities * score_grads * scaling
+        parts = (
+            score_grads @ key,
+            score_grads.transpose(1, 2) @ query,
+            (probabilities * keep).transpose(1, 2) @ grads,
+        )
+        grad_qkv[place] = torch.stack(parts).permute(2, 0, 1, 3).to(qkv.dtype)
+    return grad_qkv
