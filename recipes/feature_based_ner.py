@@ -37,7 +37,7 @@ from hfbert_scratch.features import load_encoder
 from hfbert_scratch.files import write_json
 from hfbert_scratch.run import TrainingArguments
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, NerTask, get_task
-from hfbert_scratch.tasks.task import label_maps
+from hfbert_scratch.tasks.labels import label_maps
 from hfbert_scratch.tokenization import load_tokenizer
 
 
