@@ -476,6 +476,10 @@ def test_classes_can_be_named(tmp_path):
     order = ["contradiction", "entailment", "neutral"]
     raw = load_rows("mnli", tmp_path, nli, class_names=order)
     assert get_task("mnli").class_names(raw) == order and raw["label"][:] == [0, 1, 2]
+    files = {"train_file": path, "validation_file": str(write_jsonl(tmp_path / "b.jsonl", labelled(2)))}
+    with pytest.raises(InputError, match="split validation, row 0: unknown label 2; it must be 0, 1; --class_names"):
+        task.load(DataArguments(**files))
+    assert task.load(DataArguments(**files, class_names=["0", "1", "2"]))["validation"]["label"][:] == [2]
     for names, message in ((["a", "a"], "more than once"), (["a", "b"], "must name all classes of mnli: entailment")):
         with pytest.raises(InputError, match=message):
             load_rows("mnli", tmp_path, nli, class_names=names)

@@ -249,6 +249,22 @@ def test_tags_that_are_numbers_need_names(tmp_path):
         TASK.load(data)
 
 
+@pytest.mark.parametrize("tags", [["O", "B-A", "tag"], ["O", "B-A", "0"], ["O", "b-a", "i-a"], ["O", "B_A", "I_A"]])
+def test_tags_that_are_no_tags_are_refused(tags, tmp_path):
+    with pytest.raises(InputError, match=r"split train: the tag '.*' is neither 'O' nor a type with its prefix"):
+        load_rows(tmp_path, [{"tokens": list("abc"), "ner_tags": tags}], "train", get_task("custom-ner"))
+
+
+def test_types_without_prefixes_and_hidden_tags_are_fine(tmp_path, capsys):
+    task = get_task("custom-ner")
+    raw = load_rows(tmp_path, [{"tokens": list("abcd"), "ner_tags": ["O", "ORG", "ORG", "PER"]}], "train", task)
+    assert not capsys.readouterr().out
+    report = task.report(raw, [["O", "ORG", "O", "PER"]])
+    assert report["classes"]["ORG"]["support"] == 1 and report["classes"]["PER"]["f1"] == 1.0
+    assert "strict" not in report
+    assert not TASK.is_labelled(load_rows(tmp_path, [{"tokens": ["a"], "ner_tags": []}], "test"))
+
+
 def test_every_type_is_reported_also_strictly(tmp_path):
     raw = load_rows(tmp_path, ROWS)
     report = TASK.report(raw, [["B-ORG", "O"], ["I-PER", "I-PER"], ["O", "B-LOC"]])

@@ -40,7 +40,6 @@ from .tasks import (
     SequenceTask,
     SquadTask,
     Task,
-    collect_notes,
     get_task,
     report_lines,
 )
@@ -218,9 +217,7 @@ def open_task(arguments: FinetuningArguments) -> TaskData:
     for split in ("train", "validation"):
         if split not in data.raw:
             raise InputError(f"{task.name} needs a {split} split; there are {', '.join(data.raw)} (--{split}_file)")
-    with collect_notes() as notes:
-        task.check_training(data.raw["train"])
-    data.notes.warnings += notes.warnings
+    data.check_training()
     return data
 
 

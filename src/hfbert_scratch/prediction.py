@@ -92,6 +92,12 @@ class TaskData:
                 )
         return self._features[split, training]
 
+    def check_training(self) -> None:
+        """Raise InputError if there is nothing to learn from the training split; what is doubtful goes to `notes`."""
+        with collect_notes() as notes:
+            self.task.check_training(self.raw["train"])
+        self.notes.warnings += notes.warnings
+
     def describe(self, splits: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """What the data of these splits turned into, as a record (`tasks.summarize`) and as lines to print."""
         features = {split: self.features(split, training=split == "train") for split in splits}

@@ -101,6 +101,10 @@ def _sentences(text: str, path: Path, split: Callable[[str], list[str]]) -> tupl
     plain = [line for line in words if not line.fields[0].startswith("#")] or words
     width = len(plain[0].fields) if plain else 0
     tags = {line.fields[-1] for line in plain}
+
+    def is_word(fields: list[str]) -> bool:
+        return len(fields) == width and (width == 1 or fields[-1] in tags or bool(TAG.fullmatch(fields[-1])))
+
     sentences: list[list[Line]] = [[]]
     documents = [0]
     document = 0
@@ -114,8 +118,7 @@ def _sentences(text: str, path: Path, split: Callable[[str], list[str]]) -> tupl
                 documents.append(document)
             documents[-1] = document
             continue
-        tagged = len(fields) == width and (width == 1 or fields[-1] in tags or bool(TAG.fullmatch(fields[-1])))
-        if fields[0].startswith("#") and not tagged and not sentences[-1]:
+        if fields[0].startswith("#") and not sentences[-1] and not is_word(fields):
             continue
         if len(fields) != width:
             raise InputError(f"{path}: line {line.number} has {len(fields)} columns, but those before have {width}")

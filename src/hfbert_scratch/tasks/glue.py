@@ -90,9 +90,11 @@ class SequenceTask(Task):
             names = []
         else:
             names = list(numbered or self.classes or classes or self._classes_of(tables))
+        # The classes are those of the training data: others must be named.
+        remedy = "" if numbered or self.classes or classes else "; --class_names names classes of other splits too"
         # Names that are numbers themselves name the labels; other names number them.
         by_position = self.classes is not None or any(as_number(name) is None for name in numbered)
-        return {split: self._dataset(split, table, names, by_position) for split, table in tables.items()}
+        return {split: self._dataset(split, table, names, by_position, remedy) for split, table in tables.items()}
 
     def _classes_of(self, tables: dict[str, pa.Table]) -> list[str]:
         split = next((split for split in ("train", "validation") if split in tables), None)
@@ -107,7 +109,9 @@ class SequenceTask(Task):
         warn_of_similar(names, where)
         return names
 
-    def _dataset(self, split: str, table: pa.Table, names: list[str], by_position: bool) -> datasets.Dataset:
+    def _dataset(
+        self, split: str, table: pa.Table, names: list[str], by_position: bool, remedy: str
+    ) -> datasets.Dataset:
         where = f"{self.name}, split {split}"
         if _is_nli(names) and "label" in table.column_names:
             table = _with_gold_label(table, where)
@@ -124,7 +128,7 @@ class SequenceTask(Task):
                 labelled = refuse_unlabelled(np.isnan(values), split, where)
                 features |= {"label": datasets.Value("float32")} if labelled else {}
             else:
-                values = class_ids(label, names, where, by_position=by_position)
+                values = class_ids(label, names, where, by_position=by_position, remedy=remedy)
                 labelled = refuse_unlabelled(values < 0, split, where)
             if labelled:
                 columns["label"] = pa.array(values)

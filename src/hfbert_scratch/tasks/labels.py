@@ -56,11 +56,13 @@ def class_names(values: pa.ChunkedArray, where: str = "column 'label'") -> list[
     return [str(number) for number in sorted(set(numbers)) if number >= 0]  # type: ignore[type-var, operator]
 
 
-def class_ids(values: pa.ChunkedArray, names: Sequence[str], where: str, *, by_position: bool) -> np.ndarray:
+def class_ids(
+    values: pa.ChunkedArray, names: Sequence[str], where: str, *, by_position: bool, remedy: str = ""
+) -> np.ndarray:
     """Labels, given as names or numbers, as ids 0 … len(names) − 1 and −1 for none; shape (rows,).
 
     A number is an id where `by_position`, else it must be one of the names. Raises InputError naming the first row
-    whose label is neither.
+    whose label is neither, with `remedy`.
     """
     if pa.types.is_null(values.type):
         return np.full(len(values), -1, dtype=np.int64)
@@ -78,7 +80,8 @@ def class_ids(values: pa.ChunkedArray, names: Sequence[str], where: str, *, by_p
         allowed = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
         if by_position:
             allowed += f" or 0 … {len(names) - 1}"
-        remedy = "; name the model's classes in their order with --model_classes" if are_unnamed(names) else ""
+        if are_unnamed(names):
+            remedy = "; name the model's classes in their order with --model_classes"
         raise InputError(f"{where}, row {row}: unknown label {values[row].as_py()!r}; it must be {allowed}{remedy}")
     return result
 
@@ -162,7 +165,10 @@ def model_classes(id2label: Mapping[int, str] | None, own: Sequence[str], width:
             "the model's order with --model_classes"
         )
         return list(own)
-    raise InputError(f"the model's classes {', '.join(names)} are not those of {task}: {', '.join(own)}")
+    raise InputError(
+        f"the model's classes {', '.join(names)} are not those of {task}: {', '.join(own)}; if they only "
+        "have other names, give the task's names in the model's order with --model_classes"
+    )
 
 
 def check_numbered(task: str, numbered: Sequence[str], classes: Sequence[str] | None) -> None:

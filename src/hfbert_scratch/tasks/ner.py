@@ -1,5 +1,7 @@
 """Named entity recognition: CoNLL-2003 (Tjong Kim Sang and De Meulder 2003) and any tagged words in its shape."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ import pyarrow.compute as pc
 
 from ..errors import InputError, one_line
 from .column_files import OUTSIDE, TAG, read_columns
-from .labels import as_number, check_numbered, class_ids, label_maps, model_classes
+from .labels import as_number, check_numbered, class_ids, label_maps, model_classes, warn_of_similar
 from .loading import SUFFIXES, Columns, check_single, read_file
 from .notes import warn
 from .task import (
@@ -29,6 +31,8 @@ from .task import (
 )
 
 
+# As prefixes are also written, though not read.
+_LOOSE_TAG = re.compile(r"[BIESLUMbieslum][-_].+")
 # Sentences tokenized at a time when a document is looked up.
 _BLOCK = 256
 
@@ -88,7 +92,7 @@ class NerTask(Task):
             check_single(pa.chunked_array([flat]), f"{self.name}, split {split}: a tag")
             if not by_position:
                 _refuse_numbers(flat, f"{self.name}, split {split}")
-        names = list(numbered or self.classes or classes or _tags_of(tags))
+        names = list(numbered or self.classes or classes or _tags_of(tags, self.name))
         if OUTSIDE not in names:
             raise InputError(f"{self.name} has the tags {', '.join(names)}, but none is {OUTSIDE!r}, for no entity")
         if not by_position:
@@ -384,7 +388,13 @@ def _word_pieces(tokenizer: Any, sentences: list[list[str]]) -> list[list[np.nda
 
 
 def _is_tagged(table: pa.Table) -> bool:
-    return "ner_tags" in table.column_names and table.column("ner_tags").null_count < table.num_rows
+    """Whether any row has tags: hidden ones come as nulls, or as empty lists in every row."""
+    if "ner_tags" not in table.column_names or table.column("ner_tags").null_count == table.num_rows:
+        return False
+    tags, words = table.column("ner_tags"), table.column("tokens")
+    if not (pa.types.is_list(tags.type) and pa.types.is_list(words.type)):
+        return True
+    return bool(pc.sum(pc.list_value_length(tags)).as_py()) or not pc.sum(pc.list_value_length(words)).as_py()
 
 
 def _flat(rows: datasets.Dataset, name: str) -> np.ndarray:
@@ -441,13 +451,29 @@ def _is_tag(value: Any, names: list[str], by_position: bool) -> bool:
     return value in names or (by_position and isinstance(value, int) and 0 <= value < len(names))
 
 
-def _tags_of(tags: dict[str, pa.Array]) -> list[str]:
-    """The tags of the training split: O first, then by type, B- before I-."""
+def _tags_of(tags: dict[str, pa.Array], task: str) -> list[str]:
+    """The tags of the training split: O first, then by type, B- before I-.
+
+    Raises InputError where some tags have a prefix and others have none, as a header or a comment that was taken for
+    words, and where prefixes are written in another way.
+    """
     split = next((split for split in ("train", "validation") if split in tags), None)
     if split is None:
-        raise InputError("custom-ner needs a split with tags, or a model that names its classes")
-    found = {str(tag) for tag in pc.unique(tags[split]).to_pylist()}
-    return sorted(found, key=lambda tag: (tag != OUTSIDE, tag[2:], tag))
+        raise InputError(f"{task} needs a split with tags, or a model that names its classes")
+    names = sorted({str(tag) for tag in pc.unique(tags[split]).to_pylist()}, key=_by_type)
+    odd = [name for name in names if not TAG.fullmatch(name)]
+    kinds = Counter(name[2:].casefold() for name in names if _LOOSE_TAG.fullmatch(name))
+    if odd and (len(odd) < len(names) - (OUTSIDE in names) or max(kinds.values(), default=1) > 1):
+        raise InputError(
+            f"{task}, split {split}: the tag {odd[0]!r} is neither {OUTSIDE!r} nor a type with its prefix, as B-PER; "
+            "correct it, or check whether it stands in a header, a comment or another column (--columns ner_tags=…)"
+        )
+    warn_of_similar(names, f"{task}, split {split}")
+    return names
+
+
+def _by_type(tag: str) -> tuple[bool, str, str]:
+    return tag != OUTSIDE, tag[2:], tag
 
 
 # The paper gives no hyperparameters for NER; these are its appendix A.3, and 512 where document context is used.

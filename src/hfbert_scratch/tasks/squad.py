@@ -157,7 +157,7 @@ class SquadTask(Task):
         return raw.select(good)
 
     def check_training(self, raw: datasets.Dataset) -> None:
-        if not any(answers["text"] for answers in raw["answers"][:]):
+        if not _has_answer(raw).any():
             raise InputError(f"{self.name}, split train: no question has an answer, so that there is none to learn")
 
     # ---------------------------------------------------------------------------------------------------- description
@@ -165,7 +165,7 @@ class SquadTask(Task):
     def describe_targets(self, raw: datasets.Dataset) -> dict[str, Any]:
         if not self.is_labelled(raw):
             return {}
-        answered = sum(bool(answers["text"]) for answers in raw["answers"][:])
+        answered = int(_has_answer(raw).sum())
         return {"classes": {"answer": answered, "no answer": len(raw) - answered}}
 
     def describe_features(self, raw: datasets.Dataset, features: datasets.Dataset) -> dict[str, Any]:
@@ -181,8 +181,7 @@ class SquadTask(Task):
         }
         if "start_positions" in table.column_names:
             held = np.unique(examples[table.column("start_positions").to_numpy() > 0])
-            answered = sum(bool(answers["text"]) for answers in raw["answers"][:])
-            description["answers_in_no_window"] = answered - len(held)
+            description["answers_in_no_window"] = int(_has_answer(raw).sum()) - len(held)
         return description
 
     def target_of(self, raw: datasets.Dataset, row: int) -> str:
@@ -197,7 +196,7 @@ class SquadTask(Task):
         """Whether `raw` is SQuAD 2.0: a question without answer shows it, and where no row is labelled, the task."""
         if not self.is_labelled(raw):
             return self.unanswerable
-        return any(not answers["text"] for answers in raw["answers"][:])
+        return not _has_answer(raw).all()
 
     def config_overrides(self, raw: datasets.Dataset) -> dict[str, Any]:
         return {}
@@ -317,6 +316,12 @@ class SquadTask(Task):
             write_lines(Path(directory) / f"{name}_{split}.json", [json.dumps(content, indent=1, ensure_ascii=False)])
             for name, content in files.items()
         ]
+
+
+def _has_answer(raw: datasets.Dataset) -> np.ndarray:
+    """Whether each row has an answer, (rows,) bool."""
+    texts = pc.struct_field(raw.with_format("arrow")[:].column("answers"), "text")
+    return pc.list_value_length(texts).to_numpy() > 0
 
 
 def _located(answers: list[dict[str, list]], contexts: list[str], where: str) -> list[dict[str, list]]:

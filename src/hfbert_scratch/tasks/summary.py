@@ -61,7 +61,7 @@ def summary_lines(summary: Mapping[str, Any], max_seq_length: int) -> list[str]:
         parts.append(_targets(entry))
         parts.append(f"{entry['tokens']['mean']:g} tokens on average, {entry['tokens']['max']} at most")
         parts += _losses(entry, max_seq_length)
-        lines.append(f"{split}: {'; '.join(part for part in parts if part)}")
+        lines.append(f"{split} data: {'; '.join(part for part in parts if part)}")
     for split, entry in summary["splits"].items():
         cut = entry.get("cut_by_max_seq_length", {})
         if cut.get("share", 0) >= _MANY:
