@@ -4,7 +4,8 @@
     python recipes/evaluate.py --task sst2 --model textattack/bert-base-uncased-SST-2 --output_dir runs/sst2
     python recipes/evaluate.py --model runs/squad/model --question "Who wrote it?" --context "It was written by Ada."
 
-Every split but train is predicted, and scored where it has labels: output_dir gets results.json and predictions/.
+Every split but train is predicted, and scored where it has labels, also class by class: output_dir gets results.json
+and predictions/. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order: --model_classes.
 Which task, and how its inputs are made, is read from the model's task.json where finetune.py wrote it.
 
 Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes (accelerate

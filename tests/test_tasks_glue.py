@@ -309,6 +309,12 @@ def test_bad_rows(task, rows, message, tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"sentence": "a", "label": 0}', mtime=0)[:-9], r"truncated or damaged"),
         ("a.csv", b"sentence,label\na,0,1\n", r"line 2 has 3 fields, but the header has 2"),
         ("a.csv", b'sentence,label\n"a,0\nb,1\n', r"quote left open"),
+        ("a.csv", b"sentence,sentence,label\na,b,1\n", r"a.csv has 2 columns 'sentence'"),
+        (
+            "a.csv",
+            b"sentence;label\na;1\n",
+            r"no column 'sentence', only 'sentence;label' .fields are separated by comm",
+        ),
         ("a.csv", b"sentence,label\n", r"no rows below its header"),
         ("a.tsv", b"", r"no rows"),
         ("a.tsv", b"text\tlabel\na\t1\n", r"no column 'sentence', only 'text', 'label'"),

@@ -222,6 +222,7 @@ def test_tags_that_training_does_not_show_count_as_missed(tmp_path, tokenizer, c
     files |= {f"{split}_file": write_jsonl(tmp_path / f"{split}.jsonl", more) for split in ("validation", "test")}
     raw = task.load(DataArguments(**{name: str(path) for name, path in files.items()}))
     assert task.class_names(raw["train"]) == ["O", "B-ORG", "B-DIS"]
+    assert task.check_training(raw["train"]) is None
     assert "split test: 1 words have tags that the training data do not show" in capsys.readouterr().out
     # A trained model meets new tags: it has no output for them.
     raw = load_rows(tmp_path, more, "test", task, classes=["O", "B-ORG"])

@@ -385,6 +385,11 @@ def test_questions_as_projects_write_them(name, content, tmp_path):
     assert get_task("custom-qa").load(DataArguments(train_file=str(tmp_path / name)))["train"].to_list() == FLAT
 
 
+def test_plausible_answers_are_no_answers(tmp_path):
+    raw = load_rows(tmp_path, [FLAT[0] | {"is_impossible": False}, FLAT[1] | {"is_impossible": True}], "train")
+    assert raw["answers"][:] == [FLAT[0]["answers"], {"text": [], "answer_start": []}]
+
+
 @pytest.mark.parametrize("none", [([""], [-1]), ([""], [0]), ([" "], [3]), ([], []), ([None], [None])])
 def test_every_way_to_say_that_there_is_no_answer(none, tmp_path, capsys):
     rows = [*FLAT, question("c", name="c") | {"answers": dict(zip(("text", "answer_start"), none, strict=True))}]

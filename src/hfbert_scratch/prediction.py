@@ -82,6 +82,7 @@ class TaskData:
         default = Path(datasets.config.HF_DATASETS_CACHE) / "hfbert_features"
         self.settings = dataclasses.replace(settings, cache_dir=settings.cache_dir or str(default))
         self._features: dict[tuple[str, bool], datasets.Dataset] = {}
+        self._described: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
 
     def features(self, split: str, training: bool = False) -> datasets.Dataset:
         """The features of a split; of several processes one makes them and the others read them."""
@@ -100,9 +101,11 @@ class TaskData:
 
     def describe(self, splits: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """What the data of these splits turned into, as a record (`tasks.summarize`) and as lines to print."""
-        features = {split: self.features(split, training=split == "train") for split in splits}
-        summary = summarize(self.task, self.raw, features, self.tokenizer, self.notes)
-        return summary, summary_lines(summary, self.settings.max_seq_length)
+        if tuple(splits) not in self._described:
+            features = {split: self.features(split, training=split == "train") for split in splits}
+            summary = summarize(self.task, self.raw, features, self.tokenizer, self.notes)
+            self._described[tuple(splits)] = summary, summary_lines(summary, self.settings.max_seq_length)
+        return self._described[tuple(splits)]
 
     def examples(self, split: str, training: bool = False) -> "Examples":
         """The features of a split as arrays that batches are made of."""

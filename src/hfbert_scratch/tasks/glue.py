@@ -105,7 +105,10 @@ class SequenceTask(Task):
         if _is_nli(names):
             names = [name for name in names if name != _NO_GOLD]
         if len(names) < 2:
-            raise InputError(f"split {split}: {len(names)} class in column 'label'; at least 2 are needed")
+            raise InputError(
+                f"split {split}: {len(names)} class in column 'label'; at least 2 are needed (negative numbers are no "
+                "labels; give such classes names)"
+            )
         warn_of_similar(names, where)
         return names
 

@@ -324,14 +324,14 @@ def _unquote(text: str) -> list[list[str]] | None:
     text = text.replace("\r\n", "\n")
     try:
         with _any_field_size():
-            rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True) if row]
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
     except csv.Error:
         return None
     for style in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
         written = io.StringIO()
         csv.writer(written, delimiter="\t", lineterminator="\n", quoting=style).writerows(rows)
         if written.getvalue().strip("\n") == text.strip("\n"):
-            return rows
+            return [row for row in rows if row]
     return None
 
 
@@ -403,10 +403,14 @@ def choose_columns(present: Iterable[str], columns: Columns, optional: Collectio
     for role, names in columns.items():
         name = next((name for name in names if name in present), None)
         if name is not None:
+            if present.count(name) > 1:
+                raise InputError(f"{where} has {present.count(name)} columns {name!r}; rename or remove the others")
             chosen[role] = name
         elif role not in optional:
             close = difflib.get_close_matches(names[0], present, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
+            if len(present) == 1 and ";" in present[0]:
+                hint = " (fields are separated by commas, not by ';')"
             raise InputError(f"{where} has no column {names[0]!r}, only {_listed(present)}{hint}")
     return chosen
 

@@ -94,11 +94,16 @@ class NerTask(Task):
                 _refuse_numbers(flat, f"{self.name}, split {split}")
         names = list(numbered or self.classes or classes or _tags_of(tags, self.name))
         if OUTSIDE not in names:
-            raise InputError(f"{self.name} has the tags {', '.join(names)}, but none is {OUTSIDE!r}, for no entity")
+            shown = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
+            raise InputError(
+                f"{self.name} has the tags {shown}, but none is {OUTSIDE!r}, for no entity; check which column holds "
+                "the tags (--columns ner_tags=…)"
+            )
         if not by_position:
             names += self._unseen(
                 tags, names, "the model does not know" if classes else "the training data do not show"
             )
+            warn_of_similar(names, self.name)
         return {split: self._dataset(split, table, names, by_position) for split, table in tables.items()}
 
     def _unseen(self, tags: dict[str, pa.Array], names: list[str], why: str) -> list[str]:
@@ -460,7 +465,7 @@ def _tags_of(tags: dict[str, pa.Array], task: str) -> list[str]:
     split = next((split for split in ("train", "validation") if split in tags), None)
     if split is None:
         raise InputError(f"{task} needs a split with tags, or a model that names its classes")
-    names = sorted({str(tag) for tag in pc.unique(tags[split]).to_pylist()}, key=_by_type)
+    names = sorted({str(tag) for tag in pc.unique(tags[split]).drop_null().to_pylist()}, key=_by_type)
     odd = [name for name in names if not TAG.fullmatch(name)]
     kinds = Counter(name[2:].casefold() for name in names if _LOOSE_TAG.fullmatch(name))
     if odd and (len(odd) < len(names) - (OUTSIDE in names) or max(kinds.values(), default=1) > 1):
@@ -468,7 +473,6 @@ def _tags_of(tags: dict[str, pa.Array], task: str) -> list[str]:
             f"{task}, split {split}: the tag {odd[0]!r} is neither {OUTSIDE!r} nor a type with its prefix, as B-PER; "
             "correct it, or check whether it stands in a header, a comment or another column (--columns ner_tags=…)"
         )
-    warn_of_similar(names, f"{task}, split {split}")
     return names
 
 

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..metrics.squad_scoring import best_threshold, score_v2
 from .loading import Columns, check_single, check_strings, columns_of_rows, json_rows, read_file, table_of
 from .notes import leave_out, warn
-from .squad_files import check_answers, has_text, is_nested, locate, nested_rows
+from .squad_files import check_answers, has_text, is_nested, locate, nested_rows, without_plausible_answers
 from .squad_spans import N_BEST_SIZE, Span, answer_tokens, best_spans, max_context_windows, windows
 from .task import (
     INPUT_FEATURES,
@@ -93,10 +93,10 @@ class SquadTask(Task):
         if not {".json", ".jsonl"} & {*path.suffixes[-2:]}:
             return read_file(path, columns, self.optional)
         rows = json_rows(path)
-        nested = is_nested(rows)
-        return table_of(
-            nested_rows(rows, str(path)) if nested else columns_of_rows(rows, columns, self.optional), str(path)
-        )
+        if is_nested(rows):
+            return table_of(nested_rows(rows, str(path)), str(path))
+        rows = without_plausible_answers(rows, columns["answers"])
+        return table_of(columns_of_rows(rows, columns, self.optional), str(path))
 
     def validate(
         self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()

@@ -1,7 +1,7 @@
 """Questions in the shapes their files have, and answers where their files say they are."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import InputError
@@ -41,6 +41,15 @@ def nested_rows(rows: Rows, where: str) -> dict[str, list]:
 def _paragraphs(rows: Rows) -> Iterator[dict[str, Any]]:
     for _, row in rows:
         yield from row.get("paragraphs", [row])
+
+
+def without_plausible_answers(rows: Rows, names: Sequence[str]) -> Rows:
+    """The rows, with no answers where `is_impossible` says so: those given are plausible, but not right."""
+    none: dict[str, Any] = {"text": [], "answer_start": []}
+    return [
+        (where, row | {name: none for name in names if name in row} if row.get("is_impossible") is True else row)
+        for where, row in rows
+    ]
 
 
 def has_text(answers: Any) -> bool:
