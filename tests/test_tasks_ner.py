@@ -150,6 +150,8 @@ def test_own_tags(tmp_path):
     assert load_rows(tmp_path, rows, "train", task, classes=["I-Z", "B-A", "O"])["ner_tags"][0] == [0, 2, 1]
     with pytest.raises(InputError, match="has the tags B-A, but none is 'O'"):
         load_rows(tmp_path, [{"tokens": ["a"], "ner_tags": ["B-A"]}], "train", task)
+    with pytest.raises(InputError, match="has the tags LABEL_0, LABEL_1, but none is 'O'.*--model_classes"):
+        load_rows(tmp_path, rows, "train", task, classes=["LABEL_0", "LABEL_1"])
 
 
 # One text, as different projects write it: words and tags of two sentences.

@@ -223,7 +223,7 @@ class SequenceTask(Task):
                 raise InputError(f"the model has {logits.shape[1]} outputs, but {self.name} is a regression: 1")
             return logits[:, 0].tolist()
         names = model_classes(id2label, self.class_names(raw), logits.shape[1], self.name)
-        if self.is_labelled(raw) and are_unnamed([str(name) for _, name in sorted((id2label or {0: ""}).items())]):
+        if id2label and self.is_labelled(raw) and are_unnamed([id2label[i] for i in range(len(names))]):
             _warn_of_a_better_order(raw["label"][:], logits, names)
         return [names[number] for number in logits.argmax(axis=1)]
 

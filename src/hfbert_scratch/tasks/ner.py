@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ..errors import InputError, one_line
 from .column_files import OUTSIDE, TAG, read_columns
-from .labels import as_number, check_numbered, class_ids, label_maps, model_classes, warn_of_similar
+from .labels import are_unnamed, as_number, check_numbered, class_ids, label_maps, model_classes, warn_of_similar
 from .loading import SUFFIXES, Columns, check_single, read_file
 from .notes import warn
 from .task import (
@@ -95,10 +95,12 @@ class NerTask(Task):
         names = list(numbered or self.classes or classes or _tags_of(tags, self.name))
         if OUTSIDE not in names:
             shown = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
-            raise InputError(
-                f"{self.name} has the tags {shown}, but none is {OUTSIDE!r}, for no entity; check which column holds "
-                "the tags (--columns ner_tags=…)"
+            remedy = (
+                "name the model's classes in their order with --model_classes"
+                if are_unnamed(names)
+                else "check which column holds the tags (--columns ner_tags=…)"
             )
+            raise InputError(f"{self.name} has the tags {shown}, but none is {OUTSIDE!r}, for no entity; {remedy}")
         if not by_position:
             names += self._unseen(
                 tags, names, "the model does not know" if classes else "the training data do not show"
