@@ -6,7 +6,7 @@ from corpus_helpers import small_tokenizer, words
 from task_helpers import settings, write_jsonl
 
 from hfbert_scratch.errors import InputError
-from hfbert_scratch.tasks import IGNORED_LABEL, DataArguments, get_task
+from hfbert_scratch.tasks import IGNORED_LABEL, DataArguments, collect_notes, get_task
 from hfbert_scratch.tasks.column_files import to_iob2
 
 
@@ -165,6 +165,7 @@ LAYOUTS = {
     "indices, nothing nested": "1\tAnn\tB-PER\tO\n2\tLee\tI-PER\tO\n3\tlives\tO\tO\n\n1\tRome\tB-LOC\tO\n",
     "nested tags without indices": "Ann B-PER O\nLee I-PER B-PER\nlives O O\n\nRome B-LOC O\n",
     "indices from 0 and tags": "0 Ann B-PER\n1 Lee I-PER\n2 lives O\n\n0 Rome B-LOC\n",
+    "indices and chunks": "1 Ann B-NP B-PER\n2 Lee I-NP I-PER\n3 lives B-VP O\n\n1 Rome B-NP B-LOC\n",
     "contractions": "# sent_id = 1\n# text = Ann Lee lives\n1\tAnn\tB-PER\n2-3\tLee lives\t_\n2\tLee\tI-PER\n"
     "3\tlives\tO\n3.1\tgone\t_\n\n1\tRome\tB-LOC\n",
     "an empty last column": "Ann B-PER _\nLee I-PER _\nlives O _\n\nRome B-LOC _\n",
@@ -175,7 +176,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_columns_as_projects_write_them(name, tmp_path):
     (tmp_path / "train.txt").write_text(LAYOUTS[name])
-    raw = get_task("custom-ner").load(DataArguments(data_dir=str(tmp_path)))["train"]
+    with collect_notes() as notes:
+        raw = get_task("custom-ner").load(DataArguments(data_dir=str(tmp_path)))["train"]
+    assert [entry["rows"] for entry in notes.left_out] == [2] * LAYOUTS[name].startswith("#")
     names = get_task("custom-ner").class_names(raw)
     assert names == ["O", "B-LOC", "B-PER", "I-PER"]
     assert raw["tokens"][:] == PEOPLE

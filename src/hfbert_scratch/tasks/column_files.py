@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ..errors import InputError
 from .loading import read_text
-from .notes import warn
+from .notes import leave_out, warn
 
 
 OUTSIDE = "O"
@@ -19,6 +19,8 @@ TAG = re.compile(r"O|[BIESLUM]-\S+")
 _INDEX = re.compile(r"\d+")
 _NO_WORD = re.compile(r"\d+[-.]\d+")
 _EMPTY = {"_"}
+# The types of CoNLL-2000's chunks, which stand before the entities in CoNLL-2003's files.
+_CHUNKS = {"NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"}
 
 
 class Line(NamedTuple):
@@ -59,7 +61,9 @@ def read_columns(path: Path, chosen: Mapping[str, str]) -> pa.Table:
     Raises:
         InputError: if lines have different numbers of columns, there are no words, or `chosen` names no column.
     """
-    sentences, documents = _parse(read_text(path), path)
+    sentences, documents, comments = _parse(read_text(path), path)
+    if comments:
+        leave_out(len(comments), f"{path}: left out {len(comments)} lines as comments, the first {comments[0]!r}")
     if not sentences:
         raise InputError(f"{path} holds no words")
     layout = _layout(sentences, chosen, path)
@@ -73,7 +77,7 @@ def read_columns(path: Path, chosen: Mapping[str, str]) -> pa.Table:
     return pa.table(columns)
 
 
-def _parse(text: str, path: Path) -> tuple[list[list[Line]], list[int]]:
+def _parse(text: str, path: Path) -> tuple[list[list[Line]], list[int], list[str]]:
     try:
         return _sentences(text, path, _split_at_blanks)
     except InputError:
@@ -93,8 +97,13 @@ def _split_at_tabs(line: str) -> list[str]:
     return [field.strip(" \r") for field in line.strip("\t\r").split("\t")]
 
 
-def _sentences(text: str, path: Path, split: Callable[[str], list[str]]) -> tuple[list[list[Line]], list[int]]:
-    """The lines of every sentence, and the number of its document; InputError for lines that do not fit together."""
+def _sentences(
+    text: str, path: Path, split: Callable[[str], list[str]]
+) -> tuple[list[list[Line]], list[int], list[str]]:
+    """The lines of every sentence, the number of its document, and the comments.
+
+    Raises InputError for lines of different widths.
+    """
     # Only LF ends a line.
     lines = [Line(number, split(line)) for number, line in enumerate(text.split("\n"), start=1)]
     words = [line for line in lines if line.fields != [""] and line.fields[0] != "-DOCSTART-"]
@@ -107,6 +116,7 @@ def _sentences(text: str, path: Path, split: Callable[[str], list[str]]) -> tupl
 
     sentences: list[list[Line]] = [[]]
     documents = [0]
+    comments: list[str] = []
     document = 0
     for line in lines:
         fields = line.fields
@@ -119,6 +129,7 @@ def _sentences(text: str, path: Path, split: Callable[[str], list[str]]) -> tupl
             documents[-1] = document
             continue
         if fields[0].startswith("#") and not sentences[-1] and not is_word(fields):
+            comments.append(" ".join(fields))
             continue
         if len(fields) != width:
             raise InputError(f"{path}: line {line.number} has {len(fields)} columns, but those before have {width}")
@@ -126,7 +137,7 @@ def _sentences(text: str, path: Path, split: Callable[[str], list[str]]) -> tupl
     if not sentences[-1]:
         sentences.pop()
         documents.pop()
-    return sentences, documents
+    return sentences, documents, comments
 
 
 def _layout(sentences: list[list[Line]], chosen: Mapping[str, str], path: Path) -> Layout:
@@ -179,7 +190,6 @@ def _tag_column(values: list[set[str]], tokens: int, indexed: bool) -> int | Non
     outer = last - 1
     if outer > tokens and _are_tags(values[outer]) and _are_tags(values[last]):
         types = [{tag[2:] for tag in values[column] if tag != OUTSIDE} for column in (outer, last)]
-        # CoNLL-2003's chunks stand before its entities, and share no type with them.
-        if types[0] & types[1] or (indexed and types[0]):
+        if types[0] & types[1] or (indexed and not types[0] <= _CHUNKS):
             return outer
     return last
