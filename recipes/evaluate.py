@@ -4,7 +4,8 @@
     python recipes/evaluate.py --task sst2 --model textattack/bert-base-uncased-SST-2 --output_dir runs/sst2
     python recipes/evaluate.py --model runs/squad/model --question "Who wrote it?" --context "It was written by Ada."
 
-Every split but train is predicted, and scored where it has labels: output_dir gets results.json and predictions/.
+Every split but train is predicted, and scored where it has labels, also class by class: output_dir gets results.json
+and predictions/. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order: --model_classes.
 Which task, and how its inputs are made, is read from the model's task.json where finetune.py wrote it.
 
 Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes (accelerate
@@ -36,7 +37,7 @@ from hfbert_scratch.prediction import (
     read_task_file,
 )
 from hfbert_scratch.pretrained import check_directory, check_fits
-from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task
+from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task, report_lines
 from hfbert_scratch.tasks.loading import read_text
 from hfbert_scratch.tokenization import load_tokenizer
 
@@ -52,6 +53,10 @@ class EvaluationArguments(DataArguments):
     task: str | None = argument(None, help="as in finetune.py; default: the model's task.json")
     output_dir: str | None = argument(
         None, help="for results.json and predictions/; needed unless --question is given"
+    )
+    model_classes: list[str] | None = argument(
+        None,
+        help="names of the model's classes in the order of its outputs, where it calls them LABEL_0 …",
     )
     question: str | None = argument(None, help="answer this from --context and print it")
     context: str | None = argument(None, help="the text that holds the answer, or a file with it")
@@ -109,6 +114,8 @@ def main() -> None:
         cache_dir=arguments.cache_dir,
     )
     check_fits(model, tokenizer, settings.max_seq_length)
+    if arguments.model_classes:
+        name_classes(model, arguments.model_classes)
     labels = model.config.id2label
     data = TaskData(task, arguments, tokenizer, settings, [labels[number] for number in sorted(labels)])
     accelerator = create_accelerator(arguments.precision)
@@ -116,6 +123,14 @@ def main() -> None:
     results = evaluate_splits(arguments, accelerator, model.to(accelerator.device), data, noted)
     accelerator.print(json.dumps(results["scores"], indent=1))
     accelerator.end_training()
+
+
+def name_classes(model: nn.Module, names: list[str]) -> None:
+    """Give the model's outputs these names; InputError unless each gets one of its own."""
+    outputs = model.config.num_labels
+    if len(set(names)) != outputs or len(names) != outputs:
+        raise InputError(f"--model_classes {' '.join(names)}: the model has {outputs} classes; name each of them once")
+    model.config.id2label = dict(enumerate(names))
 
 
 def set_attention(model: nn.Module, accelerator: Accelerator) -> None:
@@ -133,11 +148,15 @@ def evaluate_splits(
         raise InputError(
             f"there is only a train split of {task.name}; name others with --validation_file, --test_file"
         )
+    summary, lines = data.describe(splits)
+    accelerator.print("\n".join(lines))
     results: dict[str, Any] = {
         "task": task.name,
         "model": arguments.model,
         "scores": {},
         "majority_baseline": {},
+        "report": {},
+        "data": summary,
         "examples": {split: len(data.raw[split]) for split in splits},
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
@@ -155,6 +174,9 @@ def evaluate_splits(
         if task.is_labelled(raw):
             results["scores"][split] = quietly(task.score, raw, made)
             results["majority_baseline"][split] = majority_baseline(task, data.raw.get("train", raw), raw)
+            results["report"][split] = task.report(raw, made)
+            for line in report_lines(results["report"][split]):
+                print(line)
         with writing(directory):
             task.write_predictions(directory / "predictions", raw, made, split)
     if accelerator.is_main_process:

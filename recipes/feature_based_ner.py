@@ -35,9 +35,11 @@ from hfbert_scratch.feature_based import (
 )
 from hfbert_scratch.features import load_encoder
 from hfbert_scratch.files import write_json
+from hfbert_scratch.prediction import TaskData
+from hfbert_scratch.pretrained import check_directory
 from hfbert_scratch.run import TrainingArguments
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, NerTask, get_task
-from hfbert_scratch.tasks.task import label_maps
+from hfbert_scratch.tasks.labels import label_maps
 from hfbert_scratch.tokenization import load_tokenizer
 
 
@@ -106,30 +108,35 @@ class FeatureBasedArguments(DataArguments):
         )
 
 
-def open_data(arguments: FeatureBasedArguments) -> tuple[TaggingData, Any]:
-    """The task's splits, and the encoder's vectors of them; and the encoder's configuration."""
+def open_data(arguments: FeatureBasedArguments) -> tuple[TaggingData, Any, dict[str, Any]]:
+    """The task's splits with the encoder's vectors of them, the encoder's configuration, and what the data are."""
     task = get_task(arguments.task)
     if not isinstance(task, NerTask):
         raise InputError(f"--task {arguments.task} does not tag words; there are conll2003 and custom-ner")
-    raw = task.load(arguments)
+    check_directory(arguments.model)
+    settings = FeatureSettings(arguments.max_seq_length, document_context=arguments.document_context)
+    data = TaskData(task, arguments, load_tokenizer(arguments.model), settings)
     for split in ("train", "validation"):
-        if split not in raw:
-            raise InputError(f"{task.name} needs a {split} split; there are {', '.join(raw)} (--{split}_file)")
+        if split not in data.raw:
+            raise InputError(f"{task.name} needs a {split} split; there are {', '.join(data.raw)} (--{split}_file)")
+    data.check_training()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_encoder(arguments.model, device), load_tokenizer(arguments.model)
+    model = load_encoder(arguments.model, device)
     for name in arguments.combinations:
         combination_layers(name, model.config.num_hidden_layers)
-    settings = FeatureSettings(arguments.max_seq_length, document_context=arguments.document_context)
+    summary, lines = data.describe(list(data.raw))
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(lines), flush=True)
     cache = Path(arguments.cache_dir or Path(arguments.output_dir) / "cache")
     dtype = getattr(torch, arguments.encoder_precision)
-    return tagging_data(task, raw, model, tokenizer, settings, cache, dtype), model.config
+    return tagging_data(task, data.raw, model, data.tokenizer, settings, cache, dtype), model.config, summary
 
 
 @command_line
 def main() -> None:
     """Encode once, train every combination from every seed, compare."""
     arguments = parse_arguments(FeatureBasedArguments, description=__doc__)
-    data, encoder = open_data(arguments)
+    data, encoder, summary = open_data(arguments)
     names = data.task.class_names(data.raw["train"])
     trials = [(combination, seed) for combination in arguments.combinations for seed in arguments.seeds]
     found: dict[str, list[dict[str, Any]]] = {combination: [] for combination in arguments.combinations}
@@ -150,10 +157,12 @@ def main() -> None:
             sys.exit(STOPPED)
         found[combination].append(results)
     if os.environ.get("RANK", "0") == "0":
-        report(arguments, data.task.main_metric, found)
+        report(arguments, data.task.main_metric, found, summary)
 
 
-def report(arguments: FeatureBasedArguments, metric: str, found: dict[str, list[dict[str, Any]]]) -> None:
+def report(
+    arguments: FeatureBasedArguments, metric: str, found: dict[str, list[dict[str, Any]]], summary: dict[str, Any]
+) -> None:
     """Print the table beside the paper's and write results.json."""
     table = {}
     for combination, trials in found.items():
@@ -167,7 +176,7 @@ def report(arguments: FeatureBasedArguments, metric: str, found: dict[str, list[
             }
         table[combination] = row
     path = Path(arguments.output_dir) / "results.json"
-    write_json(path, {"metric": metric, "model": arguments.model} | table)
+    write_json(path, {"metric": metric, "model": arguments.model, "data": summary} | table)
     splits = list(next(iter(found.values()))[0]["scores"])
     print(f"{metric} in %, mean of {len(arguments.seeds)}; in brackets BERT-BASE's on validation (table 7)")
     for combination, row in table.items():

@@ -4,8 +4,9 @@
     python recipes/finetune.py --task squad --model bert-base-uncased --data_dir data/squad --output_dir runs/squad
     accelerate launch --multi_gpu --num_processes 4 recipes/finetune.py --task all-glue --model … --output_dir …
 
-leaves in output_dir: model/ (the step that is best on validation; opens with pipeline("text-classification") or the
-task's Auto class), results.json, predictions/, curves.png, confusion.png (classes) or threshold.png (SQuAD 2.0),
+prints and records what the data turned into, and leaves in output_dir: model/ (the step that is best on validation;
+opens with pipeline("text-classification") or the task's Auto class), results.json (scores, also class by class),
+predictions/, curves.png, confusion.png (classes) or threshold.png (SQuAD 2.0),
 record.json, log.jsonl, checkpoints/. all-glue runs GLUE's nine tasks one after another into output_dir/<task>, data
 from data_dir/<task> where data_dir is given, and adds results.json with the paper's average and the leaderboard's
 score, and, where all eleven test sets are there, submission.zip. Killed at any moment, the same command continues.

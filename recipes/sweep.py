@@ -84,6 +84,7 @@ def main() -> None:
     if arguments.task == "all-glue":
         raise InputError("a sweep is of one task; run one for each of GLUE's")
     data = open_task(arguments)
+    print("\n".join(data.describe(list(data.raw))[1]))
     trials = arguments.trials(data.task)
     directory = Path(arguments.output_dir)
     claim_directory(directory, arguments)

@@ -725,6 +725,33 @@ CASES |= {
     "a line with missing columns": task_file(
         "conll2003", file("a.conll", "EU NNP I-NP I-ORG\nrejects O\n"), "line 2 has 2 columns, but those before have 4"
     ),
+    "training data without an entity": task_file(
+        "conll2003", file("a.conll", "EU O\nrejects O\n"), "split train: every word is tagged 'O'"
+    ),
+    "tags that are numbers": task_file(
+        "custom-ner",
+        lines("a.jsonl", {"tokens": ["a"], "ner_tags": [1]}),
+        "holds numbers, 1 to 1; name their tags",
+        validation_file=file("a.conll", "EU O\nAnn B-PER\n"),
+        test_file=file("a.conll", "EU O\nAnn B-PER\n"),
+    ),
+    "classes that are fractions": task_file(
+        "custom-classification",
+        lines("a.jsonl", {"text": "a", "label": 0.5}, {"text": "b", "label": 1.0}),
+        r"fractional numbers such as 0\.5; predict them as numbers with --task custom-regression",
+        validation_file=lines("b.jsonl", {"text": "a", "label": 1.0}),
+        test_file=lines("b.jsonl", {"text": "a", "label": 1.0}),
+    ),
+    "names for no classes": (
+        "finetune",
+        {"task": "stsb", "class_names": ["a", "b"]},
+        "--class_names a b: stsb has no classes to be named",
+    ),
+    "names of other classes": (
+        "finetune",
+        {"class_names": ["a", "b"]},
+        "--class_names must name all classes of mrpc: not_equivalent, equi",
+    ),
     "documents alone": task_file("conll2003", file("a.conll", "-DOCSTART- -X- O O\n\n"), r"a\.conll holds no words"),
     "SQuAD cut off": task_file("squad", file("a.json", '{"data": [{"paragraphs": ['), r"a\.json is not JSON"),
     "SQuAD without its nesting": task_file(

@@ -1,6 +1,7 @@
 """Fine-tuning through its recipes: every kind of task learns, resumes bit for bit, and layouts do not matter."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 import transformers
 from finetuning_helpers import BAD, GOOD, WORDS, call, command, make_data, make_model, options, read, rows
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from task_helpers import write_jsonl
 from training_helpers import RECIPES, environment, read_losses
 
@@ -97,6 +98,10 @@ def test_every_kind_of_task_learns_and_leaves_everything(kind, trained):
     assert results["seconds"]["all"] >= results["seconds"]["training"] > 0 and results["hardware"]
     assert results["examples"] == {"train": 64, "validation": 19, "test": 5}
     assert read(output / "record.json")["status"] == "done"
+    assert read(output / "record.json")["data"] == results["data"]
+    assert {split: entry["examples"] for split, entry in results["data"]["splits"].items()} == results["examples"]
+    assert results["data"]["splits"]["train"].keys() & {"classes", "labels"} and results["data"]["example"]
+    assert "classes" not in results["data"]["splits"]["test"]
     written = {path.name for path in (output / "predictions").iterdir()}
     assert {path.split(".")[0] for path in written} >= {"predictions_validation", "predictions_test"}
     pictures = {"curves.png"}
@@ -147,6 +152,45 @@ def test_evaluate_repeats_the_runs_scores_and_predictions(trained, data, tmp_pat
     capsys.readouterr()
     assert call(monkeypatch, "evaluate", command(line)) == 0
     assert json.loads(capsys.readouterr().out)["answer"]
+
+
+def test_every_class_is_reported(trained):
+    report = read(trained("mrpc") / "results.json")["report"]["validation"]
+    assert report["classes"].keys() == {"equivalent", "not_equivalent"}
+    assert sum(entry["support"] for entry in report["classes"].values()) == 19
+    results = read(trained("conll2003") / "results.json")
+    report, scores = results["report"]["validation"], results["scores"]["validation"]
+    assert report["classes"]["PER"]["f1"] == pytest.approx(scores["f1"])  # the only type there is
+    assert report["strict"]["f1"] == pytest.approx(scores["f1"])  # of single words: nothing to be strict about
+    assert read(trained("stsb") / "results.json")["report"] == {"validation": {}}
+
+
+def test_a_model_without_class_names_is_evaluated_as_told(trained, data, tmp_path, monkeypatch, capsys):
+    """The classes swapped and their names lost: assumed is the task's order, said is that another fits better."""
+    directory = tmp_path / "model"
+    shutil.copytree(trained("mrpc") / "model", directory)
+    weights = load_file(directory / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        weights[name] = weights[name].flip(0).contiguous()
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    config = read(directory / "config.json")
+    config |= {"id2label": {str(i): f"LABEL_{i}" for i in (0, 1)}, "label2id": {f"LABEL_{i}": i for i in (0, 1)}}
+    (directory / "config.json").write_text(json.dumps(config))
+    line = {"model": directory, "task": "mrpc", "data_dir": data["mrpc"], "output_dir": tmp_path / "out"}
+    line |= {"precision": "float32", "cache_dir": data["mrpc"] / "cache"}
+    there = read(trained("mrpc") / "results.json")["scores"]["validation"]["accuracy"]
+    assert call(monkeypatch, "evaluate", command(line)) == 0
+    assert "LABEL_0 is not_equivalent" in (printed := capsys.readouterr().out)
+    assert f"in the order equivalent not_equivalent it is {there:.3f}" in printed
+    assert read(tmp_path / "out" / "results.json")["scores"]["validation"]["accuracy"] == pytest.approx(1 - there)
+    named = line | {"model_classes": ["equivalent", "not_equivalent"]}
+    assert call(monkeypatch, "evaluate", command(named)) == 0
+    results = read(tmp_path / "out" / "results.json")
+    assert results["scores"]["validation"]["accuracy"] == pytest.approx(there)
+    assert results["data"]["splits"].keys() == {"validation", "test"} and "equivalent" in str(results["report"])
+    assert "LABEL" not in capsys.readouterr().out
+    assert call(monkeypatch, "evaluate", command(line | {"model_classes": ["equivalent"]})) == 2
+    assert "the model has 2 classes; name each of them once" in capsys.readouterr().err
 
 
 def test_the_best_step_is_kept_and_is_the_model(finetune, tmp_path):

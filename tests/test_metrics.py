@@ -258,3 +258,56 @@ def test_ner_without_entities_is_zero_and_quiet():
 def test_ner_refuses_lengths_that_differ():
     with pytest.raises(InputError, match="sentence 1 has 2 tags but 1"):
         load_metric("ner").compute(predictions=[["O"], ["O"]], references=[["O"], ["O", "O"]])
+
+
+def test_ner_counts_every_type_and_is_strict_if_asked_to():
+    references = [["B-PER", "I-PER", "O", "B-LOC"], ["B-LOC", "O", "O"]]
+    predictions = [["B-PER", "I-PER", "O", "I-LOC"], ["B-PER", "O", "B-ORG"]]
+    metric = load_metric("ner")
+    lenient = metric.compute(predictions=predictions, references=references, per_type=True)
+    assert lenient["types"] == {
+        "LOC": {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2},
+        "ORG": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
+        "PER": {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1},
+    }
+    assert {name: lenient[name] for name in ("precision", "recall")} == pytest.approx(
+        {"precision": 0.5, "recall": 2 / 3}
+    )
+    # An I- that begins an entity is none in IOB2: the LOC is gone.
+    strict = metric.compute(predictions=predictions, references=references, mode="strict", per_type=True)
+    assert strict["types"]["LOC"]["recall"] == 0.0
+    assert (strict["precision"], strict["recall"]) == pytest.approx((1 / 3, 1 / 3))
+    with pytest.raises(InputError, match="mode 'lax'"):
+        metric.compute(predictions=predictions, references=references, mode="lax")
+    with pytest.raises(InputError, match="not those of IOB2: .*S-LOC"):
+        metric.compute(predictions=[["S-LOC"]], references=[["O"]], mode="strict")
+
+
+@pytest.mark.parametrize(
+    ("tags", "types"),
+    [
+        # Types without a prefix: seqeval takes "ORG" for O by its first letter, and "PER" for a P- of type ER.
+        (["ORG", "ORG", "O", "PER"], {"ORG": 1, "PER": 1}),
+        # BILOU and BMES: two entities of one word side by side are two.
+        (["U-ORG", "U-ORG", "B-PER", "L-PER"], {"ORG": 2, "PER": 1}),
+        (["S-ORG", "B-PER", "M-PER", "E-PER"], {"ORG": 1, "PER": 1}),
+    ],
+)
+def test_ner_knows_the_ways_to_write_tags(tags, types):
+    metric = load_metric("ner")
+    found = metric.compute(predictions=[tags], references=[tags], per_type=True)["types"]
+    assert {name: entry["support"] for name, entry in found.items()} == types
+    assert all(entry["f1"] == 1.0 for entry in found.values())
+    if "-" in tags[0]:
+        strict = metric.compute(predictions=[tags], references=[tags], mode="strict", scheme="IOBES", per_type=True)
+        assert strict["types"] == found
+
+
+def test_classes_by_themselves():
+    result = load_metric("glue", "sst2").compute(predictions=[0, 0, 1, 2], references=[0, 1, 1, 0], per_class=4)
+    assert result["accuracy"] == 0.5
+    assert result["classes"][:2] == [
+        {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
+        {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2},
+    ]
+    assert result["classes"][3] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}

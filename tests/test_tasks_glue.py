@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import gzip
+import itertools
+import json
 import zipfile
 
 import datasets
@@ -21,12 +23,17 @@ from hfbert_scratch.tasks import (
     SUBMISSION_FILES,
     TASKS,
     DataArguments,
+    collect_notes,
     get_task,
     glue_average,
     glue_leaderboard_score,
+    summarize,
+    summary_lines,
     write_submission,
 )
-from hfbert_scratch.tasks.task import class_ids, class_names, model_classes, token_ids, with_special_tokens
+from hfbert_scratch.tasks.labels import class_ids, class_names, model_classes
+from hfbert_scratch.tasks.notes import Notes
+from hfbert_scratch.tasks.task import token_ids, with_special_tokens
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +309,12 @@ def test_bad_rows(task, rows, message, tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"sentence": "a", "label": 0}', mtime=0)[:-9], r"truncated or damaged"),
         ("a.csv", b"sentence,label\na,0,1\n", r"line 2 has 3 fields, but the header has 2"),
         ("a.csv", b'sentence,label\n"a,0\nb,1\n', r"quote left open"),
+        ("a.csv", b"sentence,sentence,label\na,b,1\n", r"a.csv has 2 columns 'sentence'"),
+        (
+            "a.csv",
+            b"sentence;label\na;1\n",
+            r"no column 'sentence', only 'sentence;label' .fields are separated by comm",
+        ),
         ("a.csv", b"sentence,label\n", r"no rows below its header"),
         ("a.tsv", b"", r"no rows"),
         ("a.tsv", b"text\tlabel\na\t1\n", r"no column 'sentence', only 'text', 'label'"),
@@ -417,6 +430,141 @@ def test_one_class_is_refused(tmp_path):
         load_rows("custom-classification", tmp_path, [{"text": "a", "label": "x"}] * 3, "train")
 
 
+def labelled(*labels):
+    return [{"text": f"text {row}", "label": label} for row, label in enumerate(labels)]
+
+
+def write_csv(path, rows, **options):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), **options)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_csv])
+@pytest.mark.parametrize("labels", [(0.0, 0.5, 1.0), (1, 2, 2.25)])
+def test_fractional_labels_are_not_classes(write, labels, tmp_path):
+    path = str(write(tmp_path / f"a.{write.__name__[6:]}", labelled(*labels)))
+    with pytest.raises(InputError, match="fractional numbers such as .*--task custom-regression"):
+        get_task("custom-classification").load(DataArguments(train_file=path))
+    assert get_task("custom-regression").load(DataArguments(train_file=path))["train"]["label"][:] == list(labels)
+
+
+def test_a_number_is_one_class_however_it_is_written(tmp_path):
+    task = get_task("custom-classification")
+    forms = [("1", "2", "10"), ("1.0", "2.0", "10.0"), (1.0, 2.0, 10.0), (1, 2, 10), ("01", "+2", "10.")]
+    for number, (train, validation) in enumerate(itertools.product(forms, forms)):
+        write = write_csv if isinstance(train[0], str) else write_jsonl
+        files = [write(tmp_path / f"t{number}.{write.__name__[6:]}", labelled(*train))]
+        files.append(write_jsonl(tmp_path / f"v{number}.jsonl", labelled(*validation)))
+        raw = task.load(DataArguments(train_file=str(files[0]), validation_file=str(files[1])))
+        assert task.class_names(raw["train"]) == ["1", "2", "10"]
+        assert raw["train"]["label"][:] == raw["validation"]["label"][:] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", -1])
+def test_missing_labels_are_counted_and_refused(missing, tmp_path):
+    labels = (1, 2, missing, missing) if isinstance(missing, float | int | None) else ("1", "2", missing, missing)
+    with pytest.raises(InputError, match="row 2 has no label, while other rows have one; label or remove its 2 rows"):
+        load_rows("custom-classification", tmp_path, labelled(*labels), "train")
+
+
+def test_classes_can_be_named(tmp_path):
+    """For data that hold numbers, and for classes that the training data do not show."""
+    task = get_task("custom-classification")
+    path = str(write_jsonl(tmp_path / "a.jsonl", labelled(1, 0, 1)))
+    raw = task.load(DataArguments(train_file=path, class_names=["bad", "good"]))["train"]
+    assert task.class_names(raw) == ["bad", "good"] and raw["label"][:] == [1, 0, 1]
+    raw = task.load(DataArguments(train_file=path, class_names=["2", "1", "0"]))["train"]
+    assert task.class_names(raw) == ["2", "1", "0"] and raw["label"][:] == [1, 2, 1]
+    nli = [{"premise": "a", "hypothesis": "b", "label": label} for label in (0, 1, 2)]
+    order = ["contradiction", "entailment", "neutral"]
+    raw = load_rows("mnli", tmp_path, nli, class_names=order)
+    assert get_task("mnli").class_names(raw) == order and raw["label"][:] == [0, 1, 2]
+    files = {"train_file": path, "validation_file": str(write_jsonl(tmp_path / "b.jsonl", labelled(2)))}
+    with pytest.raises(InputError, match="split validation, row 0: unknown label 2; it must be 0, 1; --class_names"):
+        task.load(DataArguments(**files))
+    assert task.load(DataArguments(**files, class_names=["0", "1", "2"]))["validation"]["label"][:] == [2]
+    for names, message in ((["a", "a"], "more than once"), (["a", "b"], "must name all classes of mnli: entailment")):
+        with pytest.raises(InputError, match=message):
+            load_rows("mnli", tmp_path, nli, class_names=names)
+    with pytest.raises(InputError, match="stsb has no classes to be named"):
+        load_rows("stsb", tmp_path, [GOOD], class_names=["a"])
+
+
+def test_classes_that_look_alike_are_pointed_out(tmp_path, capsys):
+    with collect_notes() as notes:
+        load_rows("custom-classification", tmp_path, labelled("Pos", "pos", "pos ", "neg", "-"), "train")
+    assert "'Pos', 'pos', 'pos ' differ only in case or blanks" in notes.warnings[0]
+    assert "'-' is taken for a class" in notes.warnings[1]
+    assert capsys.readouterr().out.count("warning: ") == 2
+    load_rows("custom-classification", tmp_path, labelled("+", "-", "+"), "train")
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["mnli", "custom-pair"])
+@pytest.mark.parametrize("none", ["-", None])
+def test_nli_examples_without_a_gold_label_are_left_out(task, none, tmp_path, capsys):
+    names = list(get_task(task).columns)
+    labels = ["neutral", none, "entailment", "contradiction", none]
+    rows = [dict(zip(names, (f"a{row}", "b", label), strict=True)) for row, label in enumerate(labels)]
+    with collect_notes() as notes:
+        raw = load_rows(task, tmp_path, rows, "train")
+    assert raw[names[0]][:] == ["a0", "a2", "a3"] and "-" not in get_task(task).class_names(raw)
+    (entry,) = notes.left_out
+    assert entry["rows"] == 2 and "left out 2 of 5 rows without a gold label" in entry["reason"]
+    assert entry["reason"] in capsys.readouterr().out
+    blind = load_rows("mnli", tmp_path, [{"premise": "a", "hypothesis": "b", "label": "-"}] * 2, "test")
+    assert len(blind) == 2 and not get_task("mnli").is_labelled(blind)
+
+
+def test_training_on_one_label_is_pointed_out(tmp_path, capsys):
+    for task, label in (("rte", 0), ("stsb", 2.5)):
+        get_task(task).check_training(load_rows(task, tmp_path, [GOOD | {"label": label}] * 3, "train"))
+    printed = capsys.readouterr().out
+    assert "every label is 'entailment'" in printed and "every label is 2.5" in printed
+
+
+# ---------------------------------------------------------------------------------------------- files of other writers
+
+QUOTED = [{"text": text, "label": label} for text, label in (('He said "hi"', "a"), ("two\nlines", "b"), ("x", "a"))]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_tsv_with_added_quotes_is_read_without_them(quoting, ends, tmp_path, capsys):
+    path = write_csv(tmp_path / "a.tsv", QUOTED, delimiter="\t", quoting=quoting, lineterminator=ends)
+    raw = get_task("custom-classification").load(DataArguments(train_file=str(path)))["train"]
+    assert raw["text"][:] == [row["text"] for row in QUOTED]
+    assert not capsys.readouterr().out
+    # GLUE's own files have quotes that are text.
+    path = write_csv(tmp_path / "b.tsv", [{"sentence": 'a "b"', "label": 1}], delimiter="\t")
+    raw = get_task("sst2").load(DataArguments(validation_file=str(path)))["validation"]
+    assert raw["sentence"][:] == ['"a ""b"""'] and "quotes are read as text" in capsys.readouterr().out
+
+
+def test_quotes_that_are_text_stay_text(tmp_path):
+    for text in ('"so" he said', '"all of it"', 'an inch: 1"', '"open'):
+        path = write_tsv(tmp_path / "a.tsv", [["text", "label"], [text, "a"], ["x", "b"]])
+        raw = get_task("custom-classification").load(DataArguments(train_file=str(path)))["train"]
+        assert raw["text"][:] == [text, "x"]
+
+
+def test_fields_and_documents_of_any_size_and_nesting(tmp_path):
+    rows = labelled("a", "b")
+    rows[0]["text"] = "word " * 30_000
+    limit = csv.field_size_limit()
+    content = {"version": 1, "data": rows}
+    (tmp_path / "flat.json").write_text(json.dumps(content))
+    (tmp_path / "indented.json").write_text(json.dumps(content, indent=2))
+    paths = [write_csv(tmp_path / "a.csv", rows), tmp_path / "flat.json", tmp_path / "indented.json"]
+    for path in paths:
+        raw = get_task("custom-classification").load(DataArguments(train_file=str(path)))["train"]
+        assert raw["text"][:] == [row["text"] for row in rows]
+    assert csv.field_size_limit() == limit
+
+
 # ----------------------------------------------------------------------------------------------------------- features
 
 
@@ -515,14 +663,18 @@ def test_unlabelled_splits_have_no_labels_to_feed(tmp_path, tokenizer):
 # -------------------------------------------------------------------------------------------------------- predictions
 
 
-def test_predictions_follow_the_models_own_class_order(tmp_path):
+def test_predictions_follow_the_models_own_class_order(tmp_path, capsys):
     raw = load_rows("mnli", tmp_path, [{"premise": "a", "hypothesis": "b", "label": label} for label in (0, 1, 2)])
     task = get_task("mnli")
     # jiant's and google's order, and a model whose classes have no names.
     logits = np.array([[0, 9, 0], [0, 0, 9], [9, 0, 0]])
     named = task.predict(raw, None, {"logits": logits}, {0: "CONTRADICTION", 1: "entailment", 2: "neutral"})
     assert named == ["entailment", "neutral", "contradiction"] and task.score(raw, named) == {"accuracy": 1.0}
+    assert not capsys.readouterr().out
     unnamed = task.predict(raw, None, {"logits": logits}, {i: f"LABEL_{i}" for i in range(3)})
+    printed = capsys.readouterr().out
+    assert "LABEL_0 is entailment, LABEL_1 is neutral, LABEL_2 is contradiction" in printed
+    assert "accuracy is 0.000, in the order contradiction entailment neutral it is 1.000" in printed
     assert unnamed == ["neutral", "contradiction", "entailment"] and task.score(raw, unnamed) == {"accuracy": 0.0}
 
 
@@ -541,6 +693,27 @@ def test_regression_is_not_clamped_before_its_correlation(tmp_path):
     assert task.score(raw, predictions)["spearmanr"] == pytest.approx(1.0)
     # one row: not squeezed to nothing
     assert task.predict(raw.select([0]), None, {"logits": np.array([[3.0]])}) == [3.0]
+
+
+def test_every_class_is_reported_and_the_data_described(tmp_path, tokenizer):
+    task = get_task("rte")
+    raw = load_rows("rte", tmp_path, [GOOD, GOOD | {"label": 1}, GOOD | {"sentence1": "ba " * 40}])
+    report = task.report(raw, ["entailment", "entailment", "not_entailment"])
+    assert report["classes"]["entailment"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    features = task.features(raw, tokenizer, settings(tmp_path, 16))
+    summary = summarize(task, raw={"test": raw}, features={"test": features}, tokenizer=tokenizer, notes=Notes())
+    entry = summary["splits"]["test"]
+    assert entry["examples"] == 3 and entry["classes"] == {"entailment": 2, "not_entailment": 1}
+    full = task.features(raw, tokenizer, settings(tmp_path, 512))["input_ids"][:]
+    assert entry["cut_by_max_seq_length"] == {
+        "examples": 1, "share": 0.3333, "tokens": len(full[2]) - 16, "longest": len(full[2])
+    }  # fmt: skip
+    assert summary["example"] == "[CLS] a [SEP] b [SEP] → 'entailment'"
+    lines = summary_lines(summary, 16)
+    assert "3 examples; 'entailment' 2, 'not_entailment' 1" in lines[0] and "1 (33.3%) cut" in lines[0]
+    assert lines[1].startswith("warning: 33% of test lose their ends to max_seq_length 16; the longest has")
+    regression = load_rows("stsb", tmp_path, [GOOD | {"label": label} for label in (1, 4)])
+    assert get_task("stsb").describe_targets(regression) == {"labels": {"min": 1.0, "mean": 2.5, "max": 4.0}}
 
 
 def test_prediction_file(tmp_path):

@@ -6,8 +6,8 @@ from corpus_helpers import small_tokenizer, words
 from task_helpers import settings, write_jsonl
 
 from hfbert_scratch.errors import InputError
-from hfbert_scratch.tasks import IGNORED_LABEL, DataArguments, get_task
-from hfbert_scratch.tasks.ner import to_iob2
+from hfbert_scratch.tasks import IGNORED_LABEL, DataArguments, collect_notes, get_task
+from hfbert_scratch.tasks.column_files import to_iob2
 
 
 TASK = get_task("conll2003")
@@ -150,6 +150,147 @@ def test_own_tags(tmp_path):
     assert load_rows(tmp_path, rows, "train", task, classes=["I-Z", "B-A", "O"])["ner_tags"][0] == [0, 2, 1]
     with pytest.raises(InputError, match="has the tags B-A, but none is 'O'"):
         load_rows(tmp_path, [{"tokens": ["a"], "ner_tags": ["B-A"]}], "train", task)
+    with pytest.raises(InputError, match="has the tags LABEL_0, LABEL_1, but none is 'O'.*--model_classes"):
+        load_rows(tmp_path, rows, "train", task, classes=["LABEL_0", "LABEL_1"])
+
+
+# One text, as different projects write it: words and tags of two sentences.
+PEOPLE = [["Ann", "Lee", "lives"], ["Rome"]]
+PEOPLE_TAGS = [["B-PER", "I-PER", "O"], ["B-LOC"]]
+LAYOUTS = {
+    "comments as wide as the lines": "# id 7 domain=en\nAnn _ _ B-PER\nLee _ _ I-PER\nlives _ _ O\n\n"
+    "# id 8 domain=en\nRome _ _ B-LOC\n",
+    "comments, indices, nested tags": "#\thttp://x [2009]\n1\tAnn\tB-PER\tO\n2\tLee\tI-PER\tO\n3\tlives\tO\tO\n\n"
+    "#\thttp://y [2009]\n1\tRome\tB-LOC\tB-LOC\n",
+    "indices, nothing nested": "1\tAnn\tB-PER\tO\n2\tLee\tI-PER\tO\n3\tlives\tO\tO\n\n1\tRome\tB-LOC\tO\n",
+    "nested tags without indices": "Ann B-PER O\nLee I-PER B-PER\nlives O O\n\nRome B-LOC O\n",
+    "indices from 0 and tags": "0 Ann B-PER\n1 Lee I-PER\n2 lives O\n\n0 Rome B-LOC\n",
+    "indices and chunks": "1 Ann B-NP B-PER\n2 Lee I-NP I-PER\n3 lives B-VP O\n\n1 Rome B-NP B-LOC\n",
+    "contractions": "# sent_id = 1\n# text = Ann Lee lives\n1\tAnn\tB-PER\n2-3\tLee lives\t_\n2\tLee\tI-PER\n"
+    "3\tlives\tO\n3.1\tgone\t_\n\n1\tRome\tB-LOC\n",
+    "an empty last column": "Ann B-PER _\nLee I-PER _\nlives O _\n\nRome B-LOC _\n",
+    "chunks before the tags": "Ann N B-NP I-PER\nLee N I-NP I-PER\nlives V B-VP O\n\nRome N B-NP I-LOC\n",
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_columns_as_projects_write_them(name, tmp_path):
+    (tmp_path / "train.txt").write_text(LAYOUTS[name])
+    with collect_notes() as notes:
+        raw = get_task("custom-ner").load(DataArguments(data_dir=str(tmp_path)))["train"]
+    assert [entry["rows"] for entry in notes.left_out] == [2] * LAYOUTS[name].startswith("#")
+    names = get_task("custom-ner").class_names(raw)
+    assert names == ["O", "B-LOC", "B-PER", "I-PER"]
+    assert raw["tokens"][:] == PEOPLE
+    assert [[names[tag] for tag in tags] for tags in raw["ner_tags"]] == PEOPLE_TAGS
+
+
+def test_hash_signs_blanks_and_numbers_can_be_words(tmp_path):
+    text = "#rome\tB-LOC\n#\tO\n\n#only\tB-TAG\nNew York\tB-LOC\n\n1\tO\n2\tO\n"
+    (tmp_path / "train.txt").write_text(text)
+    raw = get_task("custom-ner").load(DataArguments(data_dir=str(tmp_path)))["train"]
+    assert raw["tokens"][:] == [["#rome", "#"], ["#only", "New York"], ["1", "2"]]
+    assert not TASK.is_labelled(load_text(tmp_path, "# id 1\nAnn _ _ _\nLee _ _ _\n", "test"))
+    assert load_text(tmp_path, "1\tAnn\n2\tLee\n", "test")["tokens"][:] == [["Ann", "Lee"]]
+
+
+def load_text(tmp_path, text, split, columns=()):
+    (tmp_path / f"{split}.txt").write_text(text)
+    data = DataArguments(**{f"{split}_file": str(tmp_path / f"{split}.txt")}, columns=list(columns))
+    return TASK.load(data)[split]
+
+
+def test_columns_are_chosen_by_number(tmp_path):
+    text = "a Ann O B-PER x\nb Lee O I-PER x\n"
+    raw = load_text(tmp_path, text, "validation", ["tokens=2", "ner_tags=4"])
+    assert raw["tokens"][:] == [["Ann", "Lee"]] and raw["ner_tags"][:] == [[1, 2]]
+    for column in ("ner_tags=tag", "ner_tags=6"):
+        with pytest.raises(InputError, match="has no names for its columns, but numbers: 1 to 5"):
+            load_text(tmp_path, text, "validation", [column])
+
+
+def test_training_data_without_an_entity_are_refused(tmp_path):
+    for task in (TASK, get_task("custom-ner")):
+        raw = load_rows(tmp_path, [{"tokens": ["a", "b"], "ner_tags": ["O", "O"]}], "train", task)
+        with pytest.raises(InputError, match="split train: every word is tagged 'O'.*--columns ner_tags="):
+            task.check_training(raw)
+        task.check_training(load_rows(tmp_path, ROWS_BY_NAME, "train", task))
+
+
+ROWS_BY_NAME = [{"tokens": ["EU", "Ann"], "ner_tags": ["B-ORG", "O"]}]
+
+
+def test_tags_that_training_does_not_show_count_as_missed(tmp_path, tokenizer, capsys):
+    task = get_task("custom-ner")
+    more = [{"tokens": ["EU", "flu"], "ner_tags": ["B-ORG", "B-DIS"]}]
+    files = {"train_file": write_jsonl(tmp_path / "t.jsonl", ROWS_BY_NAME)}
+    files |= {f"{split}_file": write_jsonl(tmp_path / f"{split}.jsonl", more) for split in ("validation", "test")}
+    raw = task.load(DataArguments(**{name: str(path) for name, path in files.items()}))
+    assert task.class_names(raw["train"]) == ["O", "B-ORG", "B-DIS"]
+    assert task.check_training(raw["train"]) is None
+    assert "split test: 1 words have tags that the training data do not show" in capsys.readouterr().out
+    # A trained model meets new tags: it has no output for them.
+    raw = load_rows(tmp_path, more, "test", task, classes=["O", "B-ORG"])
+    assert "that the model does not know, and count as missed: B-DIS" in capsys.readouterr().out
+    features = task.features(raw, tokenizer, settings(tmp_path))
+    logits = [np.eye(2)[[1] * len(ids)] for ids in features["input_ids"]]
+    predictions = task.predict(raw, features, {"logits": logits}, {0: "O", 1: "B-ORG"})
+    assert predictions == [["B-ORG", "B-ORG"]] and task.score(raw, predictions)["recall"] == 0.5
+    with pytest.raises(InputError, match="row 0: unknown tag 'odd'"):
+        load_rows(tmp_path, [{"tokens": ["a"], "ner_tags": ["odd"]}], "test", task, classes=["O", "B-ORG"])
+
+
+def test_tags_that_are_numbers_need_names(tmp_path):
+    task = get_task("custom-ner")
+    rows = [{"tokens": ["Ann", "Lee", "x"], "ner_tags": [1, 2, 0]}]
+    for classes in (None, ["O", "B-PER", "I-PER"]):
+        with pytest.raises(
+            InputError, match="'ner_tags' holds numbers, 0 to 2; name their tags in order with --class"
+        ):
+            load_rows(tmp_path, rows, "train", task, classes=classes)
+    data = DataArguments(train_file=str(tmp_path / "train.jsonl"), class_names=["O", "B-PER", "I-PER"])
+    raw = task.load(data)["train"]
+    assert task.class_names(raw) == data.class_names and raw["ner_tags"][:] == [[1, 2, 0]]
+    with pytest.raises(InputError, match="--class_names must name all classes of conll2003"):
+        TASK.load(data)
+
+
+@pytest.mark.parametrize("tags", [["O", "B-A", "tag"], ["O", "B-A", "0"], ["O", "b-a", "i-a"], ["O", "B_A", "I_A"]])
+def test_tags_that_are_no_tags_are_refused(tags, tmp_path):
+    with pytest.raises(InputError, match=r"split train: the tag '.*' is neither 'O' nor a type with its prefix"):
+        load_rows(tmp_path, [{"tokens": list("abc"), "ner_tags": tags}], "train", get_task("custom-ner"))
+
+
+def test_types_without_prefixes_and_hidden_tags_are_fine(tmp_path, capsys):
+    task = get_task("custom-ner")
+    raw = load_rows(tmp_path, [{"tokens": list("abcd"), "ner_tags": ["O", "ORG", "ORG", "PER"]}], "train", task)
+    assert not capsys.readouterr().out
+    report = task.report(raw, [["O", "ORG", "O", "PER"]])
+    assert report["classes"]["ORG"]["support"] == 1 and report["classes"]["PER"]["f1"] == 1.0
+    assert "strict" not in report
+    assert not TASK.is_labelled(load_rows(tmp_path, [{"tokens": ["a"], "ner_tags": []}], "test"))
+
+
+def test_every_type_is_reported_also_strictly(tmp_path):
+    raw = load_rows(tmp_path, ROWS)
+    report = TASK.report(raw, [["B-ORG", "O"], ["I-PER", "I-PER"], ["O", "B-LOC"]])
+    assert {name: entry["f1"] for name, entry in report["classes"].items()} == pytest.approx(
+        {"LOC": 2 / 3, "ORG": 1.0, "PER": 1.0}
+    )
+    assert report["strict"]["scheme"] == "IOB2" and report["strict"]["classes"]["PER"]["recall"] == 0.0
+
+
+def test_words_cut_off_are_counted(tmp_path, tokenizer):
+    rows = [{"tokens": ["ba"] * 30, "ner_tags": [0] * 20 + [5] * 10}, {"tokens": ["ba"], "ner_tags": [0]}]
+    raw = load_rows(tmp_path, rows)
+    features = TASK.features(raw, tokenizer, settings(tmp_path, 12))
+    pieces = len(tokenizer("ba", add_special_tokens=False)["input_ids"])
+    found = TASK.describe_features(raw, features)
+    cut = {"examples": 1, "share": 0.5, "tokens": 30 * pieces - 10, "longest": 30 * pieces + 2}
+    assert found["cut_by_max_seq_length"] == cut
+    assert found["words_without_token"] == 30 - -(-10 // pieces) and found["words_of_entities_without_token"] == 10
+    assert TASK.describe_targets(raw) == {"classes": {"O": 21, "B-LOC": 10}}
+    assert TASK.target_of(raw, 1) == "ba/O"
 
 
 # ---------------------------------------------------------------------------------------------------------- features

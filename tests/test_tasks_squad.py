@@ -355,6 +355,89 @@ def test_a_list_of_answers_and_own_columns(tmp_path):
     assert raw.to_list() == [{"id": "0", "question": "who", "context": "ba", "answers": answers}]
 
 
+FLAT = [question("It is ba be.", ("ba", 6), name="a"), question("It is ba be.", ("be", 9), name="b")]
+PARAGRAPH = {
+    "context": "It is ba be.",
+    "qas": [
+        {"id": "a", "question": "ba be bi", "answers": [{"text": "ba", "answer_start": 6}]},
+        {"id": "b", "question": "ba be bi", "answers": [{"text": "be", "answer_start": 9}]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("flat.json", json.dumps({"version": "1", "data": FLAT})),
+        ("flat.json", json.dumps({"version": "1", "data": FLAT}, indent=2)),
+        ("list.json", json.dumps(FLAT)),
+        ("paragraphs.json", json.dumps([PARAGRAPH])),
+        ("paragraphs.json", json.dumps({"data": [PARAGRAPH]}, indent=1)),
+        ("paragraphs.jsonl", json.dumps(PARAGRAPH) + "\n"),
+        ("squad.json", json.dumps({"data": [{"title": "t", "paragraphs": [PARAGRAPH]}]})),
+        ("places.json", json.dumps({"data": FLAT}).replace("[6]", "[6.0]").replace("[9]", "[9.0]")),
+        ("places.json", json.dumps([PARAGRAPH]).replace(": 6}", ': "6"}').replace(": 9}", ': "9"}')),
+        ("single.jsonl", "\n".join(json.dumps(row) for row in FLAT).replace("[", "").replace("]", "")),
+    ],
+)
+def test_questions_as_projects_write_them(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    assert get_task("custom-qa").load(DataArguments(train_file=str(tmp_path / name)))["train"].to_list() == FLAT
+
+
+def test_plausible_answers_are_no_answers(tmp_path):
+    raw = load_rows(tmp_path, [FLAT[0] | {"is_impossible": False}, FLAT[1] | {"is_impossible": True}], "train")
+    assert raw["answers"][:] == [FLAT[0]["answers"], {"text": [], "answer_start": []}]
+
+
+@pytest.mark.parametrize("none", [([""], [-1]), ([""], [0]), ([" "], [3]), ([], []), ([None], [None])])
+def test_every_way_to_say_that_there_is_no_answer(none, tmp_path, capsys):
+    rows = [*FLAT, question("c", name="c") | {"answers": dict(zip(("text", "answer_start"), none, strict=True))}]
+    raw = load_rows(tmp_path, rows, "train")
+    assert raw["answers"][2] == {"text": [], "answer_start": []} and TASK.has_unanswerable(raw)
+    assert not capsys.readouterr().out
+    assert not TASK.is_labelled(load_rows(tmp_path, rows[2:], "test"))
+    with pytest.raises(InputError, match="split train: no question has an answer"):
+        TASK.check_training(load_rows(tmp_path, rows[2:], "train"))
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "start", "found"),
+    [
+        ("It is ba be.", " ba", 5, ("ba", 6)),
+        ("It is ba be.", "ba ", 6, ("ba", 6)),
+        ("It is ba be.", "ba", 5, ("ba", 6)),
+        ("It is ba  be.", "ba be", 6, ("ba  be", 6)),
+        ("  It is ba be.", "ba", 6, ("ba", 8)),  # counted in the stripped context
+        ("It  is\r\nba be.", "be", 9, ("be", 11)),  # counted with each run of blanks as one
+        ("It is ba be.", "ba", 7, None),
+        ("It is ba be.", "Ba", 6, None),
+        ("It is ba be.", "ba", 500, None),
+    ],
+)
+def test_answers_that_are_off_by_blanks_are_found(context, text, start, found, tmp_path, capsys):
+    rows = [*FLAT, question(context, (text, start), name="c")]
+    raw = load_rows(tmp_path, rows, "train")
+    printed = capsys.readouterr().out
+    if found is None:
+        assert len(raw) == 2 and "left out 1 rows" in printed
+    else:
+        assert raw[2]["answers"] == {"text": [found[0]], "answer_start": [found[1]]}
+        assert "1 answers were off by blanks" in printed
+
+
+def test_what_no_window_holds_is_counted(tmp_path, tokenizer):
+    long = CONTEXT[: CONTEXT.index(" ", 300)]
+    rows = [question(CONTEXT, (long, 0), name="a"), question(CONTEXT, (CONTEXT.split()[0], 0), text="ba " * 30)]
+    raw = load_rows(tmp_path, rows, "train")
+    features = TASK.features(raw, tokenizer, settings(tmp_path, 64, doc_stride=16, max_query_length=8), training=True)
+    found = TASK.describe_features(raw, features)
+    assert found["windows"] == len(features) and found["tokens"]["max"] == 64
+    assert found["examples_in_several_windows"] == 2
+    assert found["questions_cut_by_max_query_length"] == 1 and found["answers_in_no_window"] == 1
+    assert TASK.describe_targets(raw) == {"classes": {"answer": 2, "no answer": 0}}
+
+
 def test_answers_that_are_not_in_the_context(tmp_path, capsys):
     rows = [question("ba be", ("ba", 0), name="good"), question("ba be", name="none")]
     rows += [question("ba be", ("ba", start), name=f"bad{start}") for start in (-1, 1, 2, 3, 4, 5, 500)]
@@ -374,7 +457,7 @@ def test_answers_that_are_not_in_the_context(tmp_path, capsys):
         ([{"id": "x", "question": "q", "context": "c"}], "has no answers: it cannot serve as validation"),
         ([question("a") | {"context": None}], r"column 'context' is missing \(null\) in row 0"),
         ([question("a") | {"answers": {"text": ["a"], "answer_start": []}}], "row 0: answers must hold as many"),
-        ([question("a") | {"answers": {"text": ["a"], "answer_start": ["0"]}}], "row 0: answers must hold as many"),
+        ([question("a") | {"answers": {"text": ["a"], "answer_start": ["?"]}}], "row 0: answers must hold as many"),
         ([question("a") | {"answers": "a"}], "row 0: answers must hold as many"),
         ([question("a") | {"answers": None}], "row 0: answers must hold as many"),
         ([{"id": "x", "context": "c", "answers": None}], "no column 'question', only 'id', 'context', 'answers'"),

@@ -34,7 +34,15 @@ from .prediction import (
 from .pretrained import check_directory, check_fits
 from .run import Run, TrainingArguments
 from .sharding import gathered, load_weights
-from .tasks import DataArguments, FeatureSettings, SequenceTask, SquadTask, Task, get_task
+from .tasks import (
+    DataArguments,
+    FeatureSettings,
+    SequenceTask,
+    SquadTask,
+    Task,
+    get_task,
+    report_lines,
+)
 from .tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
 from .training import StepBatch, own_micro_batches, prepare, train
 
@@ -219,6 +227,7 @@ def open_task(arguments: FinetuningArguments) -> TaskData:
     for split in ("train", "validation"):
         if split not in data.raw:
             raise InputError(f"{task.name} needs a {split} split; there are {', '.join(data.raw)} (--{split}_file)")
+    data.check_training()
     return data
 
 
@@ -250,15 +259,15 @@ def fine_tune(
     fingerprint = {"data": data.raw["train"]._fingerprint, "tokenizer_hash": tokenizer_hash(data.tokenizer)}
     with Run(arguments, fingerprint, last=last) as run:
         finetuning = _Finetuning(run, arguments, data, examples, model)
-        finetuning.describe(new_weights)
+        finetuning.describe(new_weights, with_data=save_model)
         if not finetuning.train():
-            run.write_record(status="stopped")
+            run.write_record(status="stopped", data=finetuning.summary)
             return None
         scores = finetuning.score_splits() if save_model else finetuning.last_scores()
         results = finetuning.results(scores, started)
         if save_model:
             results["predictions"] = finetuning.write(results)
-        run.write_record(status="done", results=results["scores"])
+        run.write_record(status="done", results=results["scores"], data=finetuning.summary)
         main = results["main_metric"]
         run.say(f"{task.name}: {main['name']} {main['value']:.4f} on validation; see {run.directory}")
     return results
@@ -275,13 +284,16 @@ class _Finetuning:
         self.unwrapped = run.accelerator.unwrap_model(self.model)
         self.metric = f"eval_{self.task.main_metric}"
         self.baseline = majority_baseline(self.task, data.raw["train"], data.raw["validation"])
+        self.summary, self._summary_lines = data.describe(list(data.raw))
         self.predictions: dict[str, Any] = {}
         self.chosen_step: int | None = arguments.max_steps
         self.run.best_by = (self.metric, max)
 
-    def describe(self, new_weights: list[str]) -> None:
-        """Print what is about to happen."""
+    def describe(self, new_weights: list[str], with_data: bool) -> None:
+        """Print what the data turned into, if asked to, and what is about to happen."""
         a, run = self.arguments, self.run
+        if with_data:
+            run.say("\n".join(self._summary_lines))
         mean = self.examples.lengths.mean()
         run.say(
             f"{self.task.name}: {len(self.examples)} training examples of {mean:.0f} tokens on average, "
@@ -372,6 +384,7 @@ class _Finetuning:
             "best_step": self.chosen_step,
             "steps": run.progress.step,
             "examples": {split: len(raw) for split, raw in self.data.raw.items()},
+            "data": self.summary,
             "hyperparameters": dataclasses.asdict(self.arguments),
             "processes": run.accelerator.num_processes,
             "precision": run.precision,
@@ -404,6 +417,10 @@ class _Finetuning:
         )
         for split, made in predictions.items():
             self.task.write_predictions(directory / "predictions", raw[split], made, split)
+        results["report"] = {split: self.task.report(raw[split], predictions[split]) for split in results["scores"]}
+        for split, report in results["report"].items():
+            if lines := report_lines(report):
+                self.run.say("\n".join([f"{split}, class by class:", *lines]))
         write_task_file(directory / "model", self.data, threshold)
         write_json(directory / "results.json", {k: v for k, v in results.items() if k != "predictions"})
         return predictions

@@ -11,7 +11,7 @@ import inspect
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,10 @@ from .tasks import (
     SequenceTask,
     SquadTask,
     Task,
+    collect_notes,
     get_task,
+    summarize,
+    summary_lines,
 )
 from .tasks.squad import squad_features
 
@@ -74,10 +77,12 @@ class TaskData:
     ):
         self.task = task
         self.tokenizer = tokenizer
-        self.raw = task.load(data, classes)
+        with collect_notes() as self.notes:
+            self.raw = task.load(data, classes)
         default = Path(datasets.config.HF_DATASETS_CACHE) / "hfbert_features"
         self.settings = dataclasses.replace(settings, cache_dir=settings.cache_dir or str(default))
         self._features: dict[tuple[str, bool], datasets.Dataset] = {}
+        self._described: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
 
     def features(self, split: str, training: bool = False) -> datasets.Dataset:
         """The features of a split; of several processes one makes them and the others read them."""
@@ -87,6 +92,20 @@ class TaskData:
                     self.raw[split], self.tokenizer, self.settings, training
                 )
         return self._features[split, training]
+
+    def check_training(self) -> None:
+        """Raise InputError if there is nothing to learn from the training split; what is doubtful goes to `notes`."""
+        with collect_notes() as notes:
+            self.task.check_training(self.raw["train"])
+        self.notes.warnings += notes.warnings
+
+    def describe(self, splits: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """What the data of these splits turned into, as a record (`tasks.summarize`) and as lines to print."""
+        if tuple(splits) not in self._described:
+            features = {split: self.features(split, training=split == "train") for split in splits}
+            summary = summarize(self.task, self.raw, features, self.tokenizer, self.notes)
+            self._described[tuple(splits)] = summary, summary_lines(summary, self.settings.max_seq_length)
+        return self._described[tuple(splits)]
 
     def examples(self, split: str, training: bool = False) -> "Examples":
         """The features of a split as arrays that batches are made of."""

@@ -22,7 +22,9 @@ from .glue import (
 )
 from .loading import DataArguments
 from .ner import NER_TASKS, NerTask
+from .notes import collect_notes
 from .squad import SQUAD_TASKS, Answers, SquadTask
+from .summary import report_lines, summarize, summary_lines
 from .swag import SWAG_TASKS, SwagTask
 from .task import IGNORED_LABEL, Defaults, FeatureSettings, Task
 
@@ -54,8 +56,12 @@ __all__ = [
     "SquadTask",
     "SwagTask",
     "Task",
+    "collect_notes",
     "get_task",
     "glue_average",
     "glue_leaderboard_score",
+    "report_lines",
+    "summarize",
+    "summary_lines",
     "write_submission",
 ]

@@ -11,24 +11,33 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.optimize import linear_sum_assignment
 
 from ..errors import InputError
 from ..files import writing
-from .loading import Columns, read_file
+from .labels import (
+    are_unnamed,
+    as_number,
+    check_numbered,
+    class_ids,
+    class_names,
+    is_missing,
+    label_maps,
+    model_classes,
+    refuse_unlabelled,
+    warn_of_similar,
+)
+from .loading import Columns, check_single, check_strings, read_file
+from .notes import leave_out, warn
 from .task import (
     INPUT_FEATURES,
     FeatureSettings,
     Task,
     cached_map,
-    check_single,
-    check_strings,
-    class_ids,
-    class_names,
-    label_maps,
+    excess,
     make_dataset,
     metric_scores,
-    model_classes,
-    refuse_unlabelled,
     token_ids,
     with_special_tokens,
     write_predicted,
@@ -66,28 +75,49 @@ class SequenceTask(Task):
         return self.classes == ()
 
     def read(self, path: Path, columns: Columns) -> pa.Table:
-        return read_file(path, columns, self.optional, self.headless)
+        return read_file(path, columns, self.optional, self.headless, quotes=self.hub is None)
 
-    def validate(self, tables: dict[str, pa.Table], classes: Sequence[str] | None) -> dict[str, datasets.Dataset]:
+    def validate(
+        self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()
+    ) -> dict[str, datasets.Dataset]:
         for split, table in tables.items():
             if "label" not in table.column_names and not split.startswith("test"):
                 raise InputError(
                     f"split {split} of {self.name} has no label column; to predict it, name it --test_file"
                 )
-        names = list(self.classes) if self.classes is not None else list(classes or self._classes_of(tables))
-        return {split: self._dataset(split, table, names) for split, table in tables.items()}
+        check_numbered(self.name, numbered, self.classes)
+        if self.is_regression:
+            names = []
+        else:
+            names = list(numbered or self.classes or classes or self._classes_of(tables))
+        # The classes are those of the training data: others must be named.
+        remedy = "" if numbered or self.classes or classes else "; --class_names names classes of other splits too"
+        # Names that are numbers themselves name the labels; other names number them.
+        by_position = self.classes is not None or any(as_number(name) is None for name in numbered)
+        return {split: self._dataset(split, table, names, by_position, remedy) for split, table in tables.items()}
 
     def _classes_of(self, tables: dict[str, pa.Table]) -> list[str]:
         split = next((split for split in ("train", "validation") if split in tables), None)
         if split is None:
             raise InputError(f"{self.name} needs a split with labels, or a model that names its classes")
-        names = class_names(check_single(tables[split].column("label"), f"split {split}: column 'label'"))
+        where = f"split {split}: column 'label'"
+        names = class_names(check_single(tables[split].column("label"), where), where)
+        if _is_nli(names):
+            names = [name for name in names if name != _NO_GOLD]
         if len(names) < 2:
-            raise InputError(f"split {split}: {len(names)} class in column 'label'; at least 2 are needed")
+            raise InputError(
+                f"split {split}: {len(names)} class in column 'label'; at least 2 are needed (negative numbers are no "
+                "labels; give such classes names)"
+            )
+        warn_of_similar(names, where)
         return names
 
-    def _dataset(self, split: str, table: pa.Table, names: list[str]) -> datasets.Dataset:
+    def _dataset(
+        self, split: str, table: pa.Table, names: list[str], by_position: bool, remedy: str
+    ) -> datasets.Dataset:
         where = f"{self.name}, split {split}"
+        if _is_nli(names) and "label" in table.column_names:
+            table = _with_gold_label(table, where)
         columns: dict[str, Any] = {}
         features: dict[str, Any] = {}
         for text in self.texts:
@@ -101,7 +131,7 @@ class SequenceTask(Task):
                 labelled = refuse_unlabelled(np.isnan(values), split, where)
                 features |= {"label": datasets.Value("float32")} if labelled else {}
             else:
-                values = class_ids(label, names, where, by_position=self.classes is not None)
+                values = class_ids(label, names, where, by_position=by_position, remedy=remedy)
                 labelled = refuse_unlabelled(values < 0, split, where)
             if labelled:
                 columns["label"] = pa.array(values)
@@ -132,6 +162,28 @@ class SequenceTask(Task):
         if self.is_regression:
             return "label" in raw.column_names
         return len(raw) == 0 or raw[0]["label"] >= 0
+
+    @property
+    def has_classes(self) -> bool:
+        return not self.is_regression
+
+    def check_training(self, raw: datasets.Dataset) -> None:
+        if len(set(raw["label"][:])) == 1:
+            warn(f"{self.name}, split train: every label is {self.target_of(raw, 0)}; there is nothing to tell apart")
+
+    def describe_targets(self, raw: datasets.Dataset) -> dict[str, Any]:
+        if not self.is_labelled(raw):
+            return {}
+        labels = np.asarray(raw["label"][:])
+        if self.is_regression:
+            return {"labels": {name: round(float(getattr(labels, name)()), 4) for name in ("min", "mean", "max")}}
+        names = self.class_names(raw)
+        return {"classes": dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))}
+
+    def target_of(self, raw: datasets.Dataset, row: int) -> str:
+        if self.is_regression or not self.is_labelled(raw):
+            return super().target_of(raw, row)
+        return repr(self.class_names(raw)[raw[row]["label"]])
 
     def class_names(self, raw: datasets.Dataset) -> list[str]:
         """The classes in the order of their ids; empty for regression."""
@@ -171,20 +223,77 @@ class SequenceTask(Task):
                 raise InputError(f"the model has {logits.shape[1]} outputs, but {self.name} is a regression: 1")
             return logits[:, 0].tolist()
         names = model_classes(id2label, self.class_names(raw), logits.shape[1], self.name)
+        if id2label and self.is_labelled(raw) and are_unnamed([id2label[i] for i in range(len(names))]):
+            _warn_of_a_better_order(raw["label"][:], logits, names)
         return [names[number] for number in logits.argmax(axis=1)]
 
     def score(self, raw: datasets.Dataset, predictions: list[str] | list[float]) -> dict[str, float]:
         self.require_labels(raw)
-        if not self.is_regression:
-            places = {name: number for number, name in enumerate(self.class_names(raw))}
-            predictions = [places[name] for name in predictions]
-        return metric_scores("glue", self.metric, predictions, raw["label"][:])
+        return metric_scores("glue", self.metric, self._ids(raw, predictions), raw["label"][:])
+
+    def _ids(self, raw: datasets.Dataset, predictions: list[str] | list[float]) -> list[int] | list[float]:
+        places = {name: number for number, name in enumerate(self.class_names(raw))}
+        return predictions if self.is_regression else [places[name] for name in predictions]  # type: ignore[index, return-value]
+
+    def report(self, raw: datasets.Dataset, predictions: list[str] | list[float]) -> dict[str, Any]:
+        if self.is_regression:
+            return {}
+        ids, names = self._ids(raw, predictions), self.class_names(raw)
+        figures: dict[str, Any] = metric_scores("glue", "sst2", ids, raw["label"][:], per_class=len(names))
+        return {"classes": dict(zip(names, figures["classes"], strict=True))}
 
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: list[str] | list[float], split: str
     ) -> list[Path]:
         """`predictions_<split>.tsv`: index, prediction (the class's name or the number), as a header says."""
         return write_predicted(directory, split, predictions)
+
+
+_NLI_CLASSES = {"entailment", "neutral", "contradiction"}
+# How SNLI and MNLI mark an example on whose label the annotators did not agree.
+_NO_GOLD = "-"
+
+
+def _is_nli(names: Sequence[str]) -> bool:
+    return {name.casefold() for name in names} - {_NO_GOLD} == _NLI_CLASSES
+
+
+def _with_gold_label(table: pa.Table, where: str) -> pa.Table:
+    """An NLI split without the rows that have no label; as it is where none has one."""
+    label = table.column("label")
+    if pa.types.is_nested(label.type) or pa.types.is_null(label.type):
+        return table
+    without = [
+        value
+        for value in pc.unique(label).to_pylist()
+        if is_missing(value) or value == _NO_GOLD or (as_number(value) or 0) < 0
+    ]
+    missing = pc.is_in(label, value_set=pa.array(without, type=label.type))
+    count = pc.sum(missing).as_py() or 0
+    if count == table.num_rows:
+        return table.set_column(table.schema.get_field_index("label"), "label", pa.nulls(count))
+    if count:
+        table = table.filter(pc.invert(missing))
+        leave_out(
+            count,
+            f"{where}: left out {count} of {count + table.num_rows} rows without a gold label ('-' or -1), on which "
+            "the annotators did not agree",
+        )
+    return table
+
+
+def _warn_of_a_better_order(labels: list[int], logits: np.ndarray, names: Sequence[str]) -> None:
+    """Warn if another order of a model's nameless classes fits the labels better than chance explains."""
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)  # (outputs, classes)
+    np.add.at(counts, (logits.argmax(axis=1), labels), 1)
+    outputs, classes = linear_sum_assignment(-counts)
+    ours, best = np.trace(counts) / len(labels), counts[outputs, classes].sum() / len(labels)
+    # Three standard errors of an accuracy, at most.
+    if best - ours > 1.5 / np.sqrt(len(labels)):
+        warn(
+            f"in the assumed order the model's accuracy is {ours:.3f}, in the order "
+            f"{' '.join(names[place] for place in classes)} it is {best:.3f}"
+        )
 
 
 def text_features(
@@ -204,6 +313,7 @@ def text_features(
         "input_ids": [ids for ids, _ in rows],
         "token_type_ids": [types for _, types in rows],
         "example": indices,
+        "cut": [excess(a, b, settings.max_seq_length) for a, b in zip(first, second, strict=True)],
     }
     return result | ({"labels": batch["label"]} if labels else {})
 

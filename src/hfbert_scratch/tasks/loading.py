@@ -5,18 +5,22 @@ import dataclasses
 import difflib
 import gzip
 import io
+import json
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arguments import argument
 from ..errors import InputError, one_line
 from ..files import parse_json
+from .notes import leave_out, warn
 
 
 # Task column → the names it may have in a file, the first found is taken.
@@ -46,7 +50,17 @@ class DataArguments:
     validation_file: str | None = argument(None, help="the same for validation")
     test_file: str | None = argument(None, help="the same for prediction; it needs no labels")
     dataset: str | None = argument(None, help="another data set of the Hub, NAME or NAME:CONFIGURATION")
-    columns: list[str] = argument([], help="names in your data for the task's columns, as text=review label=stars")
+    columns: list[str] = argument(
+        [],
+        help="names in your data for the task's columns, as text=review label=stars; in a "
+        "file of tagged words their numbers, as tokens=2 ner_tags=3",
+    )
+    # None, not an empty list: a run that was begun without the option continues.
+    class_names: list[str] | None = argument(
+        None,
+        help="names of the classes in the order of their numbers, for data that hold numbers, as O B-PER I-PER; also "
+        "names classes that your training data do not show",
+    )
     max_train_samples: int = argument(0, help="use so many training examples, evenly spaced over the data; 0 for all")
     max_eval_samples: int = argument(0, help="the same for validation")
 
@@ -123,12 +137,19 @@ def _in_directory(directory: Path, split: str, originals: Sequence[str]) -> list
 # ------------------------------------------------------------------------------------------------------ reading files
 
 
-def read_file(path: Path, columns: Columns, optional: Collection[str], headless: Sequence[str] = ()) -> pa.Table:
+def read_file(
+    path: Path,
+    columns: Columns,
+    optional: Collection[str],
+    headless: Sequence[str] = (),
+    quotes: bool = False,
+) -> pa.Table:
     """The `columns` of a jsonl, json, parquet, csv or tsv file (all but parquet also .gz), under the task's names.
 
-    Columns in `optional` may be absent. A tsv is read as GLUE's are: tabs and line ends rule, quotes are text;
-    `headless` names the fields of one without a header. Nothing is taken for a missing value but JSON's null:
-    "NA" and "null" are words.
+    Columns in `optional` may be absent. A json file holds a list of rows, alone or under "data". A tsv is read as
+    GLUE's are: tabs and line ends rule, quotes are text, unless `quotes` allows them and the file was written with
+    them (see `_unquote`). `headless` names the fields of a tsv without a header. Nothing is taken for a missing value
+    but JSON's null: "NA" and "null" are words.
 
     Raises InputError naming the file, the place and, for a missing column, those there are.
     """
@@ -136,10 +157,10 @@ def read_file(path: Path, columns: Columns, optional: Collection[str], headless:
     if suffix == ".parquet":
         return _read_parquet(path, columns, optional)
     readers: dict[str, Callable[[], dict[str, list]]] = {
-        ".jsonl": lambda: _read_json(path, columns, optional),
-        ".json": lambda: _read_json(path, columns, optional),
+        ".jsonl": lambda: columns_of_rows(json_rows(path), columns, optional),
+        ".json": lambda: columns_of_rows(json_rows(path), columns, optional),
         ".csv": lambda: _read_csv(path, columns, optional),
-        ".tsv": lambda: _read_tsv(path, columns, optional, headless),
+        ".tsv": lambda: _read_tsv(path, columns, optional, headless, quotes),
     }
     if suffix not in readers:
         raise InputError(f"{path}: unknown suffix {suffix!r}; it must be one of {', '.join(SUFFIXES)}")
@@ -164,6 +185,23 @@ def table_of(values: Mapping[str, list], where: str) -> pa.Table:
     return pa.table(arrays)
 
 
+def check_strings(values: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
+    """`values` as an array of strings; InputError names the first row that is null or something else."""
+    if pa.types.is_null(values.type) or values.null_count:
+        row = pc.index(values.is_null(), True).as_py()
+        raise InputError(f"{where} is missing (null) in row {row}")
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise InputError(f"{where} holds {one_line(values.type)}, not text; row 0 is {values[0].as_py()!r}")
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def check_single(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """`values` if they are numbers or texts; InputError if they are lists or objects."""
+    if pa.types.is_nested(values.type):
+        raise InputError(f"{where} holds {one_line(values.type)}, not one value a row")
+    return values
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, unpacked if it ends in .gz, without a byte order mark.
 
@@ -186,10 +224,16 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _read_json(path: Path, columns: Columns, optional: Collection[str]) -> dict[str, list]:
+def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Every row of a JSON file with its place: of JSON lines, of a list, or of the list under "data".
+
+    Raises:
+        InputError: if the file is not JSON, or a row is not an object.
+    """
     text = read_text(path)
-    if text.lstrip()[:1] == "[":
-        rows = [(f"{path}: entry {number}", row) for number, row in enumerate(parse_json(text, str(path)))]
+    entries = _json_entries(text, path)
+    if entries is not None:
+        rows = [(f"{path}: entry {number}", row) for number, row in enumerate(entries)]
     else:
         rows = []
         # Only LF ends a line; U+2028 and the like may stand inside a string.
@@ -202,6 +246,28 @@ def _read_json(path: Path, columns: Columns, optional: Collection[str]) -> dict[
     for where, row in rows:
         if not isinstance(row, dict):
             raise InputError(f"{where} is a {type(row).__name__}; every row must be an object with named fields")
+    return rows
+
+
+def _json_entries(text: str, path: Path) -> list | None:
+    """The entries of a file that is one JSON value; None for JSON lines."""
+    text = text.strip()
+    if text[:1] == "[":
+        return parse_json(text, str(path))
+    try:
+        first, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        # A document that is cut off has its error at its end, JSON lines in their first line.
+        return parse_json(text, str(path)) if ".json" in path.suffixes[-2:] and text else None
+    if end == len(text) and isinstance(first, dict) and isinstance(first.get("data"), list):
+        return first["data"]
+    return None
+
+
+def columns_of_rows(
+    rows: Sequence[tuple[str, dict[str, Any]]], columns: Columns, optional: Collection[str]
+) -> dict[str, list]:
+    """Task column → its values in `rows`, pairs of a place and an object; InputError names a field that is missing."""
     names = choose_columns(rows[0][1], columns, optional, rows[0][0])
     values: dict[str, list] = {role: [] for role in names}
     for where, row in rows:
@@ -212,14 +278,25 @@ def _read_json(path: Path, columns: Columns, optional: Collection[str]) -> dict[
     return values
 
 
+@contextmanager
+def _any_field_size() -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters a field, which is the process's, for a while."""
+    limit = csv.field_size_limit(MAX_UNPACKED - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
 def _read_csv(path: Path, columns: Columns, optional: Collection[str]) -> dict[str, list]:
     # Line ends are normalized by nobody but the csv module, which must see them to keep those inside quotes.
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows = []
     try:
-        for row in reader:
-            if row:
-                rows.append((f"{path}: line {reader.line_num}", row))
+        with _any_field_size():
+            for row in reader:
+                if row:
+                    rows.append((f"{path}: line {reader.line_num}", row))
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num}: {error}; is a quote left open?") from None
     return _fields(path, rows, columns, optional)
@@ -236,9 +313,40 @@ def _fields(path: Path, rows: list, columns: Columns, optional: Collection[str])
     return {role: [row[header.index(name)] for _, row in rows] for role, name in names.items()}
 
 
-def _read_tsv(path: Path, columns: Columns, optional: Collection[str], headless: Sequence[str]) -> dict[str, list]:
+def _unquote(text: str) -> list[list[str]] | None:
+    """The rows of a tsv whose quotes are not text but were added by a program that wrote it; None if there are none.
+
+    They were added if a CSV writer, given what the file means with them, writes the same file again (as pandas does),
+    or if every field is quoted.
+    """
+    if not (text.startswith('"') or '\t"' in text or '\n"' in text):
+        return None
+    text = text.replace("\r\n", "\n")
+    try:
+        with _any_field_size():
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+    except csv.Error:
+        return None
+    for style in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        written = io.StringIO()
+        csv.writer(written, delimiter="\t", lineterminator="\n", quoting=style).writerows(rows)
+        if written.getvalue().strip("\n") == text.strip("\n"):
+            return [row for row in rows if row]
+    return None
+
+
+def _read_tsv(
+    path: Path, columns: Columns, optional: Collection[str], headless: Sequence[str], quotes: bool
+) -> dict[str, list]:
     """GLUE's originals hold rows with missing fields; they are skipped, but for test sets, where every row counts."""
-    rows = [line.removesuffix("\r").split("\t") for line in read_text(path).split("\n") if line.strip("\r")]
+    text = read_text(path)
+    unquoted = _unquote(text)
+    if unquoted is not None and not quotes:
+        warn(f"{path}: its quotes are read as text, as in GLUE's files; if a program added them, write it as .csv")
+    if unquoted is not None and quotes:
+        rows = unquoted
+    else:
+        rows = [line.removesuffix("\r").split("\t") for line in text.split("\n") if line.strip("\r")]
     if rows and headless and len(rows[0]) == len(headless) and not set(rows[0]) & _all_names(columns):
         header = list(headless)
     else:
@@ -254,7 +362,7 @@ def _read_tsv(path: Path, columns: Columns, optional: Collection[str], headless:
             raise InputError(
                 f"{path}: {len(short)} rows have too few tab-separated fields ({width} needed), first row {short[0]}"
             )
-        print(f"warning: {path}: skipped {len(short)} of {len(rows)} rows, which have missing fields")
+        leave_out(len(short), f"{path}: skipped {len(short)} of {len(rows)} rows, which have missing fields")
         rows = [row for row in rows if len(row) >= width]
     return {role: [row[place] for row in rows] for role, place in places.items()}
 
@@ -295,10 +403,14 @@ def choose_columns(present: Iterable[str], columns: Columns, optional: Collectio
     for role, names in columns.items():
         name = next((name for name in names if name in present), None)
         if name is not None:
+            if present.count(name) > 1:
+                raise InputError(f"{where} has {present.count(name)} columns {name!r}; rename or remove the others")
             chosen[role] = name
         elif role not in optional:
             close = difflib.get_close_matches(names[0], present, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
+            if len(present) == 1 and ";" in present[0]:
+                hint = " (fields are separated by commas, not by ';')"
             raise InputError(f"{where} has no column {names[0]!r}, only {_listed(present)}{hint}")
     return chosen
 

@@ -1,6 +1,7 @@
 """Named entity recognition: CoNLL-2003 (Tjong Kim Sang and De Meulder 2003) and any tagged words in its shape."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError, one_line
-from .loading import SUFFIXES, Columns, read_file, read_text
+from .column_files import OUTSIDE, TAG, read_columns
+from .labels import are_unnamed, as_number, check_numbered, class_ids, label_maps, model_classes, warn_of_similar
+from .loading import SUFFIXES, Columns, check_single, read_file
+from .notes import warn
 from .task import (
     IGNORED_LABEL,
     INPUT_FEATURES,
@@ -20,18 +24,15 @@ from .task import (
     FeatureSettings,
     Task,
     cached_map,
-    check_single,
-    class_ids,
-    label_maps,
     make_dataset,
     metric_scores,
-    model_classes,
     token_ids,
     write_lines,
 )
 
 
-OUTSIDE = "O"
+# As prefixes are also written, though not read.
+_LOOSE_TAG = re.compile(r"[BIESLUMbieslum][-_].+")
 # Sentences tokenized at a time when a document is looked up.
 _BLOCK = 256
 
@@ -69,15 +70,61 @@ class NerTask(Task):
         suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         if suffix in SUFFIXES:
             return read_file(path, columns, self.optional)
-        return _read_columns(path)
+        # Columns that the user names are numbers here.
+        chosen = {role: names[0] for role, names in columns.items() if names != self.columns[role]}
+        return read_columns(path, chosen)
 
-    def validate(self, tables: dict[str, pa.Table], classes: Sequence[str] | None) -> dict[str, datasets.Dataset]:
-        names = list(self.classes or classes or _tags_of(tables))
+    @property
+    def has_classes(self) -> bool:
+        return True
+
+    def validate(
+        self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()
+    ) -> dict[str, datasets.Dataset]:
+        check_numbered(self.name, numbered, self.classes)
+        by_position = self.classes is not None or bool(numbered)
+        tags = {
+            split: _list_column(table, "ner_tags", f"{self.name}, split {split}").flatten()
+            for split, table in tables.items()
+            if _is_tagged(table)
+        }
+        for split, flat in tags.items():
+            check_single(pa.chunked_array([flat]), f"{self.name}, split {split}: a tag")
+            if not by_position:
+                _refuse_numbers(flat, f"{self.name}, split {split}")
+        names = list(numbered or self.classes or classes or _tags_of(tags, self.name))
         if OUTSIDE not in names:
-            raise InputError(f"{self.name} has the tags {', '.join(names)}, but none is {OUTSIDE!r}, for no entity")
-        return {split: self._dataset(split, table, names) for split, table in tables.items()}
+            shown = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
+            remedy = (
+                "name the model's classes in their order with --model_classes"
+                if are_unnamed(names)
+                else "check which column holds the tags (--columns ner_tags=…)"
+            )
+            raise InputError(f"{self.name} has the tags {shown}, but none is {OUTSIDE!r}, for no entity; {remedy}")
+        if not by_position:
+            names += self._unseen(
+                tags, names, "the model does not know" if classes else "the training data do not show"
+            )
+            warn_of_similar(names, self.name)
+        return {split: self._dataset(split, table, names, by_position) for split, table in tables.items()}
 
-    def _dataset(self, split: str, table: pa.Table, names: list[str]) -> datasets.Dataset:
+    def _unseen(self, tags: dict[str, pa.Array], names: list[str], why: str) -> list[str]:
+        """Tags of other splits than the one `names` are of: they can be scored, as missed, but not predicted."""
+        unseen: list[str] = []
+        bare = any(not TAG.fullmatch(name) for name in names)
+        for split, flat in tags.items():
+            more = [tag for tag in pc.unique(flat).to_pylist() if tag is not None and tag not in names]
+            more = sorted(tag for tag in more if bare or TAG.fullmatch(tag))
+            if more:
+                count = pc.sum(pc.is_in(flat, value_set=pa.array(more, type=flat.type))).as_py()
+                warn(
+                    f"{self.name}, split {split}: {count} words have tags that {why}, and count as missed: "
+                    f"{', '.join(more)}"
+                )
+            unseen += [tag for tag in more if tag not in unseen]
+        return unseen
+
+    def _dataset(self, split: str, table: pa.Table, names: list[str], by_position: bool) -> datasets.Dataset:
         where = f"{self.name}, split {split}"
         tokens = _list_column(table, "tokens", where)
         words = tokens.flatten()
@@ -85,7 +132,7 @@ class NerTask(Task):
             raise InputError(f"{where}: column 'tokens' must be lists of words, without nulls")
         columns: dict[str, Any] = {"tokens": tokens}
         features: dict[str, Any] = {"tokens": datasets.List(datasets.Value("string"))}
-        labelled = "ner_tags" in table.column_names and table.column("ner_tags").null_count < table.num_rows
+        labelled = _is_tagged(table)
         if not labelled and not split.startswith("test"):
             raise InputError(f"{where} has no tags: it cannot serve as {split}; to predict it, name it --test_file")
         if labelled:
@@ -94,7 +141,9 @@ class NerTask(Task):
             if pc.any(differing).as_py():
                 row = pc.index(differing, True).as_py()
                 raise InputError(f"{where}, row {row}: {len(tokens[row])} words but {len(tags[row])} tags")
-            ids = _tag_ids(tags, names, where, by_position=self.classes is not None)
+            ids = _tag_ids(tags, names, where, by_position=by_position)
+            if (ids == names.index(OUTSIDE)).all() and split != "train":
+                warn(f"{where} has no entity: every word is {OUTSIDE!r}, and its precision, recall and F1 are 0")
             columns["ner_tags"] = pa.ListArray.from_arrays(_offsets(tags), pa.array(ids))
         else:
             columns["ner_tags"] = pa.array([[] for _ in range(table.num_rows)], type=pa.list_(pa.int64()))
@@ -112,6 +161,36 @@ class NerTask(Task):
     def class_names(self, raw: datasets.Dataset) -> list[str]:
         """The tags in the order of their ids."""
         return raw.features["ner_tags"].feature.names
+
+    def check_training(self, raw: datasets.Dataset) -> None:
+        if set(self.describe_targets(raw).get("classes", ())) <= {OUTSIDE}:
+            raise InputError(
+                f"{self.name}, split train: every word is tagged {OUTSIDE!r}, so that there is no entity to learn; "
+                "check which column holds the tags (--columns ner_tags=…)"
+            )
+
+    # ---------------------------------------------------------------------------------------------------- description
+
+    def describe_targets(self, raw: datasets.Dataset) -> dict[str, Any]:
+        if not self.is_labelled(raw):
+            return {}
+        names = self.class_names(raw)
+        counts = np.bincount(_flat(raw, "ner_tags"), minlength=len(names)).tolist()
+        return {"classes": {name: count for name, count in zip(names, counts, strict=True) if count}}
+
+    def describe_features(self, raw: datasets.Dataset, features: datasets.Dataset) -> dict[str, Any]:
+        """Also how many words, and how many of those in entities, have no token that is left to predict a tag for."""
+        without = _flat(features, "positions") < 0
+        description = super().describe_features(raw, features) | {"words_without_token": int(without.sum())}
+        if self.is_labelled(raw):
+            inside = _flat(raw, "ner_tags") != self.class_names(raw).index(OUTSIDE)
+            description["words_of_entities_without_token"] = int((without & inside).sum())
+        return description
+
+    def target_of(self, raw: datasets.Dataset, row: int) -> str:
+        names, words = self.class_names(raw), raw[row]["tokens"]
+        tags = [names[tag] for tag in raw[row]["ner_tags"]] or ["no label"] * len(words)
+        return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
 
     # ------------------------------------------------------------------------------------------------------ features
 
@@ -157,20 +236,44 @@ class NerTask(Task):
         """A tag for every word of every row. outputs: `logits`, per feature (at least its length, tags)."""
         predictions: list[list[str]] = [[] for _ in range(len(raw))]
         table = features.select_columns(["example", "positions"])[:]
+        own = self.class_names(raw)
         names: list[str] | None = None
         for number, (example, positions) in enumerate(zip(table["example"], table["positions"], strict=True)):
             logits = np.asarray(outputs["logits"][number])
             if names is None:
-                names = model_classes(id2label, self.class_names(raw), logits.shape[-1], self.name)
+                # Tags that only the data have come last (see `_unseen`).
+                known = own if self.classes or id2label is None else own[: logits.shape[-1]]
+                names = model_classes(id2label, known, logits.shape[-1], self.name)
             chosen = logits.argmax(axis=-1).tolist()
             predictions[example] = [names[chosen[at]] if at >= 0 else OUTSIDE for at in positions]
         return predictions
 
     def score(self, raw: datasets.Dataset, predictions: list[list[str]]) -> dict[str, float]:
+        return metric_scores("ner", None, predictions, self._references(raw))
+
+    def _references(self, raw: datasets.Dataset) -> list[list[str]]:
         self.require_labels(raw)
         names = self.class_names(raw)
-        references = [[names[tag] for tag in tags] for tags in raw["ner_tags"][:]]
-        return metric_scores("ner", None, predictions, references)
+        return [[names[tag] for tag in tags] for tags in raw["ner_tags"][:]]
+
+    def report(self, raw: datasets.Dataset, predictions: list[list[str]]) -> dict[str, Any]:
+        """Figures for every type of entity under `classes`, and the same in strict mode under `strict`.
+
+        Strict mode counts only entities written as the tags' scheme says, IOB2 or IOBES; tags without prefixes have
+        no such scheme.
+        """
+        references = self._references(raw)
+        result: dict[str, Any] = {
+            "classes": metric_scores("ner", None, predictions, references, per_type=True)["types"]
+        }
+        tags = {tag for row in (*references, *predictions) for tag in row}
+        if all(TAG.fullmatch(tag) for tag in tags):
+            scheme = "IOB2" if all(tag[0] in "BIO" for tag in tags) else "IOBES"
+            options = {"mode": "strict", "scheme": scheme, "per_type": True}
+            strict: dict[str, Any] = metric_scores("ner", None, predictions, references, **options)
+            figures = {name: strict[name] for name in ("precision", "recall", "f1")}
+            result["strict"] = {"scheme": scheme} | figures | {"classes": strict["types"]}
+        return result
 
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: list[list[str]], split: str
@@ -255,7 +358,7 @@ def _features(
     labels: bool,
     contexts: list[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> dict[str, list]:
-    names = ["input_ids", "token_type_ids", "example", "positions", *(["labels"] if labels else [])]
+    names = ["input_ids", "token_type_ids", "example", "cut", "positions", *(["labels"] if labels else [])]
     columns: dict[str, list] = {name: [] for name in names}
     room = settings.max_seq_length - 2
     for number, words in enumerate(own):
@@ -267,6 +370,7 @@ def _features(
         columns["input_ids"].append(ids)
         columns["token_type_ids"].append(np.zeros(len(ids), dtype=np.int8))
         columns["example"].append(indices[number])
+        columns["cut"].append(max(0, int(lengths.sum()) - room))
         columns["positions"].append(positions)
         if labels:
             targets = np.full(len(ids), IGNORED_LABEL)
@@ -287,55 +391,33 @@ def _word_pieces(tokenizer: Any, sentences: list[list[str]]) -> list[list[np.nda
     return [[known[word] for word in words] for words in sentences]
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------------------------ columns
 
 
-def to_iob2(tags: Sequence[str]) -> list[str]:
-    """A sentence's IOB1 tags as IOB2: I- at the begin of an entity becomes B-. IOB2 stays as it is."""
-    result = []
-    previous = OUTSIDE
-    for tag in tags:
-        begins = tag.startswith("I-") and (previous == OUTSIDE or previous[2:] != tag[2:])
-        result.append(f"B-{tag[2:]}" if begins else tag)
-        previous = tag
-    return result
+def _is_tagged(table: pa.Table) -> bool:
+    """Whether any row has tags: hidden ones come as nulls, or as empty lists in every row."""
+    if "ner_tags" not in table.column_names or table.column("ner_tags").null_count == table.num_rows:
+        return False
+    tags, words = table.column("ner_tags"), table.column("tokens")
+    if not (pa.types.is_list(tags.type) and pa.types.is_list(words.type)):
+        return True
+    return bool(pc.sum(pc.list_value_length(tags)).as_py()) or not pc.sum(pc.list_value_length(words)).as_py()
 
 
-def _read_columns(path: Path) -> pa.Table:
-    """CoNLL's format: a word per line, its tag in the last column, an empty line after a sentence.
+def _flat(rows: datasets.Dataset, name: str) -> np.ndarray:
+    """All values of a list column, one after the other."""
+    return rows.with_format("arrow")[:].column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
-    -DOCSTART- lines begin a document and are no words. A file with a single column has no tags.
-    """
-    sentences: list[list[list[str]]] = [[]]
-    documents = [0]
-    document = 0
-    width = 0
-    # Only LF ends a line and only blanks and tabs part columns: a word may hold other white space.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        fields = re.split(r"[ \t]+", line.strip(" \t\r"))
-        starts_document = fields[0] == "-DOCSTART-"
-        if fields == [""] or starts_document:
-            document += starts_document
-            if sentences[-1]:
-                sentences.append([])
-                documents.append(document)
-            documents[-1] = document
-            continue
-        width = width or len(fields)
-        if len(fields) != width:
-            raise InputError(f"{path}: line {number} has {len(fields)} columns, but those before have {width}")
-        sentences[-1].append([fields[0], fields[-1]])
-    if not sentences[-1]:
-        sentences.pop()
-        documents.pop()
-    if not sentences:
-        raise InputError(f"{path} holds no words")
-    columns: dict[str, Any] = {"tokens": [[word for word, _ in sentence] for sentence in sentences]}
-    if width > 1:
-        columns["ner_tags"] = [to_iob2([tag for _, tag in sentence]) for sentence in sentences]
-    if document:
-        columns["document"] = [str(number) for number in documents]
-    return pa.table(columns)
+
+def _refuse_numbers(tags: pa.Array, where: str) -> None:
+    """Raise InputError if the user's own tags are numbers, which do not say what is an entity."""
+    found = [tag for tag in pc.unique(tags).to_pylist() if tag is not None]
+    numbers = [as_number(tag) for tag in found]
+    if found and all(number is not None for number in numbers):
+        raise InputError(
+            f"{where}: column 'ner_tags' holds numbers, {min(numbers)} to {max(numbers)}; name their tags in order "  # type: ignore[type-var]
+            "with --class_names, as --class_names O B-PER I-PER"
+        )
 
 
 def _list_column(table: pa.Table, name: str, where: str) -> pa.ListArray:
@@ -376,14 +458,28 @@ def _is_tag(value: Any, names: list[str], by_position: bool) -> bool:
     return value in names or (by_position and isinstance(value, int) and 0 <= value < len(names))
 
 
-def _tags_of(tables: dict[str, pa.Table]) -> list[str]:
-    """The tags of the training split: O first, then by type, B- before I-."""
-    split = next((split for split in ("train", "validation") if split in tables), None)
-    if split is None or "ner_tags" not in tables[split].column_names:
-        raise InputError("custom-ner needs a split with tags, or a model that names its classes")
-    flat = _list_column(tables[split], "ner_tags", f"custom-ner, split {split}").flatten()
-    found = {str(tag) for tag in pc.unique(check_single(flat, f"split {split}: a tag")).to_pylist()}
-    return sorted(found, key=lambda tag: (tag != OUTSIDE, tag[2:], tag))
+def _tags_of(tags: dict[str, pa.Array], task: str) -> list[str]:
+    """The tags of the training split: O first, then by type, B- before I-.
+
+    Raises InputError where some tags have a prefix and others have none, as a header or a comment that was taken for
+    words, and where prefixes are written in another way.
+    """
+    split = next((split for split in ("train", "validation") if split in tags), None)
+    if split is None:
+        raise InputError(f"{task} needs a split with tags, or a model that names its classes")
+    names = sorted({str(tag) for tag in pc.unique(tags[split]).drop_null().to_pylist()}, key=_by_type)
+    odd = [name for name in names if not TAG.fullmatch(name)]
+    kinds = Counter(name[2:].casefold() for name in names if _LOOSE_TAG.fullmatch(name))
+    if odd and (len(odd) < len(names) - (OUTSIDE in names) or max(kinds.values(), default=1) > 1):
+        raise InputError(
+            f"{task}, split {split}: the tag {odd[0]!r} is neither {OUTSIDE!r} nor a type with its prefix, as B-PER; "
+            "correct it, or check whether it stands in a header, a comment or another column (--columns ner_tags=…)"
+        )
+    return names
+
+
+def _by_type(tag: str) -> tuple[bool, str, str]:
+    return tag != OUTSIDE, tag[2:], tag
 
 
 # The paper gives no hyperparameters for NER; these are its appendix A.3, and 512 where document context is used.

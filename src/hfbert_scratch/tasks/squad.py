@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
-from ..files import parse_json
 from ..metrics.squad_scoring import best_threshold, score_v2
-from .loading import Columns, read_file, read_text, table_of
+from .loading import Columns, check_single, check_strings, columns_of_rows, json_rows, read_file, table_of
+from .notes import leave_out, warn
+from .squad_files import check_answers, has_text, is_nested, locate, nested_rows, without_plausible_answers
 from .squad_spans import N_BEST_SIZE, Span, answer_tokens, best_spans, max_context_windows, windows
 from .task import (
     INPUT_FEATURES,
@@ -25,8 +26,6 @@ from .task import (
     FeatureSettings,
     Task,
     cached_map,
-    check_single,
-    check_strings,
     make_dataset,
     metric_scores,
     plain_backend,
@@ -91,13 +90,17 @@ class SquadTask(Task):
     # ------------------------------------------------------------------------------------------------------- loading
 
     def read(self, path: Path, columns: Columns) -> pa.Table:
-        if ".json" in path.suffixes[-2:]:
-            content = read_text(path)
-            if content.lstrip()[:1] == "{" and '"paragraphs"' in content:
-                return table_of(_original_rows(parse_json(content, str(path)), str(path)), str(path))
-        return read_file(path, columns, self.optional)
+        if not {".json", ".jsonl"} & {*path.suffixes[-2:]}:
+            return read_file(path, columns, self.optional)
+        rows = json_rows(path)
+        if is_nested(rows):
+            return table_of(nested_rows(rows, str(path)), str(path))
+        rows = without_plausible_answers(rows, columns["answers"])
+        return table_of(columns_of_rows(rows, columns, self.optional), str(path))
 
-    def validate(self, tables: dict[str, pa.Table], classes: Sequence[str] | None) -> dict[str, datasets.Dataset]:
+    def validate(
+        self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()
+    ) -> dict[str, datasets.Dataset]:
         return {split: self._dataset(split, table) for split, table in tables.items()}
 
     def _dataset(self, split: str, table: pa.Table) -> datasets.Dataset:
@@ -117,10 +120,12 @@ class SquadTask(Task):
         string = datasets.Value("string")
         features: dict[str, Any] = {"id": string, "question": string, "context": string}
         given = table.column("answers").to_pylist() if "answers" in table.column_names else None
-        if given is not None and split.startswith("test") and not any(map(_has_text, given)):
+        if given is not None and split.startswith("test") and not any(map(has_text, given)):
             given = None  # hidden answers come as nulls, or as empty lists in every row
         if given is not None:
-            answers = _answers(given, where)
+            answers = check_answers(given, where)
+            if split == "train":
+                answers = _located(answers, columns["context"].to_pylist(), where)
             features["answers"] = {
                 "text": datasets.List(string),
                 "answer_start": datasets.List(datasets.Value("int32")),
@@ -137,7 +142,7 @@ class SquadTask(Task):
         for row, (context, answers) in enumerate(zip(raw["context"][:], raw["answers"][:], strict=True)):
             if answers["text"]:
                 text, start = answers["text"][0], answers["answer_start"][0]
-                if start < 0 or not text or context[start : start + len(text)] != text:
+                if start < 0 or context[start : start + len(text)] != text:
                     continue
             good.append(row)
         bad = sorted(set(range(len(raw))) - set(good))
@@ -146,8 +151,44 @@ class SquadTask(Task):
         ids = ", ".join(raw[row]["id"] for row in bad[:5])
         if not good:
             raise InputError(f"{where}: no answer stands in its context at its answer_start (ids {ids} …)")
-        print(f"warning: {where}: left out {len(bad)} rows whose answer is not in the context at answer_start: {ids}")
+        leave_out(
+            len(bad), f"{where}: left out {len(bad)} rows whose answer is not in the context at answer_start: {ids}"
+        )
         return raw.select(good)
+
+    def check_training(self, raw: datasets.Dataset) -> None:
+        if not _has_answer(raw).any():
+            raise InputError(f"{self.name}, split train: no question has an answer, so that there is none to learn")
+
+    # ---------------------------------------------------------------------------------------------------- description
+
+    def describe_targets(self, raw: datasets.Dataset) -> dict[str, Any]:
+        if not self.is_labelled(raw):
+            return {}
+        answered = int(_has_answer(raw).sum())
+        return {"classes": {"answer": answered, "no answer": len(raw) - answered}}
+
+    def describe_features(self, raw: datasets.Dataset, features: datasets.Dataset) -> dict[str, Any]:
+        """Lengths of the windows, and what no window holds: the ends of questions, and in training long answers."""
+        table = features.with_format("arrow")[:]
+        lengths, examples = self._lengths(table), table.column("example").to_numpy()
+        cut = np.unique(examples[table.column("cut").to_numpy() > 0])
+        description = {
+            "windows": len(features),
+            "tokens": {"mean": round(float(lengths.mean()), 1), "max": int(lengths.max())},
+            "examples_in_several_windows": int((np.bincount(examples, minlength=len(raw)) > 1).sum()),
+            "questions_cut_by_max_query_length": len(cut),
+        }
+        if "start_positions" in table.column_names:
+            held = np.unique(examples[table.column("start_positions").to_numpy() > 0])
+            description["answers_in_no_window"] = int(_has_answer(raw).sum()) - len(held)
+        return description
+
+    def target_of(self, raw: datasets.Dataset, row: int) -> str:
+        if not self.is_labelled(raw):
+            return super().target_of(raw, row)
+        texts = raw[row]["answers"]["text"]
+        return repr(texts[0]) if texts else "no answer"
 
     # ------------------------------------------------------------------------------------------------------ features
 
@@ -155,7 +196,7 @@ class SquadTask(Task):
         """Whether `raw` is SQuAD 2.0: a question without answer shows it, and where no row is labelled, the task."""
         if not self.is_labelled(raw):
             return self.unanswerable
-        return any(not answers["text"] for answers in raw["answers"][:])
+        return not _has_answer(raw).all()
 
     def config_overrides(self, raw: datasets.Dataset) -> dict[str, Any]:
         return {}
@@ -277,6 +318,31 @@ class SquadTask(Task):
         ]
 
 
+def _has_answer(raw: datasets.Dataset) -> np.ndarray:
+    """Whether each row has an answer, (rows,) bool."""
+    texts = pc.struct_field(raw.with_format("arrow")[:].column("answers"), "text")
+    return pc.list_value_length(texts).to_numpy() > 0
+
+
+def _located(answers: list[dict[str, list]], contexts: list[str], where: str) -> list[dict[str, list]]:
+    """The answers, the first of each row put where it stands if it is off by blanks."""
+    result, moved = [], 0
+    for context, given in zip(contexts, answers, strict=True):
+        if given["text"]:
+            text, start = given["text"][0], given["answer_start"][0]
+            found = locate(context, text, start)
+            if found and found != (text, start):
+                moved += 1
+                given = {
+                    "text": [found[0], *given["text"][1:]],
+                    "answer_start": [found[1], *given["answer_start"][1:]],
+                }
+        result.append(given)
+    if moved:
+        warn(f"{where}: {moved} answers were off by blanks, and are taken from where they stand in their contexts")
+    return result
+
+
 def squad_features(
     batch: Mapping[str, list],
     indices: list[int],
@@ -289,10 +355,11 @@ def squad_features(
     questions = token_ids(tokenizer, batch["question"])
     contexts = _tokenize_contexts(tokenizer, batch["context"])
     cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    names = ["input_ids", "token_type_ids", "example"]
+    names = ["input_ids", "token_type_ids", "example", "cut"]
     names += ["start_positions", "end_positions"] if training else ["context_first", "starts", "ends", "max_context"]
     columns: dict[str, list] = {name: [] for name in names}
     for row, (index, question) in enumerate(zip(indices, questions, strict=True)):
+        cut = max(0, len(question) - settings.max_query_length)
         question = question[: settings.max_query_length]
         ids, starts, ends = contexts[batch["context"][row]]
         first = len(question) + 2
@@ -305,6 +372,7 @@ def squad_features(
             columns["input_ids"].append(np.concatenate([cls, question, sep, ids[begin:end], sep]))
             columns["token_type_ids"].append((np.arange(first + end - begin + 1) >= first).astype(np.int8))
             columns["example"].append(index)
+            columns["cut"].append(cut)
             if training:
                 inside = answer is not None and begin <= answer[0] and answer[1] < end
                 shift = first - begin
@@ -363,58 +431,6 @@ def _n_best(texts: list[str], spans: list[Span], null: tuple[float, float] | Non
         NBest(text, probability, *logits)
         for (text, logits), probability in zip(ordered, (weights / weights.sum()).tolist(), strict=True)
     ]
-
-
-def _original_rows(content: Any, where: str) -> dict[str, list]:
-    """The questions of SQuAD's nested JSON; an unanswerable one has no answers, plausible ones do not count."""
-    rows: dict[str, list] = {"id": [], "question": [], "context": [], "answers": []}
-    unlabelled = False
-    try:
-        for article in content["data"]:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    answers = [] if question.get("is_impossible") else question.get("answers", [])
-                    row = (question["id"], question["question"], paragraph["context"], answers)
-                    for column, value in zip(rows.values(), row, strict=True):
-                        column.append(value)
-                    unlabelled |= "answers" not in question
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else "lies among values of other types"
-        raise InputError(
-            f"{where} is not in SQuAD's format: question {len(rows['id'])} {what} "
-            "(data → paragraphs → context, qas → id, question, answers)"
-        ) from None
-    if unlabelled:
-        del rows["answers"]
-    return rows
-
-
-def _has_text(answers: Any) -> bool:
-    if isinstance(answers, dict):
-        return bool(answers.get("text"))
-    return bool(answers)
-
-
-def _answers(values: list, where: str) -> list[dict[str, list]]:
-    """Answers as {"text": [], "answer_start": []}, whether they come so or as a list of objects; null is refused."""
-    result = []
-    for row, value in enumerate(values):
-        if isinstance(value, list) and all(isinstance(answer, dict) for answer in value):
-            value = {name: [answer.get(name) for answer in value] for name in ("text", "answer_start")}
-        texts, starts = (value.get(name) if isinstance(value, dict) else None for name in ("text", "answer_start"))
-        if not (
-            isinstance(texts, list)
-            and isinstance(starts, list)
-            and len(texts) == len(starts)
-            and all(isinstance(text, str) for text in texts)
-            and all(isinstance(start, int) for start in starts)
-        ):
-            raise InputError(
-                f"{where}, row {row}: answers must hold as many text strings as answer_start numbers, "
-                'as {"text": ["…"], "answer_start": [0]}'
-            )
-        result.append({"text": texts, "answer_start": starts})
-    return result
 
 
 # SQuAD's settings are the paper's sections 4.2 and 4.3; 384 and the stride of 128 google-research/bert's.

@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError
-from .loading import Columns
+from .labels import class_ids, refuse_unlabelled
+from .loading import Columns, check_strings
+from .notes import warn
 from .task import (
     INPUT_FEATURES,
     Defaults,
     FeatureSettings,
     Task,
     cached_map,
-    check_strings,
-    class_ids,
+    excess,
     make_dataset,
     metric_scores,
-    refuse_unlabelled,
     token_ids,
     with_special_tokens,
     write_predicted,
@@ -34,7 +34,7 @@ _TEXTS = ("sent1", "sent2", *(f"ending{number}" for number in range(CHOICES)))
 
 @dataclass(frozen=True, kw_only=True)
 class SwagTask(Task):
-    """A sentence and the begin of the next → which of four endings follows.
+    """A sentence and the beginning of the next → which of four endings follows.
 
     Each choice is a pair: `sent1`, and `sent2` with the ending. Features are nested: input_ids and token_type_ids are
     lists of four lists.
@@ -45,7 +45,9 @@ class SwagTask(Task):
     columns: Columns = field(default_factory=lambda: {name: (name,) for name in (*_TEXTS, "label")})
     main_metric: str = "accuracy"
 
-    def validate(self, tables: dict[str, pa.Table], classes: Sequence[str] | None) -> dict[str, datasets.Dataset]:
+    def validate(
+        self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()
+    ) -> dict[str, datasets.Dataset]:
         return {split: self._dataset(split, table) for split, table in tables.items()}
 
     def _dataset(self, split: str, table: pa.Table) -> datasets.Dataset:
@@ -62,6 +64,25 @@ class SwagTask(Task):
         elif not split.startswith("test"):
             raise InputError(f"{where} has no label column; to predict it, name it --test_file")
         return make_dataset(columns, datasets.Features(features))
+
+    def check_training(self, raw: datasets.Dataset) -> None:
+        if len(set(raw["label"][:])) == 1:
+            warn(f"{self.name}, split train: every label is {raw[0]['label']}; there is nothing to tell apart")
+
+    def describe_targets(self, raw: datasets.Dataset) -> dict[str, Any]:
+        if not self.is_labelled(raw):
+            return {}
+        counts = np.bincount(raw["label"][:], minlength=CHOICES).tolist()
+        return {"classes": {str(number): count for number, count in enumerate(counts)}}
+
+    def _lengths(self, table: pa.Table) -> np.ndarray:
+        """The number of tokens of every example's longest choice, (examples,)."""
+        choices = table.column("input_ids").combine_chunks().flatten().value_lengths().to_numpy()
+        return choices.reshape(-1, CHOICES).max(axis=1)
+
+    def decode_example(self, raw: datasets.Dataset, features: datasets.Dataset, tokenizer: Any) -> str:
+        choices = " | ".join(tokenizer.decode(ids) for ids in features[0]["input_ids"])
+        return f"{choices} → {self.target_of(raw, 0)}"
 
     def config_overrides(self, raw: datasets.Dataset) -> dict[str, Any]:
         return {}
@@ -116,16 +137,19 @@ def swag_features(
     """`cached_map` function: one feature of four pairs per row."""
     first = token_ids(tokenizer, batch["sent1"])
     pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in indices]
+    cut = [0] * len(indices)  # of the choice that loses most
     for number in range(CHOICES):
         second = token_ids(
             tokenizer, [f"{a} {b}" for a, b in zip(batch["sent2"], batch[f"ending{number}"], strict=True)]
         )
         for row, (a, b) in enumerate(zip(first, second, strict=True)):
+            cut[row] = max(cut[row], excess(a, b, settings.max_seq_length))
             pairs[row].append(with_special_tokens(tokenizer, a, b, settings.max_seq_length))
     result: dict[str, list] = {
         "input_ids": [[ids for ids, _ in choices] for choices in pairs],
         "token_type_ids": [[types for _, types in choices] for choices in pairs],
         "example": indices,
+        "cut": cut,
     }
     return result | ({"labels": batch["label"]} if labels else {})
 

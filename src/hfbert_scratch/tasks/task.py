@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from ..errors import InputError, one_line
+from ..errors import InputError
 from ..files import write_text, writing
 from ..masking import IGNORED_LABEL  # noqa: F401 - the tasks' own name for it
 from ..metrics import load_metric
@@ -87,11 +86,17 @@ class Task(ABC):
 
         Splits for training and validation are labelled in every row; a test split has its labels if it came with
         them (see `is_labelled`). `classes` are those of an already trained model, for the user's own data; without
-        them the classes are those of the data.
+        them the classes are those of `data.class_names`, else those in the data. What was left out, and what is
+        doubtful, is printed and can be collected (`notes.collect_notes`).
 
         Raises InputError for anything unusable, naming file or split, row, column and value.
         """
         columns = data.renamed(self.columns)
+        numbered = data.class_names or ()
+        if numbered and not self.has_classes:
+            raise InputError(f"--class_names {' '.join(numbered)}: {self.name} has no classes to be named")
+        if len(set(numbered)) < len(numbered):
+            raise InputError(f"--class_names {' '.join(numbered)}: a name occurs more than once")
         files = find_files(data, self.splits, self.originals)
         if files:
             tables = {
@@ -103,7 +108,7 @@ class Task(ABC):
         for split, table in tables.items():
             if not table.num_rows:
                 raise InputError(f"split {split} of {self.name} holds no rows")
-        raw = self.validate(tables, classes)
+        raw = self.validate(tables, classes, numbered)
         for split, most in (
             ("train", data.max_train_samples),
             ("validation", data.max_eval_samples),
@@ -126,14 +131,59 @@ class Task(ABC):
         return self.hub
 
     @abstractmethod
-    def validate(self, tables: dict[str, pa.Table], classes: Sequence[str] | None) -> dict[str, datasets.Dataset]:
-        """Check `tables` and make data sets of them (see `load`)."""
+    def validate(
+        self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()
+    ) -> dict[str, datasets.Dataset]:
+        """Check `tables` and make data sets of them (see `load`). numbered: the user's names for numbers in them."""
+
+    @abstractmethod
+    def check_training(self, raw: datasets.Dataset) -> None:
+        """Raise InputError if there is nothing to learn from the training split `raw`; warn if there is little."""
 
     def is_labelled(self, raw: datasets.Dataset) -> bool:
         """Whether every row of a raw split has its label, so that it can be scored."""
         return self.label_column in raw.column_names
 
     label_column: ClassVar[str] = "label"
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether labels are classes with names."""
+        return False
+
+    # ----------------------------------------------------------------------------------------------------- description
+
+    @abstractmethod
+    def describe_targets(self, raw: datasets.Dataset) -> dict[str, Any]:
+        """What there is to predict in a split: counts by kind, as {"classes": {name: count}}; empty without labels."""
+
+    def describe_features(self, raw: datasets.Dataset, features: datasets.Dataset) -> dict[str, Any]:
+        """Lengths in tokens, and how many examples max_seq_length cut."""
+        table = features.with_format("arrow")[:]
+        lengths = self._lengths(table)
+        cut = table.column("cut").to_numpy()
+        return {
+            "tokens": {"mean": round(float(lengths.mean()), 1), "max": int(lengths.max())},
+            "cut_by_max_seq_length": {
+                "examples": int((cut > 0).sum()),
+                "share": round(float((cut > 0).mean()), 4),
+                "tokens": int(cut.sum()),
+                "longest": int((lengths + cut).max()),
+            },
+        }
+
+    def _lengths(self, table: pa.Table) -> np.ndarray:
+        """The number of tokens of every feature, (features,)."""
+        return table.column("input_ids").combine_chunks().value_lengths().to_numpy()
+
+    def decode_example(self, raw: datasets.Dataset, features: datasets.Dataset, tokenizer: Any) -> str:
+        """The first feature as the model sees it, in words, and its target."""
+        ids = features[0]["input_ids"]
+        return f"{tokenizer.decode(ids)} → {self.target_of(raw, features[0]['example'])}"
+
+    def target_of(self, raw: datasets.Dataset, row: int) -> str:
+        """The label of a row in words."""
+        return repr(raw[row][self.label_column]) if self.is_labelled(raw) else "no label"
 
     # ------------------------------------------------------------------------------------------------------ features
 
@@ -145,9 +195,10 @@ class Task(ABC):
     def features(
         self, raw: datasets.Dataset, tokenizer: Any, settings: FeatureSettings, training: bool = False
     ) -> datasets.Dataset:
-        """Model inputs for the rows of `raw`: the columns `inputs`, `label_columns` if labelled, and `example`.
+        """Model inputs for the rows of `raw`: the columns `inputs`, `label_columns` if labelled, `example` and `cut`.
 
-        `example` is the number of the raw row. Lists are as long as they are, unpadded, and at most max_seq_length.
+        `example` is the number of the raw row, `cut` how many of its tokens max_seq_length left out. Lists are as long
+        as they are, unpadded, and at most max_seq_length.
         Done in batches, over num_proc processes, and kept on disk: the same data, tokenizer and settings are not
         tokenized again.
         """
@@ -171,6 +222,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, raw: datasets.Dataset, predictions: Any) -> dict[str, float]:
         """The task's metrics, `main_metric` among them. Raises InputError for an unlabelled split."""
+
+    def report(self, raw: datasets.Dataset, predictions: Any) -> dict[str, Any]:
+        """Figures for every class of a labelled split, {"classes": {name: {"precision": …}}}, or none."""
+        return {}
 
     @abstractmethod
     def write_predictions(self, directory: Path, raw: datasets.Dataset, predictions: Any, split: str) -> list[Path]:
@@ -264,11 +319,12 @@ def cached_map(
         )
 
 
-# Feature columns: token ids, segments, the raw row's number.
+# Feature columns: token ids, segments, the raw row's number, and how many of its tokens did not fit.
 INPUT_FEATURES = {
     "input_ids": datasets.List(datasets.Value("int32")),
     "token_type_ids": datasets.List(datasets.Value("int8")),
     "example": datasets.Value("int32"),
+    "cut": datasets.Value("int32"),
 }
 
 
@@ -309,6 +365,12 @@ def plain_backend(tokenizer: Any) -> Tokenizer:
     return backend
 
 
+def excess(first: np.ndarray, second: np.ndarray | None, max_seq_length: int) -> int:
+    """How many tokens `with_special_tokens` cuts off."""
+    room = max_seq_length - (2 if second is None else 3)
+    return max(0, len(first) + (0 if second is None else len(second)) - room)
+
+
 def with_special_tokens(
     tokenizer: Any, first: np.ndarray, second: np.ndarray | None, max_seq_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -327,127 +389,6 @@ def with_special_tokens(
         first, second = first[:kept], second[: room - kept]
     ids = np.concatenate([cls, first, sep, second, sep])
     return ids, (np.arange(len(ids)) > len(first) + 1).astype(np.int8)
-
-
-def check_strings(values: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
-    """`values` as an array of strings; InputError names the first row that is null or something else."""
-    if pa.types.is_null(values.type) or values.null_count:
-        row = pc.index(values.is_null(), True).as_py()
-        raise InputError(f"{where} is missing (null) in row {row}")
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise InputError(f"{where} holds {one_line(values.type)}, not text; row 0 is {values[0].as_py()!r}")
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-
-
-def check_single(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """`values` if they are numbers or texts; InputError if they are lists or objects."""
-    if pa.types.is_nested(values.type):
-        raise InputError(f"{where} holds {one_line(values.type)}, not one value a row")
-    return values
-
-
-def class_names(values: pa.ChunkedArray) -> list[str]:
-    """The classes in a column of the user's own labels: names sorted, or numbers ascending, without negative ones."""
-    found = [value for value in pc.unique(values).to_pylist() if value is not None and value != ""]
-    found = [int(value) if isinstance(value, float) and value.is_integer() else value for value in found]
-    if all(isinstance(value, int) for value in found):
-        return [str(int(value)) for value in sorted(found) if value >= 0]
-    texts = {str(value) for value in found}
-    if all(text.lstrip("-").isascii() and text.lstrip("-").isdigit() for text in texts):
-        return [str(number) for number in sorted(int(text) for text in texts) if number >= 0]
-    return sorted(texts)
-
-
-def class_ids(values: pa.ChunkedArray, names: Sequence[str], where: str, *, by_position: bool) -> np.ndarray:
-    """Labels, given as names or numbers, as ids 0 … len(names) − 1 and −1 for none; shape (rows,).
-
-    A number is an id where `by_position`, else it must be one of the names. Raises InputError naming the first row
-    whose label is neither.
-    """
-    if pa.types.is_null(values.type):
-        return np.full(len(values), -1, dtype=np.int64)
-    check_single(values, f"{where}: the label")
-    encoded = pc.dictionary_encode(values)
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
-        encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
-    distinct = encoded.dictionary.to_pylist()
-    places = {name: place for place, name in enumerate(names)}
-    ids = np.array([_class_id(value, places, by_position) for value in distinct] + [-1], dtype=np.int64)
-    result = ids[encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)]
-    if (result == _NO_CLASS).any():
-        row = int(np.argmax(result == _NO_CLASS))
-        allowed = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
-        if by_position:
-            allowed += f" or 0 … {len(names) - 1}"
-        raise InputError(f"{where}, row {row}: unknown label {values[row].as_py()!r}; it must be {allowed}")
-    return result
-
-
-_NO_CLASS = -2
-
-
-def _class_id(value: Any, places: Mapping[str, int], by_position: bool) -> int:
-    """`value`'s id, −1 for a missing label (null, empty, negative), or _NO_CLASS."""
-    if value is None or value == "":
-        return -1
-    if isinstance(value, str) and value in places:
-        return places[value]
-    try:
-        number = float(value)
-    except ValueError:
-        return _NO_CLASS
-    if number < 0:
-        return -1
-    if number != int(number):
-        return _NO_CLASS
-    if by_position:
-        return int(number) if number < len(places) else _NO_CLASS
-    return places.get(str(int(number)), _NO_CLASS)
-
-
-def refuse_unlabelled(missing: np.ndarray, split: str, where: str) -> bool:
-    """Whether the split is labelled; InputError for a split that must be and is not, or for one that is only partly.
-
-    missing: (rows,) bool. Only a test split may lack its labels.
-    """
-    if not missing.any():
-        return True
-    if missing.all() and split.startswith("test"):
-        return False
-    if missing.all():
-        raise InputError(f"{where} has no labels: it cannot serve as {split}; to predict it, name it --test_file")
-    raise InputError(f"{where}, row {int(np.argmax(missing))} has no label, while other rows have one")
-
-
-def model_classes(id2label: Mapping[int, str] | None, own: Sequence[str], width: int, task: str) -> list[str]:
-    """The task's class behind each of the model's `width` outputs.
-
-    By name, in whatever order the model has them; by position if its classes have no names (LABEL_0 …).
-    Raises InputError if the model's classes are not the task's.
-    """
-    if width != len(own):
-        raise InputError(f"the model has {width} outputs, but {task} has the {len(own)} classes {', '.join(own)}")
-    if id2label is None:
-        return list(own)
-    names = [str(id2label[i]) for i in range(width)]
-    by_folded = {name.casefold(): name for name in own}
-    if len(by_folded) == len(own) and {name.casefold() for name in names} == set(by_folded):
-        return [by_folded[name.casefold()] for name in names]
-    if set(names) == set(own):
-        return names
-    if names == [f"LABEL_{i}" for i in range(width)]:
-        return list(own)
-    raise InputError(f"the model's classes {', '.join(names)} are not those of {task}: {', '.join(own)}")
-
-
-def label_maps(names: Sequence[str]) -> dict[str, Any]:
-    """num_labels, id2label and label2id for a model's configuration."""
-    return {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
-    }
 
 
 def write_predicted(directory: Path, split: str, predictions: Collection[Any]) -> list[Path]:

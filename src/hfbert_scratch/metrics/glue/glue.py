@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 from hfbert_scratch.errors import InputError
 
@@ -42,6 +42,14 @@ def _classification(references, predictions):
     return _accuracy(references, predictions) | {"f1": float(f1)} | _matthews(references, predictions)
 
 
+def _per_class(references, predictions, count):
+    figures = precision_recall_fscore_support(references, predictions, labels=range(count), zero_division=0.0)
+    return [
+        {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
+        for precision, recall, f1, support in zip(*figures, strict=True)
+    ]
+
+
 _CONFIGS = {
     "cola": _matthews,
     "sst2": _accuracy,
@@ -65,7 +73,8 @@ class Glue(evaluate.Metric):
 
     cola, ax: matthews_correlation; mrpc, qqp: accuracy and f1 of class 1; stsb, regression: pearson and spearmanr;
     classification: accuracy, f1 (macro), matthews_correlation; the others: accuracy. A constant input has the
-    correlation 0 and a warning. Raises InputError for ids that are negative (no label) or not whole, and for NaN.
+    correlation 0 and a warning. With per_class=N, `classes` lists precision, recall, f1 and support of the classes
+    0 … N − 1. Raises InputError for ids that are negative (no label) or not whole, and for NaN.
     """
 
     def _info(self):
@@ -81,14 +90,17 @@ class Glue(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions, references, per_class=0):
         # evaluate's own numpy format would make float32 of them.
         predictions, references = np.array(predictions, dtype=np.float64), np.array(references, dtype=np.float64)
         for name, values in (("predictions", predictions), ("references", references)):
             self._check(name, values)
         if _CONFIGS[self.config_name] is not _correlations:
             predictions, references = predictions.astype(np.int64), references.astype(np.int64)
-        return _CONFIGS[self.config_name](references, predictions)
+        scores = _CONFIGS[self.config_name](references, predictions)
+        if per_class:
+            scores["classes"] = _per_class(references, predictions, per_class)
+        return scores
 
     def _check(self, name, values):
         if not len(values):

@@ -1,0 +1,50 @@
+"""What reading data changed or found doubtful: printed at once, and collected for the run's record."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Notes:
+    """Rows that were left out, each with its reason, and warnings, in the order in which they came up."""
+
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+_COLLECTING: ContextVar[Notes | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def collect_notes() -> Iterator[Notes]:
+    """Collect what `warn` and `leave_out` report within the block."""
+    notes = Notes()
+    token = _COLLECTING.set(notes)
+    try:
+        yield notes
+    finally:
+        _COLLECTING.reset(token)
+
+
+def _print(text: str) -> None:
+    # Data are read before there is a process group.
+    if not int(os.environ.get("RANK", "0")):
+        print(f"warning: {text}")
+
+
+def warn(text: str) -> None:
+    """Print a warning, once for all processes of a launch, and note it."""
+    _print(text)
+    if (notes := _COLLECTING.get()) is not None:
+        notes.warnings.append(text)
+
+
+def leave_out(rows: int, text: str) -> None:
+    """Print how many rows were left out and why, as `text` says, and note it."""
+    _print(text)
+    if (notes := _COLLECTING.get()) is not None:
+        notes.left_out.append({"rows": rows, "reason": text})
