@@ -6,11 +6,13 @@ import os
 import random
 import subprocess
 import sys
+import unicodedata
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import regex
 import zstandard
 from corpus_helpers import document, documents, words
 
@@ -266,14 +268,34 @@ def test_a_200_mb_line_in_bounded_memory(tmp_path):
         ("\u2028 \x0b\n\n  \r\n", []),
         ("", []),
         ("a\u2028b\x0bc\x85d", ["a\u2028b\x0bc\x85d"]),
+        # Other scripts: a mark of their own ends a sentence whatever follows.
+        ("वह घर गया। बच्चे स्कूल में हैं।वे पढ़ते हैं।", ["वह घर गया।", "बच्चे स्कूल में हैं।", "वे पढ़ते हैं।"]),
+        ('उसने कहा, "चलो।" फिर वह गया।', ['उसने कहा, "चलो।"', "फिर वह गया।"]),
+        ("هل تحب القراءة؟ نعم أحبها. وأنت؟لا", ["هل تحب القراءة؟", "نعم أحبها.", "وأنت؟", "لا"]),
+        ("پی۔ٹی۔وی دیکھو۔ وہ قلم ہے۔", ["پی۔ٹی۔وی دیکھو۔", "وہ قلم ہے۔"]),
+        ("Բարեւ։ Ինչպես ես։", ["Բարեւ։", "Ինչպես ես։"]),
+        ("ሰላም፡ነው። እሺ፡፡ደህና፧ አዎ", ["ሰላም፡ነው።", "እሺ፡፡", "ደህና፧", "አዎ"]),
+        ("Τι κάνεις; Καλά· εσύ; “Ναι.” Είπε", ["Τι κάνεις;", "Καλά· εσύ;", "“Ναι.”", "Είπε"]),
+        ("He came; Then; he left.", ["He came; Then; he left."]),
+        ("约３．１４です．次は“走。”）好｡", ["约３．１４です．", "次は“走。”）", "好｡"]),
+        ("Např. škola. Šest. Він є. їх є. Є", ["Např. škola.", "Šest.", "Він є. їх є.", "Є"]),
+        ("วันนี้อากาศดีมากทุกคน เด็ก ๆ เล่นน้ำ", ["วันนี้อากาศดีมากทุกคน", "เด็ก ๆ เล่นน้ำ"]),
     ],
 )
 def test_sentences(text, expected):
     assert split_sentences(text) == expected
 
 
+def test_every_mark_that_unicode_calls_sentence_terminal_ends_a_sentence():
+    marks = [chr(point) for point in range(0x10000) if unicodedata.category(chr(point)) != "Cn"]
+    marks = [mark for mark in marks if regex.match(r"\p{Sentence_Terminal}", mark)]
+    assert len(marks) > 80
+    missed = [mark for mark in marks if len(split_sentences(f"Abc{mark} Def{mark}")) != 2]
+    assert not missed
+
+
 def test_sentences_lose_nothing_but_blanks():
-    for text in [*documents(20), "x" * 35_000, "ab " * 20_000, "... ! ? . A " * 50, "。" * 50]:
+    for text in [*documents(20), "x" * 35_000, "ab " * 20_000, "... ! ? . A " * 50, "。" * 50, "กขค " * 9]:
         sentences = split_sentences(text)
         assert "".join("".join(sentences).split()) == "".join(text.split())
         assert all(0 < len(sentence) <= MAX_SENTENCE and sentence == sentence.strip() for sentence in sentences)
