@@ -202,7 +202,7 @@ def _predicted_share(arguments: PretrainingArguments) -> float:
 def main() -> None:
     """Parse, open, run."""
     arguments = parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    tokenizer = load_tokenizer(arguments.tokenizer, model=arguments.model)
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
