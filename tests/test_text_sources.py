@@ -18,6 +18,7 @@ from corpus_helpers import document, documents, words
 
 from hfbert_scratch import text_sources
 from hfbert_scratch.errors import InputError
+from hfbert_scratch.feature_files import TextFile
 from hfbert_scratch.sentences import MAX_SENTENCE, split_sentences
 from hfbert_scratch.text_sources import ReadingCounts, find_sources, read_documents
 
@@ -162,6 +163,37 @@ def test_jsonl_details(tmp_path):
     path.write_bytes(b'{"text": "good"}\n{"text": "b\xe9d"}\n')
     with pytest.raises(InputError, match="line 2, byte 28, is not valid UTF-8"):
         read(path)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl"])
+def test_lines_that_end_with_cr_alone(tmp_path, monkeypatch, suffix):
+    texts = [f"Line one of {i}.\nLine two, é中 {i}.\n" for i in range(3000)]
+    text = "\n".join(texts) if suffix != ".jsonl" else "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    data = text.replace("\n", "\r").encode()
+    (tmp_path / f"t{suffix}").write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    monkeypatch.setattr(text_sources, "MAX_LINE", 1000)
+    assert read(tmp_path / f"t{suffix}") == texts
+    if suffix != ".txt.gz":
+        assert len(list(TextFile(tmp_path / f"t{suffix}"))) == (3000 if suffix == ".jsonl" else 8999)
+    # A document with no other line end than CR has CR ones; elsewhere a CR is a character like others.
+    (tmp_path / "u.jsonl").write_text(json.dumps({"text": "a\rb\r"}) + "\n" + json.dumps({"text": "a\rb\nc"}))
+    assert read(tmp_path / "u.jsonl") == ["a\nb\n", "a\rb\nc"]
+    (tmp_path / "v.txt").write_bytes(b"a\rb\nc")
+    assert read(tmp_path / "v.txt") == ["a\rb\nc"]
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+@pytest.mark.parametrize("text", ["A plain line.\n", "Это простая строка.\n", "यह एक पंक्ति है।\n", "这是 1 行。\n"])
+def test_wide_encodings_are_named_with_and_without_byte_order_mark(tmp_path, encoding, text):
+    for mark in ("", "\ufeff"):
+        for data in (text * 40, json.dumps({"text": text * 20}, ensure_ascii=False)):
+            path = tmp_path / "t.jsonl"
+            path.write_bytes((mark + data).encode(encoding))
+            message = rf"t.jsonl is {encoding[:6]} text; convert it first: iconv -f {encoding[:6]}(LE|BE)? -t UTF-8"
+            with pytest.raises(InputError, match=message):
+                read(path)
+            with pytest.raises(InputError, match=message):
+                list(TextFile(path))
 
 
 def test_invalid_utf8(tmp_path):
