@@ -125,6 +125,7 @@ def build_model(
             overrides = {"left_to_right": arguments.left_to_right} | dropout
             model, new = open_model(model_class, arguments.model, overrides, new_head=False)
             check_fits(model, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
+            load_tokenizer(arguments.tokenizer, model=arguments.model)  # compares the two vocabularies
             if new:
                 say(f"warning: {arguments.model} has no {', '.join(new)}; they start from random numbers")
             return model
@@ -202,7 +203,7 @@ def _predicted_share(arguments: PretrainingArguments) -> float:
 def main() -> None:
     """Parse, open, run."""
     arguments = parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)
-    tokenizer = load_tokenizer(arguments.tokenizer, model=arguments.model)
+    tokenizer = load_tokenizer(arguments.tokenizer)
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
@@ -216,6 +217,8 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     """Build, train, save and record; returns whether the run got to its end."""
     phases, settings = arguments.phases(), arguments.pair_settings()
     documents, held_out = corpus.split("train"), corpus.split("validation")
+    if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
+        run.say(f"warning: {note}")
     for phase in phases:  # settings that cannot be are refused before anything is written
         settings.pairs(documents, phase.max_seq_length)
         settings.collator(tokenizer, phase.max_seq_length)

@@ -3,6 +3,7 @@
 Where they differ nothing fails by itself: text only becomes other ids than those a model was trained on.
 """
 
+import functools
 import json
 import os
 import re
@@ -73,8 +74,8 @@ def check_files(path: Path) -> None:
 def _check_same_tokens(path: Path, tokens: list[str], content: dict[str, Any]) -> None:
     """Refuse a vocab.txt that was edited, or belongs to another tokenizer: only tokenizer.json would be read."""
     added = [entry for entry in content.get("added_tokens") or [] if isinstance(entry, dict)]
-    ids = content["model"]["vocab"] | {entry.get("content"): entry.get("id") for entry in added}
-    serialized = {number: token for token, number in ids.items()}
+    ids = [*content["model"]["vocab"].items(), *((entry.get("content"), entry.get("id")) for entry in added)]
+    serialized = {number: token for token, number in ids if isinstance(number, int)}
     different = [number for number, token in enumerate(tokens) if serialized.get(number) != token]
     lacking = len(content["model"]["vocab"]) - len(tokens)
     if different or lacking > 0:
@@ -155,9 +156,9 @@ def check_case(tokenizer: Any, path: Path) -> None:
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return
-    special = set(tokenizer.all_special_tokens)
-    tokens = [token for token in tokenizer.get_vocab() if token not in special and not _RESERVED.fullmatch(token)]
-    words = [token.removeprefix("##") for token in tokens]
+    special, vocabulary = set(tokenizer.all_special_tokens), tokenizer.get_vocab()
+    tokens = [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if not _RESERVED.fullmatch(token)]
+    words = [token.removeprefix("##") for token in tokens if token not in special]
     # Blanks are put around ideographs, which changes no word.
     lost = [word for word in words if "".join(normalizer.normalize_str(word).split()) != word]
     name, rules = f"the tokenizer {path}", _rules(tokenizer.backend_tokenizer)
@@ -231,7 +232,8 @@ def check_same_vocabulary(tokenizer: Any, other: Any, name: str, model: str) -> 
             warn(f"{name} has {rule} {here}, that of --model {model} {there}")
 
 
+@functools.cache
 def warn(text: str) -> None:
-    """Print a warning, once where several processes were launched."""
+    """Print a warning, once, also where several processes were launched."""
     if os.environ.get("RANK", "0") == "0":
         print(f"warning: {text}", flush=True)
