@@ -223,8 +223,16 @@ def test_configuration_and_tokenizer_json_must_say_the_same(saved, name):
         content[name] = not content[name]
 
     edit(saved / "tokenizer_config.json", change)
-    with pytest.raises(InputError, match=r"contradict each other: normalizer\.\w+ is \w+ in tokenizer.json, \w+ as"):
+    message = r"not load what is written: normalizer\.\w+ is \w+ in tokenizer.json, \w+ as loaded; give do_lower_case"
+    with pytest.raises(InputError, match=message):
         load_tokenizer(saved)
+
+
+def test_silence_about_case_in_the_configuration_is_no_lower_case(tmp_path, tokenizer):
+    save_tokenizer(bert_tokenizer(tokenizer.get_vocab(), lowercase=False), tmp_path)
+    edit(tmp_path / "tokenizer_config.json", lambda content: content.pop("do_lower_case"))
+    with pytest.raises(InputError, match=r"normalizer\.lowercase is false in tokenizer.json, true as loaded"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"lowercase": False}, {"strip_accents": False}], ids=["cased", "accents"])

@@ -6,7 +6,7 @@ The rules, in order:
 1. A line end is a border. Nothing else that Unicode calls a line separator is.
 2. `.`, `!`, `?`, `…` and their like (repeated, with closing quotes or brackets behind) followed by white space are a
    border when the next word starts with a digit or with a letter that is not lower case, quotes and brackets before
-   it skipped. So is `;` behind a Greek letter, the Greek question mark.
+   it skipped. So is `;` between Greek words, the Greek question mark.
 3. A single full stop is no border behind an abbreviation (`Mr.`, `e.g.`), a single capital (`J. Smith`) or letters
    with inner stops (`U.S.`), and behind `No.`, `Fig.`, `p.` and the like none before a digit.
 4. `。`, `！`, `？`, `।`, `؟`, `։`, `።` and the other marks that only some scripts end sentences with are borders with
@@ -70,8 +70,9 @@ _SCRIPT_STOPS = (
     "\uaa5d-\uaa5f"  # Cham
     "\uaaf0\uaaf1\uabeb"  # Meetei Mayek
 )
-# Thai and Lao letters and vowel signs (rule 5).
-_UNSPACED = "\u0e01-\u0e4e\u0e81-\u0ece"
+_GREEK = "\u0370-\u03ff\u1f00-\u1fff"
+# Thai and Lao letters and vowel signs, and the zero-width space that some put between words (rule 5).
+_UNSPACED = "\u0e01-\u0e4e\u0e81-\u0ece\u200b"
 _CLAUSE = 15
 # The scripts in which a sentence begins with another letter than a word: Latin, Greek, Cyrillic, Armenian.
 _LOWER_CASE = "".join(filter(str.islower, map(chr, [*range(0x590), *range(0x1E00, 0x2000)])))
@@ -88,7 +89,7 @@ _BORDER = re.compile(
         (?: ['"{_CLOSING}]* [^\S\n]+ (?= {_NEXT_WORD} )
           | (?<= [{_SCRIPT_STOPS}] ) (?! (?<= ．) \d ) (?: ['"{_CLOSING}]+ (?!\S) | [{_CLOSING}]* )
         )
-      | (?<= [\u0370-\u03ff\u1f00-\u1fff] ; ) [^\S\n]+ (?= {_NEXT_WORD} )
+      | (?<= [{_GREEK}] ; ) [^\S\n]+ (?= {_NEXT_WORD} (?<= [{_GREEK}] ) )
       | (?<= ፡ ) ፡
       | (?<= [{_UNSPACED}]{{{_CLAUSE}}} ) [^\S\n]+ (?= [{_UNSPACED}] )
     )

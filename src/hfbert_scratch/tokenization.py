@@ -44,7 +44,10 @@ CHARACTER_COVERAGE = 0.9999
 MIN_FREQUENCY = 2
 
 # The remedy for words beyond MAX_WORD.
-SEGMENT_WORDS = "text without blanks between its words, such as Thai, has to go through a word segmenter first"
+SEGMENT_WORDS = (
+    "text without blanks between its words, such as Thai, has to go through a word segmenter first (zero-width spaces "
+    "do not count)"
+)
 
 _SAMPLE_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",

@@ -114,7 +114,10 @@ def _check_special_tokens(path: Path, tokens: set[str]) -> None:
 
 
 def check_as_written(tokenizer: Any, path: Path) -> None:
-    """Refuse a tokenizer that transformers makes otherwise than tokenizer.json says: other files have a say, too."""
+    """Refuse a tokenizer that is not loaded as tokenizer.json has it.
+
+    For transformers tokenizer_config.json decides about case, and its silence means lower case.
+    """
     if not (path / "tokenizer.json").is_file():
         return
     written, loaded = (_rules(backend) for backend in (_read_backend(path), tokenizer.backend_tokenizer))
@@ -125,8 +128,8 @@ def check_as_written(tokenizer: Any, path: Path) -> None:
     ]
     if different:
         raise InputError(
-            f"{path}: tokenizer.json and tokenizer_config.json contradict each other: {'; '.join(different)}; make "
-            "both say the same (do_lower_case, strip_accents, tokenize_chinese_chars)"
+            f"{path}: transformers does not load what is written: {'; '.join(different)}; give do_lower_case, "
+            "strip_accents and tokenize_chinese_chars in tokenizer_config.json the values of tokenizer.json"
         )
 
 
