@@ -208,6 +208,8 @@ def main() -> None:
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
     with Run(arguments, fingerprint) as run:
+        if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
+            run.say(f"warning: {note}")
         done = pretrain(run, arguments, corpus, tokenizer)
     if not done:
         sys.exit(STOPPED)
@@ -217,8 +219,6 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     """Build, train, save and record; returns whether the run got to its end."""
     phases, settings = arguments.phases(), arguments.pair_settings()
     documents, held_out = corpus.split("train"), corpus.split("validation")
-    if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
-        run.say(f"warning: {note}")
     for phase in phases:  # settings that cannot be are refused before anything is written
         settings.pairs(documents, phase.max_seq_length)
         settings.collator(tokenizer, phase.max_seq_length)

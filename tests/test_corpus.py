@@ -301,7 +301,9 @@ def test_corpora_nothing_can_be_learnt_from(tmp_path, tokenizer, texts):
     with pytest.raises(
         InputError, match=r"are \[UNK\]: \d+% of the text is in words of more than 100 .* segmenter first"
     ):
-        build(tmp_path, unsegmented, small_tokenizer([*texts, "водаИтк " * 9]), "long")
+        build(tmp_path, unsegmented, small_tokenizer([*texts, "водаИтк 012345678 " * 9]), "long")
+    with pytest.raises(InputError, match=r"another script .* in words of more than 100 characters"):
+        build(tmp_path, unsegmented, tokenizer, "both")
     mixed = build(tmp_path, texts[:8] + lines[:4], tokenizer, "mixed", validation_share=0.0)
     assert any("have one sentence" in warning for warning in mixed.manifest["warnings"])
 

@@ -117,13 +117,8 @@ def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share
         )
     sample = TextSample.merged([manifest["sample"]])
     if train["unk_rate"] > 0.1:
-        unknown = ", ".join(character for character, _ in sample.unknown_characters.most_common(5))
-        reasons = sample.reasons() or [
-            "the tokenizer was trained on other text or another script"
-            + (f" (it does not know {unknown})" if unknown else "")
-            + "; train one on this text with recipes/train_tokenizer.py"
-        ]
-        raise InputError(f"{train['unk_rate']:.0%} of the tokens are [UNK]: {'; '.join(reasons)}")
+        reasons = "; ".join(sample.reasons_for_many_unknown())
+        raise InputError(f"{train['unk_rate']:.0%} of the tokens are [UNK]: {reasons}")
     single = train["one_sentence_documents"] / train["documents"]
     if next_sentence and single > 0.9:
         raise InputError(

@@ -15,7 +15,7 @@ from .tokenizer_checks import NOTABLE
 
 # Sentences looked at in a shard: in most of them there is nothing to look for, so this takes no time.
 SAMPLED = 400
-# Unknown characters remembered for a shard.
+# Strange characters remembered for a shard.
 _KEPT = 50
 _FORMS = {"NFC": "composed", "NFD": "decomposed"}
 
@@ -26,18 +26,19 @@ class TextSample:
 
     sentences: int = 0
     characters: int = 0
-    unknown_words: int = 0  # words that become [UNK] …
-    long_words: int = 0  # … because they have more than MAX_WORD characters
-    in_long_words: int = 0  # their characters
-    unknown_characters: Counter[str] = dataclasses.field(default_factory=Counter)  # in no entry of the vocabulary
+    # Characters of words that become [UNK]: of all, of those longer than MAX_WORD, and those that are no token.
+    in_unknown_words: int = 0
+    in_long_words: int = 0
+    strange: int = 0
+    strange_characters: Counter[str] = dataclasses.field(default_factory=Counter)
     # Of the sentences that Unicode's form "NFC" or "NFD" changes: how many they are, and their tokens and [UNK] now
     # and in that form.
     forms: dict[str, Counter[str]] = dataclasses.field(default_factory=lambda: {form: Counter() for form in _FORMS})
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON holds; of the unknown characters the most frequent ones."""
-        unknown = dict(self.unknown_characters.most_common(_KEPT))
-        return vars(self) | {"unknown_characters": unknown, "forms": {form: dict(c) for form, c in self.forms.items()}}
+        strange = dict(self.strange_characters.most_common(_KEPT))
+        return vars(self) | {"strange_characters": strange, "forms": {form: dict(c) for form, c in self.forms.items()}}
 
     @staticmethod
     def merged(samples: Iterable[dict[str, Any]]) -> "TextSample":
@@ -48,20 +49,39 @@ class TextSample:
                 if name == "forms":
                     for form, counts in count.items():
                         whole.forms[form].update(counts)
-                elif name == "unknown_characters":
-                    whole.unknown_characters.update(count)
+                elif name == "strange_characters":
+                    whole.strange_characters.update(count)
                 else:
                     setattr(whole, name, getattr(whole, name) + count)
         return whole
 
     def reasons(self) -> list[str]:
         """Say what keeps text out of the vocabulary, with figures and the remedy; nothing if nothing notable does."""
+        return self._long_words() + self._other_forms()
+
+    def reasons_for_many_unknown(self) -> list[str]:
+        """Say why much of the text is [UNK]; if for nothing else, for being other text than the vocabulary's."""
+        reasons = self.reasons()
+        if reasons and (self._other_forms() or self.strange < 0.1 * self.in_unknown_words):
+            return reasons
+        strange = ", ".join(character for character, _ in self.strange_characters.most_common(5))
+        return [
+            "the tokenizer was trained on other text or another script"
+            + (f" (it does not know {strange})" if strange else "")
+            + "; train one on this text with recipes/train_tokenizer.py",
+            *reasons,
+        ]
+
+    def _long_words(self) -> list[str]:
+        if self.in_long_words <= NOTABLE * self.characters:
+            return []
+        return [
+            f"{self.in_long_words / self.characters:.0%} of the text is in words of more than {MAX_WORD} characters, "
+            f"which become [UNK] as a whole; {SEGMENT_WORDS}"
+        ]
+
+    def _other_forms(self) -> list[str]:
         sentences = []
-        if self.in_long_words > NOTABLE * self.characters:
-            sentences.append(
-                f"{self.in_long_words / self.characters:.0%} of the text is in words of more than {MAX_WORD} "
-                f"characters, which become [UNK] as a whole; {SEGMENT_WORDS}"
-            )
         for form, counts in self.forms.items():
             now, then = counts["unknown"], counts["unknown_in_form"]
             fewer = then < 0.8 * now or (then <= now and counts["tokens_in_form"] < 0.95 * counts["tokens"])
@@ -75,7 +95,9 @@ class TextSample:
         return sentences
 
 
-def inspect(tokenizer: Tokenizer, sentences: list[str], tokens: np.ndarray, lengths: np.ndarray) -> TextSample:
+def inspect_sentences(
+    tokenizer: Tokenizer, sentences: list[str], tokens: np.ndarray, lengths: np.ndarray
+) -> TextSample:
     """Look at some of the sentences of a shard; `tokens` are their ids one after another, `lengths` how many each."""
     sample = TextSample()
     unknown_id = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
@@ -106,10 +128,8 @@ def _count_unknown_words(sample: TextSample, tokenizer: Tokenizer, sentence: str
     for word, _ in words:
         if unknown_id not in [token.id for token in tokenizer.model.tokenize(word)]:
             continue
-        sample.unknown_words += 1
-        if len(word) > MAX_WORD:
-            sample.long_words += 1
-            sample.in_long_words += len(word)
-        else:
-            entries = (character for character in word if tokenizer.token_to_id(character) is None)
-            sample.unknown_characters.update(entries)
+        sample.in_unknown_words += len(word)
+        sample.in_long_words += len(word) if len(word) > MAX_WORD else 0
+        strange = [character for character in word if tokenizer.token_to_id(character) is None]
+        sample.strange += len(strange)
+        sample.strange_characters.update(strange)

@@ -135,17 +135,7 @@ def train_wordpiece(
     stripping = None if strip_accents else False
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=stripping)
     alphabet = _alphabet(documents, normalizer, losses)
-    if not alphabet:
-        raise InputError("the text holds no character to learn from")
-    # Of a punctuation mark or an ideograph BERT makes a word of its own: they never continue one.
-    split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
-    continuations = ["##" + character for character in alphabet if len(split("a" + character)) == 1]
-    first = [*SPECIAL_TOKENS, *alphabet, *continuations]
-    if vocab_size < len(first):
-        raise InputError(
-            f"vocab_size {vocab_size} is too small: this text needs {len(SPECIAL_TOKENS)} special tokens, "
-            f"{len(alphabet)} characters and {len(continuations)} word continuations, together {len(first)}"
-        )
+    first = _first_tokens(alphabet, vocab_size)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -164,6 +154,22 @@ def train_wordpiece(
     return bert_tokenizer(
         tokenizer.get_vocab(with_added_tokens=False), lowercase, model_max_length, strip_accents=stripping
     )
+
+
+def _first_tokens(alphabet: list[str], vocab_size: int) -> list[str]:
+    """The tokens that are not learnt: special ones, characters, and characters that continue a word."""
+    if not alphabet:
+        raise InputError("the text holds no character to learn from")
+    # Of a punctuation mark or an ideograph BERT makes a word of its own: they never continue one.
+    split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    continuations = ["##" + character for character in alphabet if len(split("a" + character)) == 1]
+    first = [*SPECIAL_TOKENS, *alphabet, *continuations]
+    if vocab_size < len(first):
+        raise InputError(
+            f"vocab_size {vocab_size} is too small: this text needs {len(SPECIAL_TOKENS)} special tokens, "
+            f"{len(alphabet)} characters and {len(continuations)} word continuations, together {len(first)}"
+        )
+    return first
 
 
 def bert_tokenizer(
