@@ -31,7 +31,9 @@ class CorpusArguments:
     output_dir: str = argument(help="Directory for the corpus: new, or that of an interrupted build")
     text_column: str = argument("text", help="Field or column with the text in .jsonl, .parquet and data sets")
     encoding_errors: str = argument("strict", help="strict: refuse bytes that are not UTF-8; replace: put U+FFFD")
-    validation_share: float = argument(0.01, help="Share of the documents held out, chosen by hash; 0: none")
+    validation_share: float = argument(
+        0.01, help="Share of the documents held out, chosen by hash; 0: none, which pretrain.py refuses"
+    )
     max_seq_length: int = argument(512, help="Longest sequence training will ask for, special tokens included")
     no_nsp: bool = argument(False, help="Build for pretraining without next-sentence pairs")
     drop_duplicates: bool = argument(True, help="Drop documents that are equal to an earlier one")

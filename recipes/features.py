@@ -120,7 +120,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_encoder(arguments.model, device)
     model_hash = weights_hash(model)
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model=arguments.model)
     lower = arguments.precision == "bfloat16" or (arguments.precision == "auto" and has_bfloat16(device))
     model = inference_copy(model, torch.bfloat16 if lower else torch.float32)
     pooling = None if arguments.pooling == "none" else arguments.pooling

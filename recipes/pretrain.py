@@ -124,6 +124,7 @@ def build_model(
             overrides = {"left_to_right": arguments.left_to_right} | dropout
             model, new = open_model(model_class, arguments.model, overrides, new_head=False)
             check_fits(model, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
+            load_tokenizer(arguments.tokenizer, model=arguments.model)  # compares the two vocabularies
             if new:
                 say(f"warning: {arguments.model} has no {', '.join(new)}; they start from random numbers")
             return model
@@ -206,6 +207,8 @@ def main() -> None:
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
     with Run(arguments, fingerprint) as run:
+        if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
+            run.say(f"warning: {note}")
         done = pretrain(run, arguments, corpus, tokenizer)
     if not done:
         sys.exit(STOPPED)

@@ -57,6 +57,8 @@ def main() -> None:
     names = {field.name for field in dataclasses.fields(PairSettings)} & set(dataclasses.asdict(arguments))
     settings = PairSettings(next_sentence=not arguments.no_nsp, **{name: getattr(arguments, name) for name in names})
 
+    if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
+        print(f"warning: {note}")
     rows = write_static_instances(corpus, tokenizer, settings, output, arguments.max_seq_length, arguments.dupe_factor)
     record = {
         "arguments": dataclasses.asdict(arguments),

@@ -6,9 +6,10 @@ reads .txt, .jsonl and .parquet files (also .gz and .zst of the first two), dire
 `datasets`, and data sets of the Hub (hub:NAME:CONFIGURATION:SPLIT), and leaves a directory that
 `AutoTokenizer.from_pretrained` opens, with record.json beside the tokenizer's files.
 
-Supports: cased and uncased vocabularies of any size, any language BERT's word rules fit, text of any size (it is
-streamed, twice), the same result for the same text.
-Does not support: other algorithms than WordPiece, adding tokens to a trained vocabulary.
+Supports: cased and uncased vocabularies of any size, uncased ones that keep accents and vowel signs, any language
+BERT's word rules fit, text of any size (it is streamed, twice), the same result for the same text.
+Does not support: other algorithms than WordPiece, adding tokens to a trained vocabulary, finding words in text without
+blanks between them.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from hfbert_scratch.arguments import argument, parse_arguments
 from hfbert_scratch.errors import InputError, command_line
 from hfbert_scratch.files import write_json, writing
 from hfbert_scratch.text_sources import Source, find_sources, names_of, read_documents
-from hfbert_scratch.tokenization import Progress, save_tokenizer, tokenizer_hash, train_wordpiece
+from hfbert_scratch.tokenization import Progress, TextLosses, save_tokenizer, tokenizer_hash, train_wordpiece
 
 
 @dataclasses.dataclass
@@ -33,6 +34,9 @@ class TokenizerArguments:
     output_dir: str = argument(help="Directory for the tokenizer")
     vocab_size: int = argument(30522, help="Number of tokens, special ones and characters included")
     lowercase: bool = argument(True, help="Uncased (lower case, no accents) or cased")
+    strip_accents: bool = argument(
+        True, help="Uncased only: strip accents and vowel signs; false keeps them, as Hindi and Vietnamese need"
+    )
     model_max_length: int = argument(512, help="Longest sequence the model will take, stored with the tokenizer")
     text_column: str = argument("text", help="Field or column with the text in .jsonl, .parquet and data sets")
     encoding_errors: str = argument("strict", help="strict: refuse bytes that are not UTF-8; replace: put U+FFFD")
@@ -73,11 +77,14 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     text = Text(arguments, find_sources(arguments.text))
+    losses = TextLosses()
     tokenizer = train_wordpiece(
         text,
         vocab_size=arguments.vocab_size,
         lowercase=arguments.lowercase,
+        strip_accents=arguments.strip_accents,
         model_max_length=arguments.model_max_length,
+        losses=losses,
     )
     save_tokenizer(tokenizer, output)
     seconds = time.monotonic() - start
@@ -87,12 +94,15 @@ def main() -> None:
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "documents": text.documents,
         "bytes": text.bytes,
+        "warnings": losses.warnings(),
         "seconds": round(seconds, 2),
         "megabytes_per_second": round(text.bytes / 1e6 / seconds, 2),
         "versions": {name: version(name) for name in ("tokenizers", "transformers")}
         | {"python": platform.python_version()},
     }
     write_json(output / "record.json", record)
+    for warning in losses.warnings():
+        print(f"warning: {warning}")
     print(
         f"{output}: {len(tokenizer)} tokens from {text.documents} documents ({text.bytes / 1e6:.1f} MB) "
         f"in {seconds:.1f} s"

@@ -540,6 +540,11 @@ CASES |= {
         CHECKPOINT,
     ),
     "no model to start from": ("pretrain", {"model": "/nowhere"}, "no checkpoint directory /nowhere"),
+    "a model of another vocabulary": (
+        "pretrain",
+        {"model": lambda here, good: make_model(here / "other", small_tokenizer(documents(200, seed=9)))},
+        r"differ in \d+ of 400 tokens .*: its embeddings belong to other words; use the tokenizer in",
+    ),
     "a model smaller than the tokenizer": (
         "pretrain",
         {"model": lambda here, good: make_model(here / "small", vocab_size=90)},

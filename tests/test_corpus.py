@@ -291,9 +291,19 @@ def test_corpora_nothing_can_be_learnt_from(tmp_path, tokenizer, texts):
     lines = [line for text in texts for line in split_sentences(text)]
     with pytest.raises(InputError, match="have one sentence.*blank line behind every sentence"):
         build(tmp_path, lines, tokenizer, "lines")
-    with pytest.raises(InputError, match=r"% of the tokens are \[UNK\]"):
+    with pytest.raises(
+        InputError, match=r"% of the tokens are \[UNK\]: .* another script \(it does not know .*о.*\); train one"
+    ):
+        # The reason names characters.
         russian = ["Шла Саша по шоссе. И сосала сушку.", *(f"Они пошли. Мы нет {i}." for i in range(9))]
         build(tmp_path, russian, tokenizer, "russian", validation_share=0.0)
+    unsegmented = ["вода" * 30 + f". И так {i}. Да." for i in range(9)]
+    with pytest.raises(
+        InputError, match=r"are \[UNK\]: \d+% of the text is in words of more than 100 .* segmenter first"
+    ):
+        build(tmp_path, unsegmented, small_tokenizer([*texts, "водаИтк 012345678 " * 9]), "long")
+    with pytest.raises(InputError, match=r"another script .* in words of more than 100 characters"):
+        build(tmp_path, unsegmented, tokenizer, "both")
     mixed = build(tmp_path, texts[:8] + lines[:4], tokenizer, "mixed", validation_share=0.0)
     assert any("have one sentence" in warning for warning in mixed.manifest["warnings"])
 
@@ -331,6 +341,41 @@ def test_output_directory(tmp_path, tokenizer, texts):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match="another build is writing"):
             build_corpus(arguments, tokenizer, tmp_path / "locked")
+
+
+def test_sentences_that_are_mostly_cut_off_are_named(tmp_path, tokenizer, texts):
+    endless = [" ".join(text.split()).replace(".", "") for text in documents(60, sentences=(20, 40))]
+    endless = [f"{text[: len(text) // 2]}\n{text[len(text) // 2 :]}" for text in endless]
+    made = build(tmp_path, endless, tokenizer, "endless", max_seq_length=128)
+    rate = made.manifest["pairs"]["train"]["128"]["tokens_truncated_rate"]
+    assert any(
+        f"at length 128, {rate:.0%} of the tokens drawn are cut off" in text for text in made.manifest["warnings"]
+    )
+    assert not any("cut off" in text for text in build(tmp_path, texts, tokenizer, "usual").manifest["warnings"])
+
+
+def test_advice_for_small_corpora_leads_to_one_that_can_be_trained_on(tmp_path, tokenizer, texts):
+    with pytest.raises(
+        InputError, match=r"2 different documents, too few .* of 2 each.*--no_nsp: 1 each.*or add text$"
+    ):
+        build(tmp_path, texts[:2], tokenizer, "two")
+    for name, count, next_sentence in (("nonsp", 2, False), ("four", 4, True)):
+        made = build(tmp_path, texts[:count], tokenizer, name, next_sentence=next_sentence)
+        for split in ("train", "validation"):
+            pairs = SegmentPairs(made.split(split), max_seq_length=128, seed=0, next_sentence=next_sentence)
+            assert len(pairs.group(0, 0)) > 0
+    none = build(tmp_path, texts[:2], tokenizer, "none", validation_share=0.0)
+    assert "no document is held out, and pretrain.py needs some" in none.manifest["warnings"][0]
+    with pytest.raises(InputError, match="no split 'validation'.* from 4 documents or more .2 with --no_nsp"):
+        none.split("validation")
+
+
+def test_whole_words_that_are_single_ideographs_are_named(tmp_path, corpus, tokenizer):
+    assert corpus.whole_word_note(tokenizer) is None
+    chinese = ["孩子们走路去学校。水冷吗？我姐姐在看书。" + str(i) for i in range(20)]
+    other = small_tokenizer(chinese)
+    made = build(tmp_path, chinese, other)
+    assert "continue a word (##), and 79% are ideographs" in made.whole_word_note(other)
 
 
 # ---------------------------------------------------------------------------------------------------- recipe

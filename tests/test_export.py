@@ -25,8 +25,9 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"}
 
 
-def save(directory, case="pretraining", *, lowercase=True, with_tokenizer=True, **options):
-    tokenizer = train_wordpiece(documents(50), vocab_size=300, lowercase=lowercase, model_max_length=40)
+def save(directory, case="pretraining", *, lowercase=True, strip_accents=True, with_tokenizer=True, **options):
+    rules = {"lowercase": lowercase, "strip_accents": strip_accents}
+    tokenizer = train_wordpiece(documents(50), vocab_size=300, model_max_length=40, **rules)
     model = make(case, vocab_size=len(tokenizer), **options)
     model.save_pretrained(directory)
     if with_tokenizer:
@@ -156,7 +157,12 @@ def test_a_missing_package(format, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"lowercase": False}, "keeps case"), ({"hidden_act": "relu"}, "not the activation 'relu'")]
+    ("options", "named"),
+    [
+        ({"lowercase": False}, "keeps case"),
+        ({"strip_accents": False}, "takes accented letters apart"),
+        ({"hidden_act": "relu"}, "not the activation 'relu'"),
+    ],
 )
 def test_what_llama_cpp_does_in_one_way_only(options, named, tmp_path):
     pytest.importorskip("gguf")

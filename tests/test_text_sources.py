@@ -6,16 +6,19 @@ import os
 import random
 import subprocess
 import sys
+import unicodedata
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import regex
 import zstandard
 from corpus_helpers import document, documents, words
 
 from hfbert_scratch import text_sources
 from hfbert_scratch.errors import InputError
+from hfbert_scratch.feature_files import TextFile
 from hfbert_scratch.sentences import MAX_SENTENCE, split_sentences
 from hfbert_scratch.text_sources import ReadingCounts, find_sources, read_documents
 
@@ -162,6 +165,37 @@ def test_jsonl_details(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl"])
+def test_lines_that_end_with_cr_alone(tmp_path, monkeypatch, suffix):
+    texts = [f"Line one of {i}.\nLine two, é中 {i}.\n" for i in range(3000)]
+    text = "\n".join(texts) if suffix != ".jsonl" else "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    data = text.replace("\n", "\r").encode()
+    (tmp_path / f"t{suffix}").write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    monkeypatch.setattr(text_sources, "MAX_LINE", 1000)
+    assert read(tmp_path / f"t{suffix}") == texts
+    if suffix != ".txt.gz":
+        assert len(list(TextFile(tmp_path / f"t{suffix}"))) == (3000 if suffix == ".jsonl" else 8999)
+    # A document with no other line end than CR has CR ones; elsewhere a CR is a character like others.
+    (tmp_path / "u.jsonl").write_text(json.dumps({"text": "a\rb\r"}) + "\n" + json.dumps({"text": "a\rb\nc"}))
+    assert read(tmp_path / "u.jsonl") == ["a\nb\n", "a\rb\nc"]
+    (tmp_path / "v.txt").write_bytes(b"a\rb\nc")
+    assert read(tmp_path / "v.txt") == ["a\rb\nc"]
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+@pytest.mark.parametrize("text", ["A plain line.\n", "Это простая строка.\n", "यह एक पंक्ति है।\n", "这是 1 行。\n"])
+def test_wide_encodings_are_named_with_and_without_byte_order_mark(tmp_path, encoding, text):
+    for mark in ("", "\ufeff"):
+        for data in (text * 40, json.dumps({"text": text * 20}, ensure_ascii=False)):
+            path = tmp_path / "t.jsonl"
+            path.write_bytes((mark + data).encode(encoding))
+            message = rf"t.jsonl is {encoding[:6]} text; convert it first: iconv -f {encoding[:6]}(LE|BE)? -t UTF-8"
+            with pytest.raises(InputError, match=message):
+                read(path)
+            with pytest.raises(InputError, match=message):
+                list(TextFile(path))
+
+
 def test_invalid_utf8(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes("é good\n\n".encode() + b"caf\xe9\n")
@@ -266,14 +300,34 @@ def test_a_200_mb_line_in_bounded_memory(tmp_path):
         ("\u2028 \x0b\n\n  \r\n", []),
         ("", []),
         ("a\u2028b\x0bc\x85d", ["a\u2028b\x0bc\x85d"]),
+        # Other scripts: a mark of their own ends a sentence whatever follows.
+        ("वह घर गया। बच्चे स्कूल में हैं।वे पढ़ते हैं।", ["वह घर गया।", "बच्चे स्कूल में हैं।", "वे पढ़ते हैं।"]),
+        ('उसने कहा, "चलो।" फिर वह गया।', ['उसने कहा, "चलो।"', "फिर वह गया।"]),
+        ("هل تحب القراءة؟ نعم أحبها. وأنت؟لا", ["هل تحب القراءة؟", "نعم أحبها.", "وأنت؟", "لا"]),
+        ("پی۔ٹی۔وی دیکھو۔ وہ قلم ہے۔", ["پی۔ٹی۔وی دیکھو۔", "وہ قلم ہے۔"]),
+        ("Բարեւ։ Ինչպես ես։", ["Բարեւ։", "Ինչպես ես։"]),
+        ("ሰላም፡ነው። እሺ፡፡ደህና፧ አዎ", ["ሰላም፡ነው።", "እሺ፡፡", "ደህና፧", "አዎ"]),
+        ("Τι κάνεις; Καλά· εσύ; “Ναι.” Είπε", ["Τι κάνεις;", "Καλά· εσύ;", "“Ναι.”", "Είπε"]),
+        ("He came; Then (Κύπρος; Turkish: Kıbrıs); he left.", ["He came; Then (Κύπρος; Turkish: Kıbrıs); he left."]),
+        ("约３．１４です．次は“走。”）好｡", ["约３．１４です．", "次は“走。”）", "好｡"]),
+        ("Např. škola. Šest. Він є. їх є. Є", ["Např. škola.", "Šest.", "Він є. їх є.", "Є"]),
+        ("วันนี้อากาศดีมากทุกคน เด็ก ๆ เล่นน้ำ", ["วันนี้อากาศดีมากทุกคน", "เด็ก ๆ เล่นน้ำ"]),
     ],
 )
 def test_sentences(text, expected):
     assert split_sentences(text) == expected
 
 
+def test_every_mark_that_unicode_calls_sentence_terminal_ends_a_sentence():
+    marks = [chr(point) for point in range(0x10000) if unicodedata.category(chr(point)) != "Cn"]
+    marks = [mark for mark in marks if regex.match(r"\p{Sentence_Terminal}", mark)]
+    assert len(marks) > 80
+    missed = [mark for mark in marks if len(split_sentences(f"Abc{mark} Def{mark}")) != 2]
+    assert not missed
+
+
 def test_sentences_lose_nothing_but_blanks():
-    for text in [*documents(20), "x" * 35_000, "ab " * 20_000, "... ! ? . A " * 50, "。" * 50]:
+    for text in [*documents(20), "x" * 35_000, "ab " * 20_000, "... ! ? . A " * 50, "。" * 50, "กขค " * 9]:
         sentences = split_sentences(text)
         assert "".join("".join(sentences).split()) == "".join(text.split())
         assert all(0 < len(sentence) <= MAX_SENTENCE and sentence == sentence.strip() for sentence in sentences)

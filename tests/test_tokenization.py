@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hfbert_scratch.errors import InputError, OutputError
 from hfbert_scratch.text_sources import find_sources, read_documents
 from hfbert_scratch.tokenization import (
     SPECIAL_TOKENS,
+    TextLosses,
     bert_tokenizer,
     load_tokenizer,
     save_tokenizer,
@@ -180,6 +182,155 @@ def test_damaged_directories(saved, tmp_path):
         load_tokenizer(tmp_path / "nothing")
     with pytest.raises(InputError, match="is a file"):
         load_tokenizer(vocabulary)
+
+
+# ---------------------------------------------------------------------------------------------------- agreement
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_vocab_txt_and_tokenizer_json_must_be_the_same(saved):
+    vocabulary = saved / "vocab.txt"
+    lines = vocabulary.read_text().splitlines()
+    for changed, message in {
+        "\n".join(
+            [*lines[:200], "covid", *lines[201:]]
+        ): rf"differ in 1 tokens \(line 201 .* 'covid', .* '{lines[200]}'",
+        "\n".join(lines[:-1]): rf"differ in 1 tokens \(line {len(lines)} .* missing, .* '{lines[-1]}'",
+        "\n".join([*lines, "covid"]): rf"differ in 1 tokens \(line {len(lines) + 1} .* 'covid', .* None",
+        "\n".join([*lines[:5], *lines[:4:-1]]): r"differ in \d+ tokens \(line 6 ",
+    }.items():
+        vocabulary.write_text(changed + "\n")
+        with pytest.raises(InputError, match=message):
+            load_tokenizer(saved)
+    # Either alone is the tokenizer, and an added token need not be in vocab.txt.
+    (saved / "tokenizer.json").unlink()
+    vocabulary.write_text("\n".join([*lines[:200], "covid", *lines[201:]]) + "\n")
+    edited = load_tokenizer(saved)
+    assert edited.tokenize("covid") == ["covid"]
+    edited.add_tokens(["new york"])
+    edited.save_pretrained(saved)
+    assert load_tokenizer(saved).tokenize("new york") == ["new york"]
+
+
+@pytest.mark.parametrize("name", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+def test_configuration_and_tokenizer_json_must_say_the_same(saved, name):
+    def change(content):
+        content[name] = not content[name]
+
+    edit(saved / "tokenizer_config.json", change)
+    message = r"not load what is written: normalizer\.\w+ is \w+ in tokenizer.json, \w+ as loaded; give do_lower_case"
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(saved)
+
+
+def test_silence_about_case_in_the_configuration_is_no_lower_case(tmp_path, tokenizer):
+    save_tokenizer(bert_tokenizer(tokenizer.get_vocab(), lowercase=False), tmp_path)
+    edit(tmp_path / "tokenizer_config.json", lambda content: content.pop("do_lower_case"))
+    with pytest.raises(InputError, match=r"normalizer\.lowercase is false in tokenizer.json, true as loaded"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"lowercase": False}, {"strip_accents": False}], ids=["cased", "accents"])
+def test_a_vocabulary_is_not_lower_cased_for_want_of_a_statement(tmp_path, capsys, options):
+    save_tokenizer(train_wordpiece(["Trời hôm nay rất đẹp. Hà Nội."] * 20, vocab_size=80, **options), tmp_path)
+    load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    load_tokenizer(tmp_path)
+    assert not capsys.readouterr().out
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match=r"\d+ of the \d+ entries .* lower-cases and strips accents; .*do_lower_case"):
+        load_tokenizer(tmp_path)
+    # A statement is obeyed, and what it costs is said.
+    stated = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
+    load_tokenizer(tmp_path)
+    assert "it lower-cases and strips accents; if that is not meant" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "lowers"), [({}, "true"), ({"lowercase": False}, "false")])
+def test_a_vocabulary_alone_says_what_is_to_be_added(tmp_path, options, lowers):
+    texts = [text.title() for text in documents(60)]
+    save_tokenizer(train_wordpiece(texts, vocab_size=400, **options), tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    stated = f'{{"tokenizer_class": "BertTokenizer", "do_lower_case": {lowers}}}'
+    with pytest.raises(InputError, match="vocab.txt alone does not say .*add a tokenizer_config.json with " + stated):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(stated)
+    assert load_tokenizer(tmp_path).do_lower_case == (lowers == "true")
+
+
+def test_a_vocabulary_without_capitals_that_keeps_case_is_named(tokenizer, tmp_path, capsys):
+    save_tokenizer(bert_tokenizer(tokenizer.get_vocab(), lowercase=False), tmp_path)
+    load_tokenizer(tmp_path)
+    assert "keeps case, but its vocabulary has no capital letter" in capsys.readouterr().out
+
+
+def test_a_tokenizer_is_compared_with_the_one_of_the_model(saved, tokenizer, tmp_path, capsys):
+    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+
+    def model(name, tokens, lowercase=True):
+        save_tokenizer(bert_tokenizer({token: i for i, token in enumerate(tokens)}, lowercase), tmp_path / name)
+        return tmp_path / name
+
+    load_tokenizer(saved, model=model("same", vocabulary))
+    load_tokenizer(saved, model=saved)
+    assert not capsys.readouterr().out
+    reversed_model = model("reversed", [*vocabulary[:5], *vocabulary[:4:-1]])
+    with pytest.raises(
+        InputError, match=rf"differ in \d+ of 400 tokens \(id 5 is '{vocabulary[5]}' here, .*other words"
+    ):
+        load_tokenizer(saved, model=reversed_model)
+    with pytest.raises(InputError, match="embeddings belong to other words; use the tokenizer in"):
+        load_tokenizer(model("a", vocabulary[:300]), model=reversed_model)
+    # New words in reserved places, some replaced ones, another rule: said.
+    load_tokenizer(saved, model=model("unused", [*vocabulary[:300], *(f"[unused{i}]" for i in range(100))]))
+    assert "differ in 100 of 400 tokens" in capsys.readouterr().out
+    load_tokenizer(saved, model=model("edited", [*vocabulary[:-3], "x1", "x2", "x3"]))
+    assert "differ in 3 of 400 tokens (id 397 is" in capsys.readouterr().out
+    load_tokenizer(saved, model=model("cased", vocabulary, lowercase=False))
+    assert "has normalizer.lowercase True, that of --model" in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    load_tokenizer(saved, model=tmp_path / "none")
+    assert "cannot be checked: " in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+
+
+def test_what_a_vocabulary_cannot_learn_is_counted():
+    hindi, vietnamese, thai = "बच्चे स्कूल में हैं। ", "Trời hôm nay rất đẹp. ", "วันนี้อากาศดีมาก" * 10 + " "
+    losses = TextLosses()
+    tokenizer = train_wordpiece([hindi * 50], vocab_size=60, losses=losses)
+    assert tokenizer.tokenize("में") == ["म"]
+    assert "strips accents and vowel signs, here from 50.0% of the letters" in losses.warnings()[0]
+    losses = TextLosses()
+    tokenizer = train_wordpiece([(hindi + vietnamese) * 50], vocab_size=90, strip_accents=False, losses=losses)
+    assert tokenizer.tokenize("में đẹp Trời") == ["में", "đẹp", "trời"]
+    assert losses.warnings() == []
+    decomposed = unicodedata.normalize("NFD", vietnamese)
+    losses = TextLosses()
+    train_wordpiece([vietnamese * 9 + decomposed], vocab_size=90, lowercase=False, losses=losses)
+    assert losses.not_nfc == sum(
+        len(word) for word in decomposed.split() if not unicodedata.is_normalized("NFC", word)
+    )
+    assert "11.4% of the text is in words that are not in Unicode's composed form" in losses.warnings()[0]
+    losses = TextLosses()
+    train_wordpiece([vietnamese * 9 + decomposed], vocab_size=90, losses=losses)
+    assert losses.not_nfc == 0  # stripped either way
+    losses = TextLosses()
+    train_wordpiece([thai * 5 + "หมา แมว " * 50], vocab_size=90, lowercase=False, losses=losses)
+    assert losses.long_words == 5 and losses.in_long_words == 5 * 160
+    assert "5 words of more than 100 characters, was left out" in losses.warnings()[0]
+    losses = TextLosses()
+    train_wordpiece(documents(20), vocab_size=300, losses=losses)
+    assert losses.warnings() == [] and losses.characters == sum(len("".join(text.split())) for text in documents(20))
 
 
 def test_unwritable_directory(tokenizer, tmp_path):

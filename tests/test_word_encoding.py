@@ -43,16 +43,20 @@ AWKWARD = (
 )
 
 
-def raw(lowercase: bool) -> Tokenizer:
+def raw(lowercase: bool, strip_accents: bool = True) -> Tokenizer:
     texts = documents(60) + ["".join(AWKWARD), " ".join(AWKWARD)] * 2
-    tokenizer = train_wordpiece(texts, vocab_size=1800, lowercase=lowercase).backend_tokenizer
+    options = {"lowercase": lowercase, "strip_accents": strip_accents}
+    tokenizer = train_wordpiece(texts, vocab_size=1800, **options).backend_tokenizer
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
+RULES = {"uncased": (True,), "cased": (False,), "with accents": (True, False)}
+
+
+@pytest.fixture(scope="module", params=RULES)
 def tokenizer(request):
-    return raw(request.param)
+    return raw(*RULES[request.param])
 
 
 def check(tokenizer, encoder, sentences):

@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from .corpus_statistics import check_corpus, describe_pairs, describe_split
@@ -45,8 +47,10 @@ from .shard_writing import (
     record_path,
     write_batch,
 )
+from .text_sample import TextSample
 from .text_sources import Source, find_sources, names_of
 from .tokenization import Progress, check_tokenizer, tokenizer_hash
+from .tokenizer_checks import NOTABLE
 
 
 FORMAT = 1  # of the directory; raised when what is written changes
@@ -56,6 +60,8 @@ _NEEDED = ("tokenizer_hash", "vocab_size", "max_seq_length", "special_ids", "arg
 
 # Tokens of a file of the validation split.
 _VALIDATION_TOKENS = 1 << 24
+# Tokens looked at to see how many continue a word.
+_WORD_SAMPLE = 1 << 20
 
 
 class Corpus:
@@ -105,7 +111,7 @@ class Corpus:
         if name not in self.manifest["splits"]:
             raise InputError(
                 f"the corpus {self.directory} has no split {name!r}, only {', '.join(self.manifest['splits'])}; "
-                "build it with --validation_share above 0"
+                "build it with --validation_share above 0, from 4 documents or more (2 with --no_nsp)"
             )
         names = self.manifest["splits"][name]["files"]
         outside = next((file for file in names if Path(file).name != file), None)
@@ -113,6 +119,19 @@ class Corpus:
             raise InputError(f"{self.directory / MANIFEST} points outside its directory: {outside!r}")
         files = [self.directory / name / file for file in names]
         return Documents(files, self.manifest["special_ids"])
+
+    def whole_word_note(self, tokenizer: Any) -> str | None:
+        """Say where whole-word masking does nothing: in ideographs, and where few words have several pieces."""
+        tokens = self.split("train").tokens(0)[:_WORD_SAMPLE]
+        pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        continues = np.array([piece.startswith("##") for piece in pieces])[tokens].mean()
+        ideographs = np.array([unicodedata.name(piece[:1], "").startswith("CJK ") for piece in pieces])[tokens].mean()
+        if continues >= NOTABLE and ideographs < 10 * NOTABLE:
+            return None
+        return (
+            f"whole_word hardly changes which tokens are masked together: {continues:.1%} of the corpus's tokens "
+            f"continue a word (##), and {ideographs:.0%} are ideographs, each of which is a word to BERT's tokenizer"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- building
@@ -357,6 +376,8 @@ def _complete(
         "cut_documents": counts.reading.cut_documents,
         "documents_without_tokens": sum(record["without_text"] for record in records),
         "documents_with_literal_special_tokens": sum(record["literal_special_tokens"] for record in records),
+        # Records of earlier versions have no sample.
+        "sample": TextSample.merged(record.get("sample", {}) for record in records).as_dict(),
         "splits": {
             name: {"files": files[name], **describe_split(split, len(tokenizer), special_ids["unk"])}
             for name, split in documents.items()

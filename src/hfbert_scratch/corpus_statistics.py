@@ -6,6 +6,7 @@ import numpy as np
 
 from .errors import InputError
 from .segment_pairs import Documents, SegmentPairs
+from .text_sample import TextSample
 
 
 # Sequence lengths of the two phases of BERT's pretraining.
@@ -97,42 +98,52 @@ def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share
     if next_sentence and kept < 2:
         raise InputError(
             f"next-sentence prediction needs at least 2 documents (blank-line separated); found {kept} "
-            f"({manifest['duplicates']} duplicates left out); add documents or use --no_nsp"
+            f"({manifest['duplicates']} duplicates left out); add documents (4 with a validation split) or use "
+            "--no_nsp"
         )
     if next_sentence and any(split["documents"] < 2 for split in splits.values()):
         raise InputError(
-            "next-sentence prediction needs 2 documents in each split; use --validation_share 0 or more text"
+            "next-sentence prediction needs 2 documents with text in each split; use more text, or --no_nsp"
         )
     if validation_share and "validation" not in splits:
-        raise InputError("one document cannot be split into train and validation; use --validation_share 0")
+        raise InputError(
+            "one document cannot be split into train and validation; separate documents by blank lines, or add text"
+        )
     rate, dropped = manifest["duplicate_rate"], manifest["arguments"]["drop_duplicates"]
     if rate > 0.5 and not dropped:
         raise InputError(
             f"{rate:.0%} of the documents are copies of others; the model would learn them by heart: use "
             "--drop_duplicates true"
         )
+    sample = TextSample.merged([manifest["sample"]])
     if train["unk_rate"] > 0.1:
-        raise InputError(
-            f"{train['unk_rate']:.0%} of the tokens are [UNK]: the tokenizer was trained on other text or another "
-            "script; train one on this text with recipes/train_tokenizer.py"
-        )
+        reasons = "; ".join(sample.reasons_for_many_unknown())
+        raise InputError(f"{train['unk_rate']:.0%} of the tokens are [UNK]: {reasons}")
     single = train["one_sentence_documents"] / train["documents"]
     if next_sentence and single > 0.9:
         raise InputError(
             f"{single:.0%} of the documents have one sentence, so there is next to nothing for IsNext; is there a "
             "blank line behind every sentence? Remove those inside documents, or use --no_nsp"
         )
-    return _warnings(manifest, next_sentence, single)
+    return _warnings(manifest, next_sentence, single) + sample.reasons()
 
 
 def _warnings(manifest: dict[str, Any], next_sentence: bool, single: float) -> list[str]:
     train, rate = manifest["splits"]["train"], manifest["duplicate_rate"]
     warnings = []
+    if "validation" not in manifest["splits"]:
+        warnings.append("no document is held out, and pretrain.py needs some: see --validation_share")
     if train["documents"] < 10:
         warnings.append(f"only {train['documents']} documents in the train split")
     if next_sentence and single > 0.2:
         warnings.append(f"{single:.0%} of the documents have one sentence and give no IsNext pair")
     for length, entry in manifest.get("pairs", {}).get("train", {}).items():
+        if entry["tokens_truncated_rate"] > 0.3:
+            warnings.append(
+                f"at length {length}, {entry['tokens_truncated_rate']:.0%} of the tokens drawn are cut off again, for "
+                f"sentences have {train['tokens'] / train['sentences']:.0f} tokens on average; put one on a line, or "
+                "train on longer sequences"
+            )
         if entry.get("not_next_rate_original", 0) > 0.6:
             warnings.append(
                 f"at length {length}, {entry['one_sentence_chunks']:.0%} of the chunks have one sentence: NotNext is "

@@ -381,6 +381,10 @@ def _refuse_for_llama_cpp(config: HFBertConfig, tokenizer: Any) -> None:
     normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"] or {}
     if not normalizer.get("lowercase"):
         raise InputError("llama.cpp lower-cases all text, this tokenizer keeps case: choose onnx instead of gguf")
+    if normalizer.get("strip_accents") is False:
+        raise InputError(
+            "llama.cpp takes accented letters apart, this tokenizer keeps them: choose onnx instead of gguf"
+        )
 
 
 def _add_vocabulary(writer: Any, tokenizer: Any, config: HFBertConfig) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from .errors import InputError, one_line
 from .features import Features, Text
 from .files import parse_json, writing
+from .text_streams import with_lf
 
 
 FORMATS = ("jsonl", "npz", "parquet")
@@ -68,11 +70,11 @@ class TextFile:
         return count, digest.hexdigest()
 
     def _lines(self) -> Iterator[tuple[str, str]]:
-        """(place, line without its end); only LF ends a line."""
+        """(place, line without its end); LF ends a line, or CR where the file begins with lines that end so."""
         opener: Callable[..., Any] = gzip.open if self.path.suffix == ".gz" else open
         try:
             with opener(self.path, "rb") as file:
-                for number, line in enumerate(file, start=1):
+                for number, line in enumerate(with_lf(io.BufferedReader(file, 1 << 18), str(self.path)), start=1):
                     where = f"{self.path}: line {number}"
                     try:
                         text = line.decode("utf-8-sig" if number == 1 else "utf-8")

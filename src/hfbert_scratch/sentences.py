@@ -4,12 +4,16 @@ BERT's segments are contiguous spans of text, so a missed or a superfluous borde
 The rules, in order:
 
 1. A line end is a border. Nothing else that Unicode calls a line separator is.
-2. `.`, `!`, `?`, `…` (repeated, with closing quotes or brackets behind) followed by white space is a border when the
-   next word starts with a digit or with a letter that is not lower case, quotes and brackets before it skipped.
+2. `.`, `!`, `?`, `…` and their like (repeated, with closing quotes or brackets behind) followed by white space are a
+   border when the next word starts with a digit or with a letter that is not lower case, quotes and brackets before
+   it skipped. So is `;` between Greek words, the Greek question mark.
 3. A single full stop is no border behind an abbreviation (`Mr.`, `e.g.`), a single capital (`J. Smith`) or letters
    with inner stops (`U.S.`), and behind `No.`, `Fig.`, `p.` and the like none before a digit.
-4. `。`, `！`, `？` are borders with nothing behind them.
-5. A sentence of more than `MAX_SENTENCE` characters is cut at a blank, to bound the tokenizer's memory.
+4. `。`, `！`, `？`, `।`, `؟`, `։`, `።` and the other marks that only some scripts end sentences with are borders with
+   nothing behind them: Unicode's Sentence_Terminal, on which UAX #29 builds. So are two Ethiopic word spaces `፡፡`,
+   typed for `።`.
+5. Thai and Lao have no such mark: a blank behind a run of `_CLAUSE` letters is a border. Shorter runs are words.
+6. A sentence of more than `MAX_SENTENCE` characters is cut at a blank, to bound the tokenizer's memory.
 """
 
 import re
@@ -30,13 +34,64 @@ _BEFORE_NUMBERS = """
 _ABBREVIATIONS = frozenset(_TITLES.split())
 _NUMBER_ABBREVIATIONS = frozenset(_BEFORE_NUMBERS.split())
 
+# Rule 2: Latin ones, the Greek question mark, and the Arabic full stop, which also stands between initials.
+_STOPS = ".!?…․‼‽⁇⁈⁉⸮\u037e\u06d4"
+# Rule 4: the other characters of the Basic Multilingual Plane with the property Sentence_Terminal in PropList.txt of
+# Unicode 17, and the Tibetan shads, by script. Those beyond would slow the search for all: re tries them one by one.
+_SCRIPT_STOPS = (
+    "\u0589"  # Armenian
+    "\u061d-\u061f"  # Arabic
+    "\u0700-\u0702"  # Syriac
+    "\u07f9"  # N'Ko
+    "\u0837\u0839\u083d\u083e"  # Samaritan
+    "\u0964\u0965"  # the dandas of Devanagari, Bengali, Gurmukhi, Gujarati, Oriya and others
+    "\u0f0d\u0f0e"  # Tibetan
+    "\u104a\u104b"  # Myanmar
+    "\u1362\u1367\u1368"  # Ethiopic
+    "\u166e"  # Canadian syllabics
+    "\u1735\u1736"  # Philippine scripts
+    "\u17d4\u17d5"  # Khmer
+    "\u1803\u1809"  # Mongolian
+    "\u1944\u1945"  # Limbu
+    "\u1aa8-\u1aab"  # Tai Tham
+    "\u1b4e\u1b4f\u1b5a\u1b5b\u1b5e\u1b5f\u1b7d-\u1b7f"  # Balinese
+    "\u1c3b\u1c3c"  # Lepcha
+    "\u1c7e\u1c7f"  # Ol Chiki
+    "\u2cf9-\u2cfb"  # Coptic
+    "\u2e3c\u2e53\u2e54\u2e60\u2e61"  # stenographic and medieval
+    "\u3002\ufe12\ufe15\ufe16\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"  # Chinese and Japanese
+    "\ua4ff"  # Lisu
+    "\ua60e\ua60f"  # Vai
+    "\ua6f3\ua6f7"  # Bamum
+    "\ua876\ua877"  # Phags-pa
+    "\ua8ce\ua8cf"  # Saurashtra
+    "\ua92f"  # Kayah Li
+    "\ua9c8\ua9c9"  # Javanese
+    "\uaa5d-\uaa5f"  # Cham
+    "\uaaf0\uaaf1\uabeb"  # Meetei Mayek
+)
+_GREEK = "\u0370-\u03ff\u1f00-\u1fff"
+# Thai and Lao letters and vowel signs, and the zero-width space that some put between words (rule 5).
+_UNSPACED = "\u0e01-\u0e4e\u0e81-\u0ece\u200b"
+_CLAUSE = 15
+# The scripts in which a sentence begins with another letter than a word: Latin, Greek, Cyrillic, Armenian.
+_LOWER_CASE = "".join(filter(str.islower, map(chr, [*range(0x590), *range(0x1E00, 0x2000)])))
+_NEXT_WORD = rf"""['"‘“„«(\[{{¿¡—-]* [^\W_{_LOWER_CASE}]"""
+# Quotes and brackets that close, but for the quotes that may as well open.
+_CLOSING = r"’”»)\]}」』）》】〉〕"
+
 # It begins with a plain character class because the regex engine can then skip to the next candidate. It never looks
 # beyond the line, so that a whole document can be searched at once.
 _BORDER = re.compile(
-    r"""
-    [.!?…。！？] [.!?…。！？]* ['"’”»)\]}」』）]*
-    (?: [^\S\n]+ (?= ['"‘“„«(\[{¿¡—-]* [^\W_a-zß-öø-ÿа-яёα-ω] )
-      | (?<= [。！？] ) | (?<= [。！？][」』”’）] )
+    rf"""
+    [{_STOPS}{_SCRIPT_STOPS};፡{_UNSPACED}]
+    (?: (?<! [;፡{_UNSPACED}] ) [{_STOPS}{_SCRIPT_STOPS}]*
+        (?: ['"{_CLOSING}]* [^\S\n]+ (?= {_NEXT_WORD} )
+          | (?<= [{_SCRIPT_STOPS}] ) (?! (?<= ．) \d ) (?: ['"{_CLOSING}]+ (?!\S) | [{_CLOSING}]* )
+        )
+      | (?<= [{_GREEK}] ; ) [^\S\n]+ (?= {_NEXT_WORD} (?<= [{_GREEK}] ) )
+      | (?<= ፡ ) ፡
+      | (?<= [{_UNSPACED}]{{{_CLAUSE}}} ) [^\S\n]+ (?= [{_UNSPACED}] )
     )
     """,
     re.VERBOSE,

@@ -180,8 +180,8 @@ def _validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) 
             return np.zeros(1, dtype=bool)  # one document: the check of the finished corpus says what to do
         raise InputError(
             f"--text holds {len(digests)} different documents, too few for a train and a validation split"
-            f"{' of 2 each, as next-sentence prediction needs (or use --no_nsp)' if needed == 2 else ''}; "
-            "separate documents by blank lines, or use --validation_share 0"
+            f"{' of 2 each, as next-sentence prediction needs (--no_nsp: 1 each)' if needed == 2 else ''}; "
+            "separate documents by blank lines, or add text"
         )
     count = min(max(int(chosen.sum()), needed), len(digests) - needed)
     chosen[:] = False

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from .errors import InputError, one_line
 from .files import atomic, write_json
 from .sentences import bounded, split_sentences
+from .text_sample import inspect_sentences
 from .tokenization import SPECIAL_TOKENS
 from .word_encoding import WordEncoder, decomposes
 
@@ -62,6 +63,7 @@ class ShardWriter:
         sentences, counts, literal = self._split(shard)
         split = time.monotonic()
         tokens, lengths = self._tokenize(sentences)
+        sample = inspect_sentences(self.tokenizer, sentences, tokens, lengths)
         tokenized = time.monotonic()
         document = np.repeat(np.arange(len(counts)), counts)[lengths > 0]
         lengths = lengths[lengths > 0]
@@ -78,6 +80,7 @@ class ShardWriter:
             "documents": len(counts),
             "without_text": int((np.bincount(document, minlength=len(counts)) == 0).sum()),
             "literal_special_tokens": literal,
+            "sample": sample.as_dict(),
             "seconds": {
                 "split": split - start,
                 "tokenize": tokenized - split,

@@ -1,8 +1,9 @@
 """Documents from files: plain text, JSON lines (both also .gz, .zst), Parquet, `datasets` directories, the Hub.
 
 A document is a string whose lines are paragraphs or sentences. Plain text: a line with only blanks ends a document,
-and so does the end of the file. JSON lines, Parquet and `datasets`: one document a row. Everything is streamed: the
-longest piece in memory is one row, or `MAX_DOCUMENT` characters of plain text.
+and so does the end of the file. JSON lines, Parquet and `datasets`: one document a row. Lines end with LF or CRLF, or
+with CR where there is no LF. Everything is streamed: the longest piece in memory is one row, or `MAX_DOCUMENT`
+characters of plain text.
 """
 
 import dataclasses
@@ -14,10 +15,10 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from .errors import InputError, one_line
 from .files import parse_json, read_json
+from .text_streams import ZstdStream, with_lf
 
 
 # A longer document (a file without blank lines, one huge line) goes on as a new document, so that memory stays bounded
@@ -25,8 +26,6 @@ from .files import parse_json, read_json
 MAX_DOCUMENT = 1 << 22
 # Plain-text lines are read in pieces of this many bytes; a longer line is cut at a blank.
 MAX_LINE = 1 << 20
-# Bytes of a .zst file unpacked at once: four can stand for 128 KiB, so this for 128 MiB.
-_PACKED = 1 << 12
 # One JSON row has to be parsed at once.
 MAX_JSON_LINE = 1 << 28
 
@@ -149,6 +148,8 @@ def read_documents(
         for document in readers[source.format](source):
             if "\r" in document:
                 document = document.replace("\r\n", "\n")
+                if "\n" not in document:  # the line ends of old Macs; elsewhere a CR is a stray one
+                    document = document.replace("\r", "\n")
             if document.isspace() or not document:
                 continue
             yield from _cut(document, counts)
@@ -213,46 +214,12 @@ def _open(path: Path | str) -> io.BufferedReader:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-class _ZstdStream(io.RawIOBase):
-    """Decompressed view of a .zst file that, unlike the library's reader, notices a missing end."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
-
-        self._file, self._ready = file, memoryview(b"")
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._frame = self._decompressor.decompressobj()
-        self._inside_frame = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            if self._frame.eof:
-                data = self._frame.unused_data
-                self._frame, self._inside_frame = self._decompressor.decompressobj(), False
-                data = data or self._file.read(_PACKED)
-            else:
-                data = self._file.read(_PACKED)
-            if not data:
-                if self._inside_frame:
-                    raise EOFError("end of file inside a zstd frame")
-                return 0
-            self._inside_frame = True
-            self._ready = memoryview(self._frame.decompress(data))
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-
 def _stream(source: Source) -> io.BufferedReader:
     file = _open(source.name)
     if source.compression == "gzip":
         return io.BufferedReader(gzip.GzipFile(fileobj=file), buffer_size=_BLOCK)  # type: ignore[type-var]
     if source.compression == "zstd":
-        return io.BufferedReader(_ZstdStream(file), buffer_size=_BLOCK)  # type: ignore[type-var]
+        return io.BufferedReader(ZstdStream(file), buffer_size=_BLOCK)  # type: ignore[type-var]
     return file
 
 
@@ -260,7 +227,8 @@ def _pieces(source: Source, limit: int, *, whole: bool = False) -> Iterator[tupl
     """Yield (byte offset, lines with their line ends); longer lines than `limit` are cut, or refused if `whole`.
 
     With `whole` one line at a time, otherwise as many as have been read; a part of a line that was cut comes alone.
-    Only LF ends a line: U+2028, U+0085, form feeds and the like stay inside. The byte order mark is dropped.
+    Only LF ends a line: U+2028, U+0085, form feeds and the like stay inside. The byte order mark is dropped. CR, where
+    the file begins with lines that end so, becomes LF.
     """
     import zstandard
 
@@ -268,18 +236,14 @@ def _pieces(source: Source, limit: int, *, whole: bool = False) -> Iterator[tupl
     rest = b""
     try:
         with _stream(source) as stream:
+            stream = with_lf(stream, source.name, _BLOCK)
             while True:
                 end = 0 if rest or whole else stream.peek()[:limit].rfind(b"\n") + 1
                 line = stream.read(end) if end else stream.readline(limit)
                 if not line:
                     break
-                if offset == 0 and not rest:
-                    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                        raise InputError(
-                            f"{source.name} is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8 FILE"
-                        )
-                    if line.startswith(b"\xef\xbb\xbf"):
-                        offset, line = 3, line[3:]
+                if offset == 0 and not rest and line.startswith(b"\xef\xbb\xbf"):
+                    offset, line = 3, line[3:]
                 line = rest + line
                 if whole and len(line) >= limit and not line.endswith(b"\n"):
                     raise InputError(

@@ -3,10 +3,13 @@
 The saved directory needs nothing of this package: `AutoTokenizer.from_pretrained` opens it.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
 import time
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +19,22 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from .errors import InputError, one_line
 from .files import writing
+from .tokenizer_checks import (
+    NOTABLE,
+    SPECIAL_TOKENS,
+    check_as_written,
+    check_case,
+    check_files,
+    check_same_vocabulary,
+    check_tokenizer,
+    warn,
+)
 
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 
-# The ids of the special tokens, by position. [PAD] is 0 as in every released BERT.
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # BERT's tokenizers turn longer words into [UNK]; the trainer would spend minutes on a word of megabytes.
 MAX_WORD = 100
 # The rarest characters, together this share of the text, get no place in the vocabulary: otherwise every stray symbol
@@ -31,6 +42,12 @@ MAX_WORD = 100
 CHARACTER_COVERAGE = 0.9999
 # A pair seen once is no evidence for a piece (the trainers' usual value is 2 or less; BERT's is not published).
 MIN_FREQUENCY = 2
+
+# The remedy for words beyond MAX_WORD.
+SEGMENT_WORDS = (
+    "text without blanks between its words, such as Thai, has to go through a word segmenter first (zero-width spaces "
+    "do not count)"
+)
 
 _SAMPLE_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -46,34 +63,79 @@ _LONG_RUN = re.compile(
 )
 
 
+@dataclasses.dataclass
+class TextLosses:
+    """What of its text a vocabulary cannot learn, in characters other than white space; filled while training."""
+
+    characters: int = 0
+    letters: int = 0
+    stripped: Counter[str] = dataclasses.field(default_factory=Counter)  # letters that lose an accent or vowel sign
+    not_nfc: int = 0  # in words whose accents are written in another way than Unicode's form NFC
+    long_words: int = 0
+    in_long_words: int = 0
+
+    def warnings(self) -> list[str]:
+        """Return one sentence for each loss above `NOTABLE`, with its size and the remedy."""
+        sentences = []
+        stripped = self.stripped.total() / max(1, self.letters)
+        if stripped > NOTABLE:
+            most = " ".join(letter for letter, _ in self.stripped.most_common(5))
+            sentences.append(
+                f"an uncased vocabulary strips accents and vowel signs, here from {stripped:.1%} of the letters (most "
+                f"often {most}); where they tell words apart, as in Hindi or Vietnamese, use --strip_accents false"
+            )
+        not_nfc = self.not_nfc / max(1, self.characters)
+        if not_nfc > NOTABLE:
+            sentences.append(
+                f"{not_nfc:.1%} of the text is in words that are not in Unicode's composed form (NFC), so one word "
+                "can have several spellings; convert all text to one form, for example by "
+                "python -c \"import sys, unicodedata as u; [print(u.normalize('NFC', l), end='') for l in sys.stdin]\""
+            )
+        if self.in_long_words > NOTABLE * self.characters:
+            sentences.append(
+                f"{self.in_long_words / self.characters:.1%} of the text, {self.long_words} words of more than "
+                f"{MAX_WORD} characters, was left out: BERT's tokenizers make [UNK] of them; {SEGMENT_WORDS}"
+            )
+        return sentences
+
+
 def train_wordpiece(
-    documents: Iterable[str], *, vocab_size: int, lowercase: bool = True, model_max_length: int = 512
+    documents: Iterable[str],
+    *,
+    vocab_size: int,
+    lowercase: bool = True,
+    strip_accents: bool = True,
+    model_max_length: int = 512,
+    losses: TextLosses | None = None,
 ) -> "BertTokenizer":
-    """A BERT tokenizer whose WordPiece vocabulary is learnt from `documents`, which is iterated over twice.
+    """Train a BERT tokenizer: its WordPiece vocabulary is learnt from `documents`.
 
     The same text gives the same vocabulary, byte for byte. Ids: the special tokens 0–4, then the characters by code
-    point, the same as word continuations (##x), then the merged pieces in the order of learning. The vocabulary is
-    smaller than `vocab_size` when the text has no more pairs that occur twice; ask `len` of the result.
+    point, the same as word continuations (##x), then the merged pieces in the order of learning.
 
-    `documents` must be re-iterable (a list or an object with `__iter__`), not a generator.
+    Args:
+        documents: texts that can be iterated over twice (a list or an object with `__iter__`, not a generator).
+        vocab_size: tokens, special ones and characters included. The vocabulary is smaller when the text has no more
+            pairs that occur twice; ask `len` of the result.
+        lowercase: whether the tokenizer lower-cases text.
+        strip_accents: whether lower-casing takes accents and vowel signs away too, as BERT's uncased models do.
+        model_max_length: stored with the tokenizer.
+        losses: filled with what the vocabulary cannot learn from this text.
 
-    Raises InputError if the text is empty, or if `vocab_size` has no room for the special tokens and the characters.
+    Returns:
+        The stock tokenizer of transformers.
+
+    Raises:
+        InputError: if the text is empty, or `vocab_size` has no room for the special tokens and the characters.
     """
     if isinstance(documents, Iterator):
         raise InputError("train_wordpiece needs documents that can be iterated over twice, not an iterator")
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    alphabet = _alphabet(documents, normalizer)
-    if not alphabet:
-        raise InputError("the text holds no character to learn from")
-    # Of a punctuation mark or an ideograph BERT makes a word of its own: they never continue one.
-    split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
-    continuations = ["##" + character for character in alphabet if len(split("a" + character)) == 1]
-    first = [*SPECIAL_TOKENS, *alphabet, *continuations]
-    if vocab_size < len(first):
-        raise InputError(
-            f"vocab_size {vocab_size} is too small: this text needs {len(SPECIAL_TOKENS)} special tokens, "
-            f"{len(alphabet)} characters and {len(continuations)} word continuations, together {len(first)}"
-        )
+    losses = TextLosses() if losses is None else losses
+    # None: together with lower case, as in every released BERT.
+    stripping = None if strip_accents else False
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=stripping)
+    alphabet = _alphabet(documents, normalizer, losses)
+    first = _first_tokens(alphabet, vocab_size)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -87,41 +149,83 @@ def train_wordpiece(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((without_long_words(document) for document in documents), trainer=trainer)
-    return bert_tokenizer(tokenizer.get_vocab(with_added_tokens=False), lowercase, model_max_length)
+    texts = (without_long_words(document, normalizer, losses) for document in documents)
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return bert_tokenizer(
+        tokenizer.get_vocab(with_added_tokens=False), lowercase, model_max_length, strip_accents=stripping
+    )
 
 
-def bert_tokenizer(vocabulary: dict[str, int], lowercase: bool, model_max_length: int = 512) -> "BertTokenizer":
-    """The stock BERT tokenizer with `vocabulary` (token → id)."""
+def _first_tokens(alphabet: list[str], vocab_size: int) -> list[str]:
+    """The tokens that are not learnt: special ones, characters, and characters that continue a word."""
+    if not alphabet:
+        raise InputError("the text holds no character to learn from")
+    # Of a punctuation mark or an ideograph BERT makes a word of its own: they never continue one.
+    split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    continuations = ["##" + character for character in alphabet if len(split("a" + character)) == 1]
+    first = [*SPECIAL_TOKENS, *alphabet, *continuations]
+    if vocab_size < len(first):
+        raise InputError(
+            f"vocab_size {vocab_size} is too small: this text needs {len(SPECIAL_TOKENS)} special tokens, "
+            f"{len(alphabet)} characters and {len(continuations)} word continuations, together {len(first)}"
+        )
+    return first
+
+
+def bert_tokenizer(
+    vocabulary: dict[str, int], lowercase: bool, model_max_length: int = 512, strip_accents: bool | None = None
+) -> "BertTokenizer":
+    """Return the stock BERT tokenizer with `vocabulary` (token → id)."""
     from transformers import BertTokenizer
 
-    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=model_max_length)
+    return BertTokenizer(
+        vocab=vocabulary, do_lower_case=lowercase, model_max_length=model_max_length, strip_accents=strip_accents
+    )
 
 
-def without_long_words(text: str) -> str:
-    """`text` without the words of more than `MAX_WORD` characters, which BERT's tokenizer makes [UNK]."""
-    return _LONG_RUN.sub(_drop_long_words, text)
+def without_long_words(
+    text: str, normalizer: normalizers.Normalizer | None = None, losses: TextLosses | None = None
+) -> str:
+    """Drop the words of more than `MAX_WORD` characters from `text`, which BERT's tokenizer makes [UNK]."""
+
+    def drop(run: re.Match[str]) -> str:
+        words = bert_words(run.group(), normalizer or normalizers.BertNormalizer())
+        short = [word for word in words if len(word) <= MAX_WORD]
+        if len(short) == len(words):
+            return run.group()
+        if losses is not None:
+            losses.long_words += len(words) - len(short)
+            losses.in_long_words += sum(map(len, words)) - sum(map(len, short))
+        return f" {' '.join(short)} "
+
+    return _LONG_RUN.sub(drop, text)
 
 
-def _drop_long_words(run: re.Match[str]) -> str:
-    words = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalizers.BertNormalizer().normalize_str(run.group()))
-    if all(len(word) <= MAX_WORD for word, _ in words):
-        return run.group()
-    return f" {' '.join(word for word, _ in words if len(word) <= MAX_WORD)} "
+def bert_words(text: str, normalizer: normalizers.Normalizer) -> list[str]:
+    """Split `text` into the words that WordPiece sees."""
+    return [word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalizer.normalize_str(text))]
 
 
-def _alphabet(documents: Iterable[str], normalizer: normalizers.Normalizer) -> list[str]:
+def _alphabet(documents: Iterable[str], normalizer: normalizers.Normalizer, losses: TextLosses) -> list[str]:
     """The characters of the normalized text by code point, without the rarest (see CHARACTER_COVERAGE)."""
     raw = np.zeros(0x110000, dtype=np.int64)
+    keeps_accents = bool(normalizer.normalize_str("\u0301"))
     for document in documents:
         points = np.frombuffer(document.encode("utf-32-le", "replace"), dtype=np.uint32)
         counts = np.bincount(points)
         raw[: len(counts)] += counts
+        if keeps_accents and not unicodedata.is_normalized("NFC", document):
+            losses.not_nfc += sum(len(word) for word in document.split() if not unicodedata.is_normalized("NFC", word))
     counted: dict[str, int] = {}
     for point in np.flatnonzero(raw):
-        for character in normalizer.normalize_str(chr(point)):
-            if not character.isspace():
-                counted[character] = counted.get(character, 0) + int(raw[point])
+        character, count = chr(point), int(raw[point])
+        losses.characters += 0 if character.isspace() else count
+        losses.letters += count if unicodedata.category(character)[0] in "LM" else 0
+        if not keeps_accents and any(unicodedata.category(c) == "Mn" for c in unicodedata.normalize("NFD", character)):
+            losses.stripped[character] += count
+        for part in normalizer.normalize_str(character):
+            if not part.isspace():
+                counted[part] = counted.get(part, 0) + count
     droppable = int(sum(counted.values()) * (1 - CHARACTER_COVERAGE))
     kept = set(counted)
     for character in sorted(counted, key=lambda character: (counted[character], -ord(character))):
@@ -162,17 +266,24 @@ def write_vocabulary(vocabulary: dict[str, int], directory: Path) -> None:
     (directory / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
 
 
-def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in `directory` (or of that name on the Hub), checked.
+def load_tokenizer(directory: str | Path, model: str | Path | None = None) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer in `directory` (or of that name on the Hub) and check that it agrees with itself.
 
-    Raises InputError if there is none, a file is damaged, vocab.txt has blank or duplicate lines, or a special token
-    is missing.
+    What is odd but may be meant is printed as a warning.
+
+    Args:
+        directory: a tokenizer's or a checkpoint's.
+        model: the checkpoint that the tokenizer is for. If a tokenizer lies there, it must have the same vocabulary.
+
+    Raises:
+        InputError: if there is no tokenizer, a file is damaged, vocab.txt has blank or duplicate lines, a special
+            token is missing, its files contradict each other, or `model` was trained with another vocabulary.
     """
     from transformers import AutoTokenizer
 
     path = Path(directory)
     if path.exists():
-        _check_files(path)
+        check_files(path)
     elif str(directory).startswith((".", "/", "~")) or str(directory).count("/") > 1:
         raise InputError(f"no tokenizer directory {directory}")
     try:
@@ -180,67 +291,16 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerBase":
     except Exception as error:  # transformers and tokenizers raise many types, bare Exception among them
         raise InputError(f"{directory} holds no tokenizer that can be loaded ({one_line(error)})") from None
     check_tokenizer(tokenizer, str(directory))
-    return tokenizer
-
-
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str = "the tokenizer") -> None:
-    """Raise InputError unless `tokenizer` is a fast one, has BERT's five special tokens and ids 0 … len − 1."""
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise InputError(f"{name} is not backed by the tokenizers library; save it again with a current transformers")
-    vocabulary = tokenizer.get_vocab()
-    for usual in SPECIAL_TOKENS:
-        role = f"{usual[1:-1].lower()}_token"
-        token = getattr(tokenizer, role)
-        if token is None:
-            raise InputError(f"{name} has no {role} ({usual}); BERT needs it")
-        if token not in vocabulary or vocabulary[token] >= tokenizer.vocab_size:
-            raise InputError(f"{name}: the {role} {token} is not in the vocabulary; add it and train again")
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise InputError(f"{name}: the ids are not 0 … {len(vocabulary) - 1} without gaps; two tokens share an id")
-
-
-def _check_files(path: Path) -> None:
-    if not path.is_dir():
-        raise InputError(f"{path} is a file; name the directory of the tokenizer")
-    vocabulary, serialized = path / "vocab.txt", path / "tokenizer.json"
-    if not vocabulary.is_file() and not serialized.is_file():
-        raise InputError(f"{path} is not a tokenizer directory: it has neither tokenizer.json nor vocab.txt")
-    if serialized.is_file():
+    check_as_written(tokenizer, path)
+    check_case(tokenizer, path)
+    if model is not None and Path(model) != path:
         try:
-            content = json.loads(serialized.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{serialized} is truncated or damaged ({one_line(error)})") from None
-        model = content.get("model") if isinstance(content, dict) else None
-        vocab = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(vocab, dict):
-            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of train_tokenizer.py's")
-        _check_special_tokens(serialized, set(vocab))
-    if vocabulary.is_file():
-        _check_vocabulary_lines(vocabulary)
-
-
-def _check_vocabulary_lines(path: Path) -> None:
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({one_line(error)})") from None
-    if lines[-1] == "":
-        lines.pop()
-    seen: dict[str, int] = {}
-    for number, line in enumerate((line.removesuffix("\r") for line in lines), start=1):
-        if not line.strip():
-            raise InputError(f"{path}: line {number} is blank; every line must be one token")
-        if line in seen:
-            raise InputError(f"{path}: lines {seen[line]} and {number} are both {line!r}; ids would shift")
-        seen[line] = number
-    _check_special_tokens(path, set(seen))
-
-
-def _check_special_tokens(path: Path, tokens: set[str]) -> None:
-    """Without this check transformers appends a missing token behind the vocabulary, where no embedding is."""
-    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
-    if missing:
-        raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}; BERT needs all of them")
+            other = load_tokenizer(model)
+        except InputError as error:
+            warn(f"whether --model {model} was trained with the tokenizer {directory} cannot be checked: {error}")
+        else:
+            check_same_vocabulary(tokenizer, other, f"the tokenizer {directory}", str(model))
+    return tokenizer
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
