@@ -139,7 +139,8 @@ def test_gradients_are_as_near_to_float32_as_plain_ones(kind, recorded):
             for _ in range(2):  # two micro-batches
                 passes(inputs, {})
             found = {name: parameter.grad for name, parameter in model.named_parameters()}
-            assert squared_error(found, wanted) ** 0.5 < 1.5 * error
+            # The plain model's residual stream is float32, this one's bfloat16.
+            assert squared_error(found, wanted) ** 0.5 < 2 * error
     assert counters["stats"]["unique_graphs"] == {"swapped": 0, "layers": GRAPHS, "model": 1}[kind]
     assert not counters["graph_break"]
 
@@ -176,19 +177,19 @@ def test_compiled_dropout_is_seeded_and_of_the_right_rate():
 
 
 @pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("longest", [128, 512])
+@pytest.mark.parametrize("longest", [37, 128])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_the_triton_kernels_are_the_plain_attention(size, longest, dropout):
     """The same scores are dropped; in bfloat16 the rest differs by rounding."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.tensor([longest, 1, 0, longest // 3, longest // 2 + 5, 64])
+    lengths = torch.tensor([longest, 1, 0, longest // 3, longest // 2 + 5, longest])
     boundaries = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int()
     qkv = torch.randn(int(lengths.sum()), 3, 4, size, generator=generator).bfloat16()
     gradient = torch.randn(int(lengths.sum()), 4, size, generator=generator).bfloat16()
     seeds = torch.tensor([123456789, -987654321], dtype=torch.int32)
     results = []
     for device in ("cpu", "cuda"):
-        given = qkv.to(device).requires_grad_()
+        given = qkv.clone().to(device).requires_grad_()
         out, _ = packed_attention(given, boundaries.to(device), seeds.to(device), longest, dropout, size**-0.5)
         out.backward(gradient.to(device))
         results.append((out.detach().cpu().float(), given.grad.cpu().float()))

@@ -1,7 +1,6 @@
 """Packed rows: the same outputs, losses and gradients as the padded batch, by every way of attention."""
 
-from itertools import pairwise
-
+import flash_on_cpu  # noqa: F401 - registers kernels
 import pytest
 import torch
 from helpers import (
@@ -26,25 +25,9 @@ from hfbert_scratch.modeling_hfbert import UNPADDED
 from hfbert_scratch.packing import pack
 
 
-# On CPUs flex_attention has no backward pass. "kernel" is the one of GPUs, with plain arithmetic in its place.
+# On CPUs flex_attention has no backward pass. "kernel" is the operator of GPUs, with plain arithmetic as its kernel.
 TRAINING = pytest.mark.parametrize("attention", ["eager", "sdpa", UNPADDED, "kernel"], indirect=True)
 ALL = pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", UNPADDED, "kernel"], indirect=True)
-
-
-def plain_flash(query, key, value, starts, key_starts, longest, key_longest, dropout, causal, debug, *, scale):
-    """What PyTorch's flash kernel computes, one sequence at a time; as there, what no sequence covers is undefined."""
-    assert not dropout and debug is False and not (causal and starts is not key_starts)
-    for boundaries, limit in ((starts, longest), (key_starts, key_longest)):
-        assert boundaries.dtype == torch.int32 and int(boundaries.diff().max()) <= limit
-    outputs = torch.full_like(query, float("nan"))
-    for (start, end), (key_start, key_end) in zip(
-        pairwise(starts.tolist()), pairwise(key_starts.tolist()), strict=True
-    ):
-        rows = [query[start:end], key[key_start:key_end], value[key_start:key_end]]
-        rows = [part.transpose(0, 1) for part in rows]
-        attended = torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=causal, scale=scale)
-        outputs = outputs.index_copy(0, torch.arange(start, end), attended.transpose(0, 1))
-    return outputs, None
 
 
 @pytest.fixture
@@ -53,7 +36,6 @@ def attention(request, monkeypatch):
     if request.param != "kernel":
         return request.param
     monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
-    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", plain_flash)
     return UNPADDED
 
 

@@ -11,18 +11,21 @@ import subprocess
 import time
 from types import SimpleNamespace
 
+import flash_on_cpu  # noqa: F401 - registers kernels
 import psutil
 import pytest
 import torch
 from accelerate import Accelerator
 from helpers import disk
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounterWithBackend
 from training_helpers import arguments, finish, launcher, make_inputs, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hfbert_scratch import HFBertForPreTraining, processes, training
+from hfbert_scratch import HFBertForPreTraining, gpu, modeling_hfbert, processes, training
 from hfbert_scratch.corpus import Corpus
 from hfbert_scratch.pretraining import PairSettings
+from hfbert_scratch.processes import Stopping
 from hfbert_scratch.run import Run
 from hfbert_scratch.tokenization import load_tokenizer
 
@@ -366,27 +369,83 @@ def test_a_run_from_before_an_argument_existed_goes_on_with_its_default(run, tmp
     assert run(tmp_path / "run", max_steps=10) == 0
 
 
-def test_cuda_graphs_find_gradients_that_they_add_to(run, tmp_path, monkeypatch, capsys):
+def test_recorded_passes_find_gradients_that_they_add_to(run, tmp_path, monkeypatch, capsys):
     """All but the recording, which CPUs have not: the gradients' memory stays, and the losses are the same."""
-    assert run(tmp_path / "refused", compile="true", cuda_graphs="true") == 2
-    assert "cuda_graphs needs compile and a CUDA device" in capsys.readouterr().err
-    monkeypatch.setattr(training, "_has_cuda_graphs", lambda device: True)
     assert run(tmp_path / "refused", cuda_graphs="true") == 2
-    modes, places, forward = [], [], HFBertForPreTraining.forward
+    assert "cuda_graphs needs a CUDA device and one process" in capsys.readouterr().err
+    places, forward = [], HFBertForPreTraining.forward
 
     def watched(model, *args, **kwargs):
         gradients = [parameter.grad for parameter in model.parameters()]
         places.append([None if gradient is None else gradient.data_ptr() for gradient in gradients])
         return forward(model, *args, **kwargs)
 
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode=None: modes.append(mode))
     monkeypatch.setattr(HFBertForPreTraining, "forward", watched)
-    for name in ("plain", "graphs"):
-        places.clear()
-        assert run(tmp_path / name, max_steps=5, compile="true", cuda_graphs=str(name == "graphs").lower()) == 0
-    assert modes == [None, "reduce-overhead"]
+    assert run(tmp_path / "plain", max_steps=5) == 0
+    monkeypatch.setattr(training, "RecordedPasses", lambda compute, device: compute)
+    monkeypatch.setattr(training, "_check_cuda_graphs", lambda run: None)
+    places.clear()
+    assert run(tmp_path / "graphs", max_steps=5, cuda_graphs="true") == 0
     assert places == [places[0]] * 10 and None not in places[0]
     assert_same_run(tmp_path / "plain", tmp_path / "graphs")
+
+
+def test_what_auto_came_to_is_kept_when_a_run_goes_on(run, tmp_path, capsys):
+    """A run that was begun packed, as on a GPU, goes on so wherever it goes on."""
+    assert run(tmp_path / "run", max_steps=10, packing="true", max_time=1e-9) == 75
+    assert run(tmp_path / "run", max_steps=10) == 0
+    settings = json.loads((tmp_path / "run" / "record.json").read_text())["settings"]
+    assert (settings["packing"], settings["compile"], settings["cuda_graphs"]) == (True, False, False)
+    assert run(tmp_path / "other", max_steps=10) == 0
+    assert json.loads((tmp_path / "other" / "record.json").read_text())["settings"]["packing"] is False
+    assert run(tmp_path / "refused", compile="some") == 2
+    assert "compile is some; it must be one of auto, layers, true, false" in capsys.readouterr().err
+
+
+def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypatch):
+    """With a clock that moves a second whenever it is read, and 30 seconds: the rate falls to 0, the run is done."""
+    ticks = itertools.count()
+    monkeypatch.setattr(Stopping, "seconds", lambda self: self.seconds_before + next(ticks))
+    assert run(tmp_path / "run", max_steps=1000, schedule="time", max_time=0.5, eval_every=1000, warmup_steps=3) == 0
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    rates = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in rates if "learning_rate" in line]
+    assert record["status"] == "done" and (tmp_path / "run" / "model").is_dir()
+    assert 5 <= len(rates) <= 30 and rates[-1] < 0.15 * max(rates) and rates[4:] == sorted(rates[4:], reverse=True)
+    assert run(tmp_path / "refused", schedule="time") == 2
+
+
+@pytest.mark.parametrize("compile, expected", [("layers", 4), ("true", 1)])
+def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, monkeypatch, compile, expected):
+    """As on a GPU: packed, in bfloat16, through Accelerate's wrapping, with the modules and the operator of GPUs."""
+    torch._dynamo.reset()
+    graphs, shapes, forward = CompileCounterWithBackend("aot_eager"), set(), training.model_outputs
+
+    def watched(model, inputs, totals):
+        shapes.add(inputs["input_ids"].shape)
+        return forward(model, inputs, totals)
+
+    def compiled(model, **options):
+        gpu.train_on_gpu(model)
+        gpu.compile_layers(model, backend=graphs)
+
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: whole(self, backend=graphs))
+    monkeypatch.setattr(training, "compile_layers", compiled)
+    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda device, dtype, size: dtype == torch.bfloat16)
+    monkeypatch.setattr(training.train, "__kwdefaults__", training.train.__kwdefaults__ | {"forward": watched})
+    changes = {"precision": "bfloat16", "packing": "true", "compile": compile, "max_steps": 8, "hidden_size": 64}
+    assert run(tmp_path / "run", **changes) == 0
+    assert len(shapes) >= 3 and graphs.frame_count == expected
+    torch._dynamo.reset()
+
+
+def test_time_of_earlier_launches_counts(monkeypatch):
+    stopping = Stopping(Accelerator(cpu=True), max_minutes=1, is_budget=True)
+    monkeypatch.setattr(processes.time, "monotonic", lambda: stopping._began + 12.0)
+    stopping.seconds_before = 18.0
+    stopping.share({"num_items_in_batch": 1})
+    assert stopping.time_used == pytest.approx(0.5)
 
 
 @pytest.mark.slow

@@ -45,9 +45,12 @@ class _SelfAttention(HFBertSelfAttention):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         packing = kwargs.get("packing")
-        if packing is None or packing.boundaries is None or "reading" in kwargs or self.is_causal:
-            return super().forward(hidden_states, attention_mask, **kwargs)
-        if not has_kernel(hidden_states.device, self.attention_head_size, packing.longest):
+        all_queries = packing is not None and packing.boundaries is not None and kwargs.get("reading") is None
+        if (
+            not all_queries
+            or self.is_causal
+            or not has_kernel(hidden_states.device, self.attention_head_size, packing.longest)
+        ):
             return super().forward(hidden_states, attention_mask, **kwargs)
         projected = _joint_product(hidden_states, self.query, self.key, self.value)
         # (1, tokens, 3·hidden size) → (tokens, 3, heads, head size)
@@ -206,6 +209,8 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
         options: further arguments of torch.compile, such as mode or backend.
     """
     options = {"dynamic": True} | options
+    # Dropout and scaling are constants. As symbols, which dynamic makes of numbers, they have each graph traced twice.
+    torch._dynamo.config.specialize_float = True
     for module in model.modules():
         # The method and not the module: the code PyTorch counts recompilations of is then this class's alone.
         if isinstance(module, GradientCheckpointingLayer | HFBertEmbeddings):

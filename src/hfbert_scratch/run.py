@@ -351,12 +351,14 @@ class Run:
         recorded = read_json(state, "checkpoint")["settings"] if state.is_file() else {}
         has_kernel = self.precision == "bf16" and has_varlen_kernel(self.device, torch.bfloat16, head_size=64)
         if self.packing is None:
-            self.packing = recorded.get("packing", has_kernel)
+            self.packing = recorded.get("packing", False) if recorded else has_kernel
         if self.compile is None:
-            self.compile = recorded.get("compile", "layers" if has_kernel and can_compile() else False)
+            best = "layers" if has_kernel and can_compile() else False
+            self.compile = recorded.get("compile", False) if recorded else best
         if self.cuda_graphs is None:
             alone = self.accelerator.num_processes == 1 and not self.arguments.gradient_checkpointing
-            self.cuda_graphs = recorded.get("cuda_graphs", has_kernel and self.packing and alone)
+            best = has_kernel and self.packing and alone
+            self.cuda_graphs = recorded.get("cuda_graphs", False) if recorded else best
 
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}

@@ -85,8 +85,7 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     attention = arguments.attention
     if run.packing and model.config.model_type != HFBertConfig.model_type:
         raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
-    if run.cuda_graphs and (run.device.type != "cuda" or run.accelerator.num_processes > 1):
-        raise InputError("cuda_graphs needs a CUDA device and one process; leave it out")
+    _check_cuda_graphs(run)
     if run.device.type == "cuda" and run.precision == "bf16":
         train_on_gpu(model)
     _compile(run, model)
@@ -133,6 +132,11 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     run.say(describe_processes(run.accelerator))
     return model, optimizer, checkpoint is not None
+
+
+def _check_cuda_graphs(run: Run) -> None:
+    if run.cuda_graphs and (run.device.type != "cuda" or run.accelerator.num_processes > 1):
+        raise InputError("cuda_graphs needs a CUDA device and one process; leave it out")
 
 
 def _compile(run: Run, model: nn.Module) -> None:
