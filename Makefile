@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+GPU_OUTPUT ?= runs/gpu
+GPU_SECONDS ?= 590
 # What needs neither hours, a GPU, nor packages and sources beyond the package's own.
 DEFAULT := "not slow and not gpu and not transformers_common and not tensorflow"
 
-.PHONY: demo test test-slow test-clients test-transformers test-tensorflow test-versions lint format bench audit clean
+.PHONY: demo test test-slow test-clients test-transformers test-tensorflow test-versions gpu gpu-rehearsal lint format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -31,6 +33,17 @@ test-tensorflow: $(VENV)/installed
 test-versions: $(VENV)/installed
 	$(BIN)/python tests/versions/check_versions.py
 
+# All that wants a GPU, with the interpreter that is there and without network or .venv: make gpu PYTHON=python3
+# CORPUS and TOKENIZER, directories of build_corpus.py and train_tokenizer.py, add a reference pretraining.
+gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_run.py --output_dir $(GPU_OUTPUT) --seconds $(GPU_SECONDS) \
+		$(if $(CORPUS),--corpus $(CORPUS) --tokenizer $(TOKENIZER))
+
+# The same, tiny, on a CPU.
+gpu-rehearsal: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu_run.py --output_dir $(GPU_OUTPUT) --rehearse true \
+		$(if $(CORPUS),--corpus $(CORPUS) --tokenizer $(TOKENIZER))
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,9 +59,7 @@ bench: $(VENV)/installed
 audit: $(VENV)/installed
 	$(BIN)/python -m pip list
 	@$(BIN)/python -m pip install --quiet pip-audit && $(BIN)/python -m pip_audit --local --progress-spinner off \
-		|| echo "not audited clean: see above"
-
-clean: see above (offline, or no pip-audit in $(VENV))"
+		|| echo "not audited clean: see above (offline, or no pip-audit in $(VENV))"
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) runs build dist src/*.egg-info

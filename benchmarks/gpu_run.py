@@ -192,16 +192,33 @@ def main() -> None:
             parts.run("finetuning", arguments.finetuning, "recipes/finetune.py", *options)
     if run.is_dir():
         pack_up(parts, run)
-    gather(parts)
+    gather(parts, run)
 
 
-def gather(parts: Parts) -> None:
+def summary(run: Path) -> dict[str, Any]:
+    """Return what a pretraining came to, from its record and log."""
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    speeds = sorted(
+        (entry["tokens_per_second"], entry["mfu"]) for entry in entries[1:] if "tokens_per_second" in entry
+    )
+    rate, mfu = speeds[len(speeds) // 2] if speeds else (0.0, 0.0)  # without the first line, which compiles
+    kept = ("size", "batch_size", "micro_batch_size", "max_seq_length", "max_time")
+    ways = {name: record["settings"][name] for name in ("packing", "compile", "cuda_graphs", "precision")}
+    figures = {name: record[name] for name in ("steps", "tokens", "seconds", "results", "baseline", "derived")}
+    arguments = {name: record["arguments"][name] for name in kept}
+    return {"tokens_per_second_median": round(rate), "mfu": round(mfu, 4), "arguments": arguments} | ways | figures
+
+
+def gather(parts: Parts, run: Path) -> None:
     """Put what the parts left as JSON into results.json, so that few files have to be brought back."""
     for name in ("micro", "inference"):
         path = parts.output / f"{name}.json"
         if path.is_file():
             parts.results[name] = json.loads(path.read_text(encoding="utf-8"))
             path.unlink()
+    if (run / "record.json").is_file():
+        parts.results["pretraining"] = summary(run)
     path = parts.output / "matrix.jsonl"
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()

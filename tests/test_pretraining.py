@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from helpers import disk
 from safetensors.torch import load_file
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 from training_helpers import arguments, finish, launcher, make_inputs, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -30,7 +30,11 @@ from hfbert_scratch.run import Run
 from hfbert_scratch.tokenization import load_tokenizer
 
 
-GOLDEN_LOSSES = [6.686876, 6.704669, 6.703266, 6.686434, 6.663675]
+# PyTorch 2.13 draws other first weights from a seed than 2.11: its trunc_normal_ was rewritten.
+GOLDEN_LOSSES = {
+    "2.11": [6.681635, 6.705454, 6.672519, 6.645446, 6.632485],
+    "2.13": [6.686876, 6.704669, 6.703266, 6.686434, 6.663675],
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,8 @@ def test_golden_losses(run, tmp_path):
     """A change here changes what every user's run learns: explain it in the commit that changes these numbers."""
     assert run(tmp_path, max_steps=5, eval_every=5) == 0
     losses = [entry["loss"] for entry in read_losses(tmp_path) if "loss" in entry]
-    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-4)
+    version = ".".join(torch.__version__.split(".")[:2])
+    assert losses == pytest.approx(GOLDEN_LOSSES[version], rel=1e-4)
 
 
 def test_how_a_batch_is_cut_does_not_change_the_update(run, tmp_path):
@@ -419,7 +424,8 @@ def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypa
 def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, monkeypatch, compile, expected):
     """As on a GPU: packed, in bfloat16, through Accelerate's wrapping, with the modules and the operator of GPUs."""
     torch._dynamo.reset()
-    graphs, shapes, forward = CompileCounterWithBackend("aot_eager"), set(), training.model_outputs
+    counters.clear()
+    shapes, forward = set(), training.model_outputs
 
     def watched(model, inputs, totals):
         shapes.add(inputs["input_ids"].shape)
@@ -427,16 +433,17 @@ def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, m
 
     def compiled(model, **options):
         gpu.train_on_gpu(model)
-        gpu.compile_layers(model, backend=graphs)
+        gpu.compile_layers(model, backend="aot_eager")
 
     whole = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: whole(self, backend=graphs))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: whole(self, backend="aot_eager"))
     monkeypatch.setattr(training, "compile_layers", compiled)
     monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda device, dtype, size: dtype == torch.bfloat16)
     monkeypatch.setattr(training.train, "__kwdefaults__", training.train.__kwdefaults__ | {"forward": watched})
-    changes = {"precision": "bfloat16", "packing": "true", "compile": compile, "max_steps": 8, "hidden_size": 64}
+    changes = {"precision": "bfloat16", "packing": "true", "compile": compile, "max_steps": 3, "hidden_size": 64}
+    changes |= {"short_seq_prob": 0.9, "micro_batch_size": 2, "num_hidden_layers": 2}  # rows of many lengths
     assert run(tmp_path / "run", **changes) == 0
-    assert len(shapes) >= 3 and graphs.frame_count == expected
+    assert len(shapes) >= 3 and counters["stats"]["unique_graphs"] == expected and not counters["graph_break"]
     torch._dynamo.reset()
 
 

@@ -1,14 +1,17 @@
-"""A checkpoint saved here, opened by other releases of transformers, each in an environment of its own.
+"""A checkpoint saved here, opened by other releases of transformers, and the whole suite on the lowest versions.
 
     python tests/versions/check_versions.py
 
 The lowest transformers 5 that pyproject.toml allows and the newest: with the package and by remote code. 4.57, which
 other libraries still pin: the `bert` export; remote code is refused with one sentence. PyTorch and what else is
 independent of transformers is shared with the environment that runs this; the others lie in .venv-versions/.
+Then `make test`'s tests with the lowest PyTorch and transformers that pyproject.toml allows, on Python 3.12 where there
+is one (PyPI's PyTorch for Linux is the CUDA build: 5 GB; no GPU is needed).
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,8 +42,8 @@ OUTPUTS = {
 
 
 def main() -> None:
-    """Save, install, open, compare; exit code 1 if anything is not as said above."""
-    lowest = lowest_allowed()
+    """Save, install, open, compare, test; exit code 1 if anything is not as said above."""
+    lowest = lowest_allowed("transformers")
     ids = save_checkpoints()
     newest = install("newest", "transformers>=5,<6")
     lowest_python = install(lowest, f"transformers=={lowest}.*")
@@ -63,14 +66,32 @@ def main() -> None:
         failed |= not good
         told = result.get("error") or f"largest difference {result.get('difference')}"
         print(f"{'ok  ' if good else 'FAIL'} transformers {result.get('transformers')}, {way}: {told}", flush=True)
-    sys.exit(failed)
+    sys.exit(not suite_passes(lowest, lowest_allowed("torch")) or failed)
 
 
-def lowest_allowed() -> str:
-    """The version behind transformers>= in pyproject.toml."""
+def suite_passes(transformers_version: str, torch_version: str) -> bool:
+    """Run the tests of `make test` in an environment with these versions and nothing of this one."""
+    python = ENVIRONMENTS / "lowest-suite" / "bin" / "python"
+    if not python.is_file():
+        interpreter = shutil.which("python3.12") or sys.executable
+        subprocess.run([interpreter, "-m", "venv", str(python.parents[1])], check=True)
+    # Triton's interpreter, in which the suite runs our kernels, needs a NumPy before 2.5.
+    versions = [f"torch=={torch_version}.*", f"transformers=={transformers_version}.*", "numpy<2.5"]
+    install = [str(python), "-m", "pip", "install", "--quiet", *versions, "--editable", f"{ROOT}[test]"]
+    subprocess.run(install, check=True)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    markers = re.search(r'^DEFAULT := "(.*)"$', makefile, re.MULTILINE).group(1)  # type: ignore[union-attr]
+    options = ["-q", "-m", markers, "--ignore", "tests/clients", "-n", "2", "--dist", "loadscope"]
+    print(f"the suite on torch {torch_version}, transformers {transformers_version}", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return not subprocess.run([str(python), "-m", "pytest", *options], cwd=ROOT, env=environment).returncode
+
+
+def lowest_allowed(package: str) -> str:
+    """The version behind `package`>= in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirement = next(line for line in project["dependencies"] if line.startswith("transformers>="))
-    return requirement.removeprefix("transformers>=").split(",")[0]
+    requirement = next(line for line in project["dependencies"] if line.startswith(f"{package}>="))
+    return requirement.removeprefix(f"{package}>=").split(",")[0]
 
 
 def save_checkpoints() -> list[int]:

@@ -1,0 +1,118 @@
+"""Bring what benchmarks/gpu_run.py left into benchmarks/results_gpu.json and the README's GPU table.
+
+    python benchmarks/gpu_report.py runs/gpu     # a folder with results.json and profile.txt
+    python benchmarks/gpu_report.py              # only writes the table again
+
+A case that was measured again replaces its older figures; others stay, each with its date, card and versions.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pretraining_step import H200_GOALS
+
+from hfbert_scratch.errors import InputError, command_line
+from hfbert_scratch.files import read_json, write_json, write_text
+
+
+RESULTS = Path(__file__).parent / "results_gpu.json"
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- GPU table: python benchmarks/gpu_report.py -->\n", "<!-- end of GPU table -->\n"
+# Parts of a step by what a kernel's name holds, the first that fits. Names are the compiler's, cut to 100 characters.
+PARTS = (
+    ("matrix products", r"nvjet|gemm|splitKreduce"),
+    ("attention", r"flash|^_forward_kernel|^_backward_kernel|cat_transpose"),
+    ("loss over the vocabulary", r"softmax|nll_loss"),
+    ("GELU", r"gelu|abs_add_exp"),
+    ("LayerNorm, dropout, residual", r"layer_n|dropout|bitwise"),
+    ("bias gradients and other sums", r"_sum|reduce_kernel"),
+    ("optimizer and clipping", r"multi_tensor"),
+)
+OTHER = "casts, copies, rest"
+
+
+def kernels_by_part(profile: Path) -> dict[str, dict[str, Any]]:
+    """Return milliseconds by part, and the number of launches, of each case in a profile written by gpu_matrix.py."""
+    found: dict[str, dict[str, Any]] = {}
+    if not profile.is_file():
+        return found
+    for block in re.split(r"\n(?=\w+ \d+x\d+ )", profile.read_text(encoding="utf-8")):
+        parts, launches = dict.fromkeys([name for name, _ in PARTS], 0.0), 0
+        for line in block.splitlines()[1:]:
+            cells = re.split(r"\s{2,}", line.strip())
+            if len(cells) > 4 and cells[-1].isdigit():
+                name = next((part for part, pattern in PARTS if re.search(pattern, cells[0])), None)
+                launches += int(cells[-1])
+                if name:
+                    parts[name] += _milliseconds(cells[-3])
+        total = re.search(r"Self CUDA time total: (\S+)", block)
+        if total:
+            parts[OTHER] = _milliseconds(total.group(1)) - sum(parts.values())
+            rounded = {name: round(value, 2) for name, value in parts.items()}
+            found[block.splitlines()[0].strip()] = {"kernel_milliseconds": rounded, "launches": launches}
+    return found
+
+
+def _milliseconds(text: str) -> float:
+    value, unit = re.fullmatch(r"([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
+    return float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+
+
+def add(folder: Path) -> None:
+    """Merge one folder's figures into results_gpu.json. Raises InputError without a results.json."""
+    found = read_json(folder / "results.json", "results of gpu_run.py")
+    if not isinstance(found, dict) or "parts" not in found:
+        raise InputError(f"{folder / 'results.json'} is not what benchmarks/gpu_run.py writes")
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    about = {name: found[name] for name in ("date", "hardware", "versions")}
+    profiles = kernels_by_part(folder / "profile.txt")
+    for line in found.get("matrix", []):
+        if "tokens_per_second" in line:
+            measured = {name: value for name, value in line.items() if name not in ("case", "at", "device")}
+            known[line["case"]] = measured | profiles.get(line["case"], {}) | about
+    for section in ("micro", "inference", "pretraining"):
+        if section in found:
+            known[section] = found[section] | about
+    write_json(RESULTS, known)
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    known = read_json(RESULTS, "GPU figures")
+    lines = [
+        "| step | ways | real tokens/s | MFU | ms | against stock | of the goal | card, date |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case, result in sorted(known.items(), reverse=True):
+        if "tokens_per_second" not in result:
+            continue
+        size, shape, side, *ways = case.split()
+        rate = result["tokens_per_second"]
+        goal = H200_GOALS.get((size, int(shape.split("x")[1]))) if "H200" in result["hardware"] else None
+        stock = known.get(f"{size} {shape} stock padded", {}).get("tokens_per_second")
+        against = f"{rate / stock:.2f}" if stock and side != "stock" else ""
+        share = f"{100 * rate / goal:.0f} %" if goal and side == "ours" else ""
+        mfu = f"{100 * result['mfu']:.1f} %" if "mfu" in result else ""
+        lines.append(
+            f"| {size} {shape.replace('x', '×')} | {side}: {', '.join(ways)} | {rate:,} | {mfu} | "
+            f"{result['milliseconds']:.1f} | {against} | {share} | {result['hardware']}, {result['date']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@command_line
+def main() -> None:
+    """Merge, then write the table into the README."""
+    for folder in sys.argv[1:]:
+        add(Path(folder))
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    write_text(README, before + BEGIN + table() + END + rest.split(END)[1])
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
