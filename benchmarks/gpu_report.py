@@ -26,9 +26,9 @@ PARTS = (
     ("matrix products", r"nvjet|gemm|splitKreduce"),
     ("attention", r"flash|^_forward_kernel|^_backward_kernel|cat_transpose"),
     ("loss over the vocabulary", r"softmax|nll_loss"),
+    ("bias gradients and other sums", r"_sum|reduce_kernel"),
     ("GELU", r"gelu|abs_add_exp"),
     ("LayerNorm, dropout, residual", r"layer_n|dropout|bitwise"),
-    ("bias gradients and other sums", r"_sum|reduce_kernel"),
     ("optimizer and clipping", r"multi_tensor"),
 )
 OTHER = "casts, copies, rest"

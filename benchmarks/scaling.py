@@ -4,9 +4,11 @@
     python benchmarks/scaling.py --write   # puts them there
 
 Every figure is a formula of the constants below. Those under MEASURED are rates of our own on one device; those under
-ASSUMED are other people's published figures, prices and datasheets: nothing of ours has been measured on a GPU.
+ASSUMED are other people's published figures, prices and datasheets. benchmarks/gpu_run.py measures single steps on a
+GPU; whole pretrainings and several GPUs are on paper alone.
 """
 
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from hfbert_scratch.throughput import DATASHEET_PEAKS, model_flops_per_token
 
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "scaling.md"
+GPU_RESULTS = Path(__file__).parent / "results_gpu.json"
 BEGIN, END = "<!-- figures: python benchmarks/scaling.py --write -->\n", "<!-- end of figures -->\n"
 
 
@@ -48,6 +51,8 @@ class Assumed:
     nvlink: float = 450e9  # bytes/s of one GPU in one direction, NVIDIA's datasheet
     network: float = 50e9  # bytes/s of one GPU across nodes: a 400 Gbit/s adapter each
     node: int = 8  # GPUs
+    h200_bandwidth: float = 4.8e12  # bytes/s of the memory, NVIDIA's datasheets
+    h100_bandwidth: float = 3.35e12
     # Padding of rows padded to 128 and 512: original semantics on real English, as in the corpus manifest.
     padding: tuple[float, float] = (0.098, 0.32)
 
@@ -218,6 +223,36 @@ def corpus_table(gigabytes: float = 100.0, cores: int = 16) -> str:
     return head + table(f"hosts of {cores} cores | reading, min | working, min | together, min | $", rows)
 
 
+def budget_table() -> str:
+    """Return milliseconds of a step's kernels by part on an H200, and the rate to expect of an H100.
+
+    Measured with PyTorch's profiler (benchmarks/results_gpu.json). "before": compiled layers with PyTorch's dropout,
+    GELU and attention. A step is its kernels and the gaps between them. For an H100, whose tensor cores are the same,
+    the parts that move memory are scaled by the two cards' bandwidths.
+    """
+    known = json.loads(GPU_RESULTS.read_text(encoding="utf-8"))
+    columns: list[tuple[str, dict]] = []
+    for case in ("base 256x128", "base 64x512", "large 256x128", "large 64x512"):
+        now = next(known[key] for way in ("layers graphs", "layers") if (key := f"{case} ours packed {way}") in known)
+        before = known["before"][f"{case} ours packed layers"]
+        columns += [(f"{case.replace('x', '×')} before", before), ("now", now)]
+    parts = list(columns[0][1]["kernel_milliseconds"])
+    rows = [[part, *(f"{result['kernel_milliseconds'][part]:.1f}" for _, result in columns)] for part in parts]
+    sums = [sum(result["kernel_milliseconds"].values()) for _, result in columns]
+    rows.append(["all kernels", *(f"{value:.1f}" for value in sums)])
+    rows.append(["launches", *(str(result["launches"]) for _, result in columns)])
+    rows.append(["the step", *(f"{result['milliseconds']:.1f}" for _, result in columns)])
+    rows.append(["thousand real tokens/s", *(f"{result['tokens_per_second'] / 1e3:.0f}" for _, result in columns)])
+    expected = []
+    for (_, result), kernels in zip(columns, sums, strict=True):
+        compute = sum(result["kernel_milliseconds"][part] for part in ("matrix products", "attention"))
+        slower = (kernels - compute) * (ASSUMED.h200_bandwidth / ASSUMED.h100_bandwidth - 1)
+        tokens = result["tokens_per_second"] * result["milliseconds"]
+        expected.append(f"{tokens / (result['milliseconds'] + slower) / 1e3:.0f}")
+    rows.append(["expected of an H100", *expected])
+    return table(" | ".join(["ms", *(name for name, _ in columns)]), rows)
+
+
 def figures() -> str:
     """All tables."""
     configs = {name.upper(): HFBertConfig.from_size(name) for name in ("base", "large")}
@@ -228,6 +263,7 @@ def figures() -> str:
             f"### Pretraining\n\n{training_table(configs)}",
             f"On the two CPU cores of the benchmarks ({MEASURED.cpu_base_tokens_per_second:.0f} real tokens/s, "
             f"measured) the paper's schedule for BASE would take {cpu:.1f} years.\n",
+            f"### A step on one GPU, by part\n\n{budget_table()}",
             f"### Network\n\n{network_table(configs)}",
             f"### Corpus\n\n{corpus_table()}",
         ]

@@ -72,6 +72,7 @@ def own_micro_batches(run: Run, batch_size: int, micro_batch_size: int) -> tuple
         raise InputError(
             f"{micro_batches} micro-batches (batch_size {batch_size}, micro_batch_size {micro_batch_size}) cannot be "
             f"shared by {processes} processes; change one of them"
+            + (f": --micro_batch_size {batch_size // processes}, say" if batch_size % processes == 0 else "")
         )
     return run.accelerator.process_index * share, share
 

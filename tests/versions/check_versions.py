@@ -5,8 +5,8 @@
 The lowest transformers 5 that pyproject.toml allows and the newest: with the package and by remote code. 4.57, which
 other libraries still pin: the `bert` export; remote code is refused with one sentence. PyTorch and what else is
 independent of transformers is shared with the environment that runs this; the others lie in .venv-versions/.
-Then `make test`'s tests with the lowest PyTorch and transformers that pyproject.toml allows, on Python 3.12 where there
-is one (PyPI's PyTorch for Linux is the CUDA build: 5 GB; no GPU is needed).
+Then the tests of `make test` with the lowest PyTorch and transformers that pyproject.toml allows, on Python 3.12 if it
+is there (PyPI's PyTorch for Linux is the CUDA build: 5 GB; no GPU is needed).
 """
 
 import json
@@ -75,8 +75,8 @@ def suite_passes(transformers_version: str, torch_version: str) -> bool:
     if not python.is_file():
         interpreter = shutil.which("python3.12") or sys.executable
         subprocess.run([interpreter, "-m", "venv", str(python.parents[1])], check=True)
-    # Triton's interpreter, in which the suite runs our kernels, needs a NumPy before 2.5.
-    versions = [f"torch=={torch_version}.*", f"transformers=={transformers_version}.*", "numpy<2.5"]
+    # Triton's interpreter, in which the suite runs our kernels, needs a NumPy before 2.4.
+    versions = [f"torch=={torch_version}.*", f"transformers=={transformers_version}.*", "numpy<2.4"]
     install = [str(python), "-m", "pip", "install", "--quiet", *versions, "--editable", f"{ROOT}[test]"]
     subprocess.run(install, check=True)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
