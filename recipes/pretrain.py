@@ -281,7 +281,7 @@ def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> Non
     run.say(
         f"{derived['parameters'] / 1e6:.2f} M parameters, {derived['tokens_per_step']} tokens a step, "
         f"{derived['total_tokens'] / 1e6:.1f} M tokens in all = {derived['epochs']} epochs\n"
-        f"{derived['device']}, {run.accelerator.num_processes} process(es), precision {derived['precision']}, "
+        f"{derived['device']}, {run.accelerator.num_processes} process(es), precision {run.settings['precision']}, "
         f"attention {derived['attention']}\n"
         f"{derived['total_flops']:.2e} FLOPs, {clock(seconds)} at the peak of {derived['peak_flops'] / 1e12:.2f} "
         f"TFLOP/s ({derived['peak_source']})\n"

@@ -400,6 +400,8 @@ class _Run:
     class accelerator:
         num_processes, process_index = 1, 0
 
+    packing = False
+
     def __init__(self, step=0):
         self.progress = type("Progress", (), {"step": step})()
 

@@ -299,7 +299,8 @@ class _Finetuning:
             f"{self.task.name}: {len(self.examples)} training examples of {mean:.0f} tokens on average, "
             f"{a.max_steps} steps of {a.batch_size} = {a.epochs:g} epochs, {a.warmup_steps} of warm-up, "
             f"peak learning rate {a.learning_rate:g}\n"
-            f"{hardware(run.device)}, {run.accelerator.num_processes} process(es), precision {run.precision}\n"
+            f"{hardware(run.device)}, {run.accelerator.num_processes} process(es), "
+            f"precision {run.settings['precision']}\n"
             f"{self.task.main_metric} of the most frequent answer on {len(self.data.raw['validation'])} validation "
             f"examples: {self.baseline[self.task.main_metric]:.4f}"
         )

@@ -20,7 +20,7 @@ from torch import nn
 
 from .arguments import argument
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
-from .environment import create_accelerator, hardware, keep_freed_memory, versions
+from .environment import PRECISIONS, create_accelerator, hardware, keep_freed_memory, versions
 from .errors import CheckpointError, DivergenceError, InputError, OutputError
 from .files import read_json, write_json, write_text, writing
 from .gpu import can_compile
@@ -59,7 +59,7 @@ class TrainingArguments:
     adam_beta2: float = argument(0.999, help="decay of the second moment")
     adam_epsilon: float = argument(1e-6, help="added to the root of the second moment")
     max_grad_norm: float = argument(1.0, help="global norm the gradient is clipped to")
-    precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: bfloat16 where the hardware has it")
+    precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: the faster, timed on CPUs")
     attention: str = argument("auto", help="eager, sdpa, flex_attention, flash_attention_2…, or auto")
     compile: str = argument(
         "auto",
@@ -164,13 +164,15 @@ class Run:
         self.last = last
         self.directory = Path(arguments.output_dir)
         keep_freed_memory()
-        self.accelerator = create_accelerator(
-            arguments.precision, arguments.trackers, self.directory, arguments.process_timeout
-        )
+        recorded = self._recorded_settings()
+        precision = arguments.precision
+        if precision == "auto":
+            precision = recorded.get("precision", "auto")  # a run that goes on keeps what it began with
+        self.accelerator = create_accelerator(precision, arguments.trackers, self.directory, arguments.process_timeout)
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
         self.precision = self.accelerator.mixed_precision
-        self._choose_ways()
+        self._choose_ways(recorded)
         self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
@@ -340,15 +342,20 @@ class Run:
         if self.is_main:
             write_json(self.directory / "record.json", record)
 
-    def _choose_ways(self) -> None:
+    def _recorded_settings(self) -> dict[str, Any]:
+        """Return the settings of the newest checkpoint, without looking whether it is whole; `resume` does."""
+        step = max(checkpoint_steps(self.checkpoints), default=0)
+        state = self.checkpoints / f"step-{step}" / "training_state.json"
+        try:
+            return json.loads(state.read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+
+    def _choose_ways(self, recorded: dict[str, Any]) -> None:
         """Settle `packing`, `compile` and `cuda_graphs`; a run that goes on keeps what it began with."""
         self.packing: bool = _SWITCH[self.arguments.packing]
         self.compile: bool | str = _COMPILE[self.arguments.compile]
         self.cuda_graphs: bool = _SWITCH[self.arguments.cuda_graphs]
-        steps = checkpoint_steps(self.checkpoints)
-        state = self.checkpoints / f"step-{max(steps, default=0)}" / "training_state.json"
-        # Whether the checkpoint is whole is looked at in `resume`.
-        recorded = read_json(state, "checkpoint")["settings"] if state.is_file() else {}
         has_kernel = self.precision == "bf16" and has_varlen_kernel(self.device, torch.bfloat16, head_size=64)
         if self.packing is None:
             self.packing = recorded.get("packing", False) if recorded else has_kernel
@@ -362,7 +369,7 @@ class Run:
 
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
-        precision = {"no": "float32", "bf16": "bfloat16"}.get(self.precision, self.precision)
+        precision = PRECISIONS.get(self.precision, self.precision)
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
         return fixed | {"precision": precision} | ways
 

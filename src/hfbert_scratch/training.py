@@ -280,8 +280,9 @@ class _Meter:
     def add(self, outputs: Any) -> None:
         """Count the losses of one micro-batch."""
         self.parts_seen = [name for name in self.PARTS if getattr(outputs, name, None) is not None]
-        for name in self.parts_seen:
-            self.losses[self.PARTS.index(name)] += getattr(outputs, name).detach()
+        # The first of PARTS; one sum for all of them.
+        losses = [getattr(outputs, name).detach() for name in self.parts_seen]
+        self.losses[: len(losses)] += torch.stack(losses)
 
     def end_step(self, batch: StepBatch, gradient_norm: torch.Tensor) -> None:
         """Count one optimizer step, which is `run.progress.step` from now on."""
