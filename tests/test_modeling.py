@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from helpers import (
     CASES,
     NO_DROPOUT,
@@ -22,7 +23,7 @@ from helpers import (
 )
 
 import hfbert_scratch
-from hfbert_scratch.modeling_hfbert import cross_entropy
+from hfbert_scratch.modeling_hfbert import UNPADDED, cross_entropy
 
 
 TOLERANCE = 1e-5
@@ -117,6 +118,27 @@ def test_input_variants_are_stocks(variant):
         inputs = VARIANTS[variant](batch(case, labels=False))
         ours, stock = pair(case)
         assert_same(*shared_tensors(ours(**inputs), stock(**inputs)), TOLERANCE)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", UNPADDED])
+def test_every_weight_acts_through_the_forward_of_its_module(attention):
+    """Hooks, LoRA and offloading change a module's forward; a weight that is read past it would ignore them."""
+    model = make("pretraining")
+    model.set_attn_implementation(attention)
+    inputs = batch("pretraining")
+    del inputs["token_type_ids"]
+    owners = {name: module for name, module in model.named_modules() if module._parameters}
+    calls = set()
+    for name, module in owners.items():
+        module.register_forward_hook(lambda *_, name=name: calls.add(name))
+    plain = model(**inputs).loss
+    assert calls == owners.keys()
+    segments = model.bert.embeddings.token_type_embeddings
+    segments.register_forward_hook(lambda module, args, output: output + torch.arange(32) % 2)
+    assert abs(model(**inputs).loss - plain) > 1e-3
+    offloaded = cpu_offload(make("pretraining"), execution_device="cpu")
+    offloaded.set_attn_implementation(attention)
+    assert torch.equal(offloaded(**inputs).loss, plain)
 
 
 @pytest.mark.parametrize("case", ["base", "masked_lm", "multiple_choice"])

@@ -84,11 +84,10 @@ class HFBertEmbeddings(nn.Module):
     ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        if token_type_ids is None:
-            # Every token in segment A: one row, broadcast.
-            segments = self.token_type_embeddings.weight[0]
-        else:
-            segments = self.token_type_embeddings(token_type_ids)
+        if token_type_ids is None:  # every token in segment A
+            shape, device = inputs_embeds.shape[:-1], inputs_embeds.device
+            token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
+        segments = self.token_type_embeddings(token_type_ids)
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
@@ -579,7 +578,7 @@ class HFBertModel(HFBertPreTrainedModel):
             return None
         if kwargs.get("output_attentions"):
             raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
-        dtype = autocast_dtype(device) or self.embeddings.word_embeddings.weight.dtype
+        dtype = autocast_dtype(device) or self.dtype
         has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
         keeps_shapes = kwargs.get("output_hidden_states") or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if boundaries is not None and (has_kernel or not keeps_shapes):
