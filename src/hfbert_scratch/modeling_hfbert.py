@@ -40,7 +40,6 @@ from transformers.processing_utils import Unpack
 from transformers.pytorch_utils import apply_chunking_to_forward
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hfbert import HEADS, HFBertConfig
@@ -53,6 +52,7 @@ from .kernels_hfbert import (
     autocast_dtype,
     gelu_not_saved,
     has_varlen_kernel,
+    is_transformed,
     sequence_numbers,
     summed_cross_entropy,
 )
@@ -541,7 +541,7 @@ class HFBertModel(HFBertPreTrainedModel):
             )
         boundaries = boundaries.to(device)
         longest = kwargs.get("max_length_q") or min(shape[1], self.config.max_position_embeddings)
-        if device.type == "cpu" and not torch.compiler.is_compiling():
+        if device.type == "cpu" and not is_transformed():
             lengths = boundaries.diff()
             if boundaries[0] != 0 or boundaries[-1] != shape[1] or lengths.min() < 0 or lengths.max() > longest:
                 raise ValueError(
@@ -580,7 +580,7 @@ class HFBertModel(HFBertPreTrainedModel):
             raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
         dtype = autocast_dtype(device) or self.dtype
         has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
-        keeps_shapes = kwargs.get("output_hidden_states") or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        keeps_shapes = kwargs.get("output_hidden_states") or is_transformed()
         if boundaries is not None and (has_kernel or not keeps_shapes):
             return Packing.from_boundaries(boundaries, kwargs["max_length_q"], shape, has_kernel)
         if boundaries is not None or keeps_shapes or (attention_mask is not None and attention_mask.dim() != 2):
@@ -610,7 +610,7 @@ class HFBertModel(HFBertPreTrainedModel):
             return create_causal_mask(self.config, embeddings, attention_mask, None, and_mask_function=same_sequence)
         # Dropping an all-ones mask lets inference take faster kernels, but reading it stops the host until the device
         # has caught up: not in a training step.
-        may_skip = not (self.training and embeddings.device.type != "cpu")
+        may_skip = not (self.training and embeddings.device.type != "cpu") and not is_transformed()
         return create_bidirectional_mask(
             config=self.config,
             inputs_embeds=embeddings,
@@ -630,7 +630,7 @@ def _checked_read(first: torch.Tensor, read_positions: torch.Tensor | tuple[()],
             "torch.long and shape (count,): places in the flattened batch, row · sequence_length + column"
         )
     read = torch.cat([first, read_positions.to(first.device)])
-    if read.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if read.device.type == "cpu" and not is_transformed():
         lowest, highest = int(read.min()), int(read.max())
         if lowest < 0 or highest >= shape.numel():
             raise ValueError(
@@ -788,7 +788,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
             index = masked_positions.to(labels.device, torch.long)
             rows = torch.arange(len(labels), device=labels.device)[:, None] * labels.shape[1]
             return (index + rows).flatten(), labels.gather(1, index).flatten()
-        if is_torchdynamo_compiling():  # their number is known only at run time, which a compiled graph cannot hold
+        if is_transformed():  # their number is known only at run time, which a recorded graph cannot hold
             return None, labels
         index = (labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
         return index, labels.flatten()[index]
