@@ -255,6 +255,58 @@ def test_a_users_own_attention_function_is_called():
     assert calls == [(False, 8**-0.5)] * 2
 
 
+# Masks of pairs in all their forms, from the booleans (batch, heads, length, length) that say who sees whom.
+PAIR_MASKS = {
+    "booleans": lambda mask: mask,
+    "integers": lambda mask: mask.long(),
+    "bytes": lambda mask: mask.byte(),
+    "added numbers": lambda mask: torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min),
+    "added infinities": lambda mask: torch.zeros(mask.shape).masked_fill(~mask, -torch.inf),
+    "added in double precision": lambda mask: torch.zeros(mask.shape).double().masked_fill(~mask, -1e300),
+}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("left_to_right", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", UNPADDED])
+def test_a_mask_of_pairs_is_the_mask_of_its_tokens_in_every_form(attention, left_to_right, precision):
+    model = make("base", left_to_right=left_to_right)
+    inputs = batch(labels=False)
+    mask = inputs.pop("attention_mask")
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model.set_attn_implementation(attention)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            expected = model(**inputs, attention_mask=mask).last_hidden_state[mask.bool()]
+            for name, form in PAIR_MASKS.items():
+                keys = mask.bool()[:, None, None, :]
+                square = keys.expand(-1, 1, 12, -1)
+                for given in (keys, square, square[:, 0]):
+                    found = model(**inputs, attention_mask=form(given)).last_hidden_state[mask.bool()]
+                    tolerance = TOLERANCE if precision == torch.float32 else 0.1
+                    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0, msg=f"{name}, {given.shape}")
+
+
+BAD_MASKS = {
+    "0 and 1 in float": (torch.tensor([1.0] * 6 + [0.0] * 6).expand(3, 1, 12, 12), r"pass attention_mask.bool\(\)"),
+    "0 and 1 in float, no heads": (torch.ones(3, 12, 12), r"pass attention_mask.bool\(\)"),
+    "integers to be added": (torch.full((3, 1, 12, 12), -10000), "holds other numbers than 1"),
+    "numbers to be added, one for each token": (torch.full((3, 12), -10000.0), "holds other numbers than 1"),
+    "numbers of sequences": (torch.arange(12).expand(3, 12), "holds other numbers than 1"),
+    "queries missing": (torch.ones(3, 7, 12, dtype=torch.bool), r"shape \(3, 7, 12\), the input \(3, 12\)"),
+    "other heads": (torch.ones(3, 3, 12, 12, dtype=torch.bool), "for the 4 heads"),
+    "one dimension": (torch.ones(12), r"shape \(12,\)"),
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", UNPADDED])
+@pytest.mark.parametrize("kind", BAD_MASKS)
+def test_a_mask_that_can_be_misread_is_refused(kind, attention):
+    model, (mask, message) = make("base"), BAD_MASKS[kind]
+    model.set_attn_implementation(attention)
+    with pytest.raises(ValueError, match=message):
+        model(**batch() | {"attention_mask": mask})
+
+
 # ---------------------------------------------------------------------------------------------------- predicting
 
 

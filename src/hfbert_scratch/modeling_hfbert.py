@@ -458,8 +458,10 @@ class HFBertModel(HFBertPreTrainedModel):
         """Encode a batch.
 
         input_ids, token_type_ids, position_ids: (batch_size, sequence_length); attention_mask: the same, 1 for tokens
-        and 0 for padding, or a ready (batch_size, 1, sequence_length, sequence_length) mask; inputs_embeds
-        (batch_size, sequence_length, hidden_size) in place of input_ids. Omitted token types mean segment A.
+        and 0 for padding, or a ready mask for every pair of tokens, (batch_size, sequence_length, sequence_length) or
+        (batch_size, 1 or heads, sequence_length, sequence_length), of booleans or integers with 1 where a token sees
+        another, or of floats that are added to the scores; inputs_embeds (batch_size, sequence_length, hidden_size) in
+        place of input_ids. Omitted token types mean segment A.
 
         A packed row holds several sequences one behind the other, which do not see each other: input_ids (1, tokens),
         no attention_mask, and transformers' arguments for such rows: cu_seq_lens_q (sequences + 1,), where each begins
@@ -476,7 +478,9 @@ class HFBertModel(HFBertPreTrainedModel):
         Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
         """
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        shape = _checked_shape(ids, inputs_embeds, attention_mask)
+        shape = _checked_shape(ids, inputs_embeds)
+        if isinstance(attention_mask, torch.Tensor):
+            _check_mask(attention_mask, shape, self.config.num_attention_heads)
         device = (input_ids if inputs_embeds is None else inputs_embeds).device
         boundaries = self._boundaries(shape, device, attention_mask, kwargs)
         if position_ids is None:
@@ -583,7 +587,7 @@ class HFBertModel(HFBertPreTrainedModel):
         keeps_shapes = kwargs.get("output_hidden_states") or is_transformed()
         if boundaries is not None and (has_kernel or not keeps_shapes):
             return Packing.from_boundaries(boundaries, kwargs["max_length_q"], shape, has_kernel)
-        if boundaries is not None or keeps_shapes or (attention_mask is not None and attention_mask.dim() != 2):
+        if boundaries is not None or keeps_shapes or (attention_mask is not None and len(attention_mask.shape) != 2):
             return None
         return Packing.from_mask(attention_mask, shape, device, has_kernel)
 
@@ -598,6 +602,8 @@ class HFBertModel(HFBertPreTrainedModel):
         self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None
     ):
         """The mask in the form the chosen attention implementation takes."""
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() != 2:
+            return _ready_mask(attention_mask, embeddings, self.config)
         same_sequence = None
         if boundaries is not None:
             numbers = sequence_numbers(boundaries, embeddings.shape[1])
@@ -640,14 +646,72 @@ def _checked_read(first: torch.Tensor, read_positions: torch.Tensor | tuple[()],
     return read
 
 
+def _ready_mask(mask: torch.Tensor, embeddings: torch.Tensor, config: HFBertConfig) -> torch.Tensor:
+    """A mask for pairs of tokens as the attention implementation takes it, (batch, heads, length, length).
+
+    True where a token sees another, or what is added to the scores; any size but the last may be 1.
+    """
+    implementation = config._attn_implementation
+    if "flash" in implementation:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, and {implementation} takes (batch_size, sequence_length); "
+            "for a mask of pairs, model.set_attn_implementation('sdpa')"
+        )
+    mask = (mask[:, None] if mask.dim() == 3 else mask).to(embeddings.device)
+    length, is_causal = embeddings.shape[1], config.left_to_right
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    dtype = autocast_dtype(mask.device) or embeddings.dtype
+    lowest = torch.finfo(dtype).min
+    if mask.is_floating_point():
+        mask = mask.clamp(min=lowest).to(dtype)
+        mask = mask.masked_fill(~causal, lowest) if is_causal else mask
+    else:
+        mask = mask != 0
+        mask = mask & causal if is_causal else mask
+        if implementation in ("eager", "flex_attention"):
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+    if implementation == "flex_attention":
+        if mask.shape[1] != 1:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} heads; flex_attention takes one mask for all of them: "
+                "model.set_attn_implementation('sdpa')"
+            )
+        mask = mask.expand(embeddings.shape[0], 1, length, length)
+    return mask
+
+
+def _check_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
+    """Raise ValueError for a mask of the wrong shape or, where they can be read, with numbers that it cannot hold."""
+    (batch_size, length), sizes = shape, tuple(mask.shape)
+    pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
+    allowed = ({1, batch_size}, {1, num_heads}, {1, length}, {length})
+    if sizes != (batch_size, length) and not (
+        len(pairs) == 4 and all(size in sizes for size, sizes in zip(pairs, allowed, strict=True))
+    ):
+        raise ValueError(
+            f"attention_mask has shape {sizes}, the input {tuple(shape)}; a mask is (batch_size, sequence_length) or "
+            f"(batch_size, sequence_length, sequence_length), with a dimension for the {num_heads} heads or without"
+        )
+    if mask.dtype == torch.bool or is_transformed() or mask.device.type not in ("cpu", "cuda"):
+        return
+    if mask.is_floating_point() and len(sizes) != 2:
+        if bool(((mask == 0) | (mask == 1)).all() & (mask == 1).any()):
+            raise ValueError(
+                f"attention_mask of {mask.dtype} and shape {sizes} holds 0 and 1, and would be added to the scores; "
+                "pass attention_mask.bool(), True where a token sees another"
+            )
+    elif mask.device.type == "cpu" and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            f"attention_mask of {mask.dtype} and shape {sizes} holds other numbers than 1 for tokens and 0 for padding"
+        )
+
+
 def _states_at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """(batch_size, sequence_length, size) at places in the flattened batch, (count,): (count, size)."""
     return states.flatten(0, 1).index_select(0, positions.to(states.device))
 
 
-def _checked_shape(
-    ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None
-) -> torch.Size:
+def _checked_shape(ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None) -> torch.Size:
     """(batch_size, sequence_length). Raises ValueError for inputs that are no batch or do not fit together."""
     input_ids = ids["input_ids"]
     if (input_ids is None) == (inputs_embeds is None):
@@ -662,11 +726,11 @@ def _checked_shape(
         )
     if given.numel() == 0:
         raise ValueError(f"the input holds no tokens: its shape is {tuple(given.shape)}")
-    for name, tensor in (("attention_mask", attention_mask), *ids.items()):
+    for name, tensor in ids.items():
         if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == given.shape:
             continue
         # One row of positions or segments serves every sequence of the batch; a mask has to be said for each.
-        if name == "attention_mask" or tensor.shape != (1, given.shape[1]):
+        if tensor.shape != (1, given.shape[1]):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
     for name, tensor in ids.items():
         if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
