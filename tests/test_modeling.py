@@ -448,6 +448,57 @@ def test_problem_type_is_settled_by_the_first_labels():
         assert model.config.problem_type == expected
 
 
+WRONG_LABELS = {
+    "fractions for class ids": ({}, torch.tensor([0.2, 0.7, 0.1])),
+    "whole floats for class ids": ({}, torch.tensor([0.0, 1.0, 2.0])),
+    "several labels for one": ({}, torch.ones(3, 3)),
+    "class ids for several labels": ({"problem_type": "multi_label_classification"}, torch.tensor([0, 2, 1])),
+    "class ids for one of several": (
+        {"problem_type": "multi_label_classification", "num_labels": 1},
+        torch.tensor([0, 2, 1]),
+    ),
+    "class ids for several numbers": ({"problem_type": "regression"}, torch.tensor([0, 2, 1])),
+    "any for a problem that is none": ({"problem_type": "multi_label"}, torch.tensor([0, 2, 1])),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_LABELS)
+def test_labels_of_another_problem_than_the_configurations_are_refused(kind):
+    overrides, labels = WRONG_LABELS[kind]
+    overrides = {"problem_type": "single_label_classification"} | overrides
+    message = rf"are not config.problem_type='{overrides['problem_type']}', which takes .*set config.problem_type"
+    with pytest.raises(ValueError, match=message):
+        make("single_label", **overrides)(**batch(labels=False), labels=labels)
+
+
+def test_labels_for_a_single_class_that_is_left_of_several_are_refused():
+    model = make("regression")
+    model.config.problem_type = "single_label_classification"
+    for labels, message in ((torch.rand(3), "fractions would be cut"), (torch.zeros(3).long(), "loss is always 0")):
+        with pytest.raises(ValueError, match=message):
+            model(**batch(labels=False), labels=labels)
+
+
+def test_labels_that_were_refused_do_not_settle_the_problem():
+    model = make("single_label")
+    with pytest.raises(ValueError, match="multi_label_classification"):
+        model(**batch(labels=False), labels=torch.rand(3))
+    assert model.config.problem_type is None
+    model(**batch(labels=False), labels=torch.tensor([0, 1, 2], dtype=torch.int16))
+    assert model.config.problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case not in ("base", "regression", "multi_label", "single_label")]
+)
+def test_labels_with_fractions_are_refused_by_every_head_that_takes_class_ids(case):
+    inputs = batch(case)
+    for name in ("labels", "next_sentence_label", "start_positions", "end_positions"):
+        if name in inputs:
+            with pytest.raises(ValueError, match=r"labels are of torch.float32; they must be integers"):
+                make(case)(**inputs | {name: inputs[name].float()})
+
+
 def test_loss_is_in_float32_under_autocast():
     model = make("pretraining").train()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -744,6 +744,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.T
     logits (…, classes) and labels (…), any integer type. 0, not NaN, when nothing is labelled.
     """
     _check_label_count(labels, logits, logits.shape[:-1].numel())
+    _check_class_ids(labels)
     labels = labels.reshape(-1).to(logits.device, torch.long)
     try:
         total = summed_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
@@ -760,6 +761,12 @@ def _check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int
         raise ValueError(
             f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}"
         )
+
+
+def _check_class_ids(labels: torch.Tensor) -> None:
+    """Fractions would be cut to integers."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"the labels are of {labels.dtype}; they must be integers, as of torch.long")
 
 
 def _check_label_shape(labels: torch.Tensor, given: torch.Tensor) -> None:
@@ -827,6 +834,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is not None:  # as HFBertModel will say
             _check_label_shape(labels, given)
+            _check_class_ids(labels)
             labels = labels.to(given.device, torch.long)
         positions, targets = self._predicted(labels, masked_positions)
         sparse = positions is not None and (skip_logits or (self.training and self.config.sparse_prediction))
@@ -1028,22 +1036,48 @@ class HFBertForSequenceClassification(HFBertClassifier):
         )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        problem_type = self.config.problem_type
+        if problem_type is None and self.num_labels == 1:
+            problem_type = "regression"
+        elif problem_type is None:
+            is_numbers = labels.is_floating_point() or labels.dtype == torch.bool
+            problem_type = "multi_label_classification" if is_numbers else "single_label_classification"
+        self._check_labels(problem_type, logits, labels)
         if self.config.problem_type is None:
-            if self.num_labels == 1:
-                self.config.problem_type = "regression"
-            elif labels.dtype in (torch.long, torch.int):
-                self.config.problem_type = "single_label_classification"
-            else:
-                self.config.problem_type = "multi_label_classification"
-        if self.config.problem_type == "single_label_classification":
+            self.config.problem_type = problem_type
+        if problem_type == "single_label_classification":
             return cross_entropy(logits, labels, num_items)
-        _check_label_count(labels, logits, logits.numel())
         labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
-        if self.config.problem_type == "regression":
+        if problem_type == "regression":
             total = F.mse_loss(logits.float(), labels, reduction="sum")
         else:
             total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
         return total / _count(num_items, labels.numel(), total.device)
+
+    def _check_labels(self, problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Raise ValueError for labels of another problem than the configuration's, which a checkpoint remembers."""
+        wanted, expected, fault = f"{self.num_labels} numbers for each example", logits.numel(), None
+        if problem_type == "single_label_classification":
+            wanted, expected = "one class id for each example, as of torch.long", logits.shape[0]
+            if labels.is_floating_point():
+                fault = "fractions would be cut"
+            elif self.num_labels == 1:
+                fault = "with num_labels=1 the loss is always 0"
+        elif problem_type == "multi_label_classification":
+            wanted = f"{self.num_labels} numbers from 0 to 1 for each example"
+            if labels.device.type == "cpu" and not is_transformed() and ((labels < 0) | (labels > 1)).any():
+                fault = f"they go from {labels.min()} to {labels.max()}"
+        elif problem_type != "regression":
+            fault, wanted = "there is no such problem", "nothing"
+        if labels.numel() != expected:
+            fault = f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape "
+            fault += f"{tuple(logits.shape)}"
+        if fault is not None:
+            raise ValueError(
+                f"labels of {labels.dtype} and shape {tuple(labels.shape)} are not config.problem_type="
+                f"{problem_type!r}, which takes {wanted}: {fault}; set config.problem_type to 'regression', "
+                "'single_label_classification' or 'multi_label_classification', as the labels are"
+            )
 
 
 class HFBertForTokenClassification(HFBertClassifier):
