@@ -314,8 +314,8 @@ def test_a_mask_that_can_be_misread_is_refused(kind, attention):
 def test_sparse_prediction_is_the_dense_one_at_the_labels(case):
     inputs = prediction_batch(case)
     chosen = inputs["labels"] != -100
-    sparse = make(case, **NO_DROPOUT).train()
-    dense = make(case, **NO_DROPOUT, sparse_prediction=False).train()
+    sparse = make(case, **NO_DROPOUT, sparse_prediction=True).train()
+    dense = make(case, **NO_DROPOUT).train()
     left, right = sparse(**inputs), dense(**inputs)
     assert left[1].shape == (chosen.sum(), TINY["vocab_size"])
     assert right[1].shape == (*chosen.shape, TINY["vocab_size"])
@@ -338,16 +338,22 @@ def test_given_positions_predict_as_the_labels_do(case, sparse):
         assert static[1].shape == (3 * 11, TINY["vocab_size"])
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("case", PREDICTING)
-def test_eval_and_unlabelled_logits_are_dense(case):
+def test_logits_are_dense_unless_sparse_ones_are_asked_for_and_trained_with(case, sparse):
     inputs = prediction_batch(case)
     shape = (3, 12, TINY["vocab_size"])
-    model = make(case)
+    model = make(case, sparse_prediction=sparse)
     position = 1 if "labels" in inputs else 0
     assert model(**inputs)[position].shape == shape
     assert model(**inputs, masked_positions=static_positions(inputs["labels"], 11))[position].shape == shape
     unlabelled = batch(case, labels=False)
     assert model.train()(**unlabelled)[0].shape == shape
+    found = model(**inputs)[1]
+    assert (found.shape == shape) != sparse
+    if not sparse:
+        stock = pair(case, **NO_DROPOUT)[1].train()
+        torch.testing.assert_close(make(case, **NO_DROPOUT).train()(**inputs)[1], stock(**inputs)[1])
 
 
 def test_one_task_of_pretraining_alone():

@@ -64,9 +64,10 @@ class HFBertConfig(PreTrainedConfig):
 
     Fields are those of `BertConfig` with the same meaning and defaults (BERT-BASE, uncased vocabulary), and:
 
-    - `sparse_prediction` (default True): in training mode with labels, the MLM heads return logits for the predicted
-      positions only, of shape (number of labels other than -100, vocab_size). The loss is the same. In eval mode, and
-      without labels, logits are always dense, (batch_size, sequence_length, vocab_size). False: dense in training too.
+    - `sparse_prediction` (default False): the MLM heads return dense logits, (batch_size, sequence_length,
+      vocab_size), in training as in evaluation. True: in training mode with labels, they return logits for the
+      predicted positions only, of shape (number of labels other than -100, vocab_size), in a fraction of the time and
+      memory. The loss is the same.
     - `left_to_right` (default False): a position sees only itself and what stands before it, the paper's "LTR"
       ablation (section 5.1).
 
@@ -93,7 +94,7 @@ class HFBertConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     classifier_dropout: float | int | None = None
     tie_word_embeddings: bool = True
-    sparse_prediction: bool = True
+    sparse_prediction: bool = False
     left_to_right: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -684,10 +684,9 @@ def _check_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
     """Raise ValueError for a mask of the wrong shape or, where they can be read, with numbers that it cannot hold."""
     (batch_size, length), sizes = shape, tuple(mask.shape)
     pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
-    allowed = ({1, batch_size}, {1, num_heads}, {1, length}, {length})
-    if sizes != (batch_size, length) and not (
-        len(pairs) == 4 and all(size in sizes for size, sizes in zip(pairs, allowed, strict=True))
-    ):
+    allowed = ((1, batch_size), (1, num_heads), (1, length), (length,))
+    fits = len(pairs) == 4 and all(size in choices for size, choices in zip(pairs, allowed, strict=True))
+    if sizes != (batch_size, length) and not fits:
         raise ValueError(
             f"attention_mask has shape {sizes}, the input {tuple(shape)}; a mask is (batch_size, sequence_length) or "
             f"(batch_size, sequence_length, sequence_length), with a dimension for the {num_heads} heads or without"
@@ -825,7 +824,8 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None, torch.Tensor | None]:
         """The base model's output on its five `inputs`, MLM logits and loss; the rest as in HFBertForPreTraining.
 
-        In training only the predicted positions ever meet the vocabulary.
+        The loss comes from the predicted positions alone. With skip_logits or config.sparse_prediction no others meet
+        the vocabulary.
         """
         if labels is None:
             outputs = self._encode(*inputs, **kwargs)
@@ -897,9 +897,10 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         B follows A and 1 if not. masked_positions (batch_size, max_predictions), optional: where the labels are,
         padded with a position without a label; with it no shape depends on the data, so that nothing waits for the
         device. `num_items_in_batch` and `num_sequences_in_batch` replace the two counts the sums are divided by, for
-        gradients accumulated over micro-batches and processes. Inputs as in HFBertModel. Returns prediction_logits as
-        config.sparse_prediction says, or with skip_logits and labels None in their place: a training loop that reads
-        the loss alone saves their memory.
+        gradients accumulated over micro-batches and processes. Inputs as in HFBertModel. Returns dense
+        prediction_logits, (batch_size, sequence_length, vocab_size); in training with config.sparse_prediction those
+        of the predicted positions alone; with skip_logits and labels None, which saves a loop that reads the loss
+        alone the time and memory of all others.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, prediction_logits, masked_lm_loss = self._predict(
