@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
@@ -786,17 +787,55 @@ def _count(num_items: torch.Tensor | int | None, counted: torch.Tensor | int, de
     return num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
 
 
+def _stock_output_bias(
+    state_dict: dict[str, torch.Tensor] | None, checkpoint_files: list[str] | None
+) -> torch.Tensor | None:
+    """The output bias under its second name, which stock computes with; None where a checkpoint holds one alone."""
+    name = "cls.predictions.decoder.bias"
+    if state_dict is not None:
+        return state_dict.get(name)
+    for file in checkpoint_files or ():
+        if file.endswith(".safetensors"):
+            with safe_open(file, framework="pt") as tensors:
+                if name in tensors.keys():  # noqa: SIM118, it is no dictionary
+                    return tensors.get_tensor(name)
+        elif file.endswith(".bin"):
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            if name in tensors:
+                return tensors[name]
+    return None
+
+
 class HFBertMaskedPrediction(HFBertPreTrainedModel):
     """What the two models with an MLM head share: the tied projection, and predicting only where it is asked."""
 
     _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
 
-    def __init__(self, config: HFBertConfig):
-        super().__init__(config)
-        if config.tie_word_embeddings:
-            # Stock files may hold the output bias under a second name. Untied, it is another bias, which must not be
-            # passed over in silence (conversion.from_stock merges the two).
-            self._keys_to_ignore_on_load_unexpected = [r"position_ids", r"cls\.predictions\.decoder\.bias"]
+    _keys_to_ignore_on_load_unexpected = [r"position_ids", r"cls\.predictions\.decoder\.bias"]
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: "HFBertMaskedPrediction",
+        state_dict: dict[str, torch.Tensor] | None,
+        checkpoint_files: list[str] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load as any model, and let the output bias be the one stock computes with where a file holds two."""
+        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        stock_bias = _stock_output_bias(state_dict, checkpoint_files)
+        if stock_bias is not None:
+            predictions = model.cls.predictions
+            device, size = predictions.transform.dense.bias.device, len(predictions.bias)
+            if len(stock_bias) != size or device.type == "meta":
+                raise ValueError(
+                    f"the checkpoint holds a second output bias, cls.predictions.decoder.bias, of {len(stock_bias)} "
+                    f"numbers, which does not fit one of {size} on {device}; convert it first (recipes/convert.py)"
+                )
+            predictions.bias = nn.Parameter(stock_bias.to(device, predictions.bias.dtype))
+            predictions.bias._is_hf_initialized = True
+            loaded[0].missing_keys.discard("cls.predictions.bias")
+        return loaded
 
     def get_output_embeddings(self) -> nn.Module:
         return self.cls.predictions.decoder
