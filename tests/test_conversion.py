@@ -113,6 +113,14 @@ def test_a_left_to_right_model_is_a_decoder_and_comes_back(tmp_path):
     assert_same_weights(tmp_path / "ours", tmp_path / "again")
 
 
+def test_a_left_to_right_model_with_a_pooler_is_refused(tmp_path):
+    ours(tmp_path / "ours", "single_label", left_to_right=True)
+    stock(tmp_path / "stock", "BertForSequenceClassification", is_decoder=True)
+    for convert, source in ((to_stock, "ours"), (from_stock, "stock")):
+        with pytest.raises(InputError, match="left-to-right HFBertForSequenceClassification pools the last token"):
+            convert(tmp_path / source, tmp_path / "converted")
+
+
 @pytest.mark.parametrize("names", [["bias"], ["decoder.bias"], ["bias", "decoder.bias"]], ids=str)
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -24,6 +24,7 @@ from helpers import (
 
 import hfbert_scratch
 from hfbert_scratch.modeling_hfbert import UNPADDED, cross_entropy
+from hfbert_scratch.packing import pack
 
 
 TOLERANCE = 1e-5
@@ -156,7 +157,43 @@ def test_left_to_right_is_stocks_decoder(case):
     ours, stock = pair(case, left_to_right=True)
     inputs = batch(case, labels=False)
     left, right = shared_tensors(ours(**inputs), stock(**inputs))
+    for name in ("pooler_output", "seq_relationship_logits"):  # of the last token here, of the first in stock
+        left.pop(name, None)
+    assert left
     assert_same(left, {name: right[name] for name in left}, TOLERANCE)
+
+
+# Padding at the end, at the start, in between, and none.
+PADDINGS = torch.tensor([[1] * 5 + [0] * 7, [0] * 4 + [1] * 8, [0, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 0], [1] * 12])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", UNPADDED])
+@pytest.mark.parametrize("case", ["base", "pretraining", "next_sentence", "single_label", "multiple_choice"])
+def test_left_to_right_pools_the_last_token_wherever_the_padding_stands(case, attention):
+    model = make(case, left_to_right=True)
+    model.set_attn_implementation(attention)
+    bert = getattr(model, "bert", model)
+    ids = batch(size=4, labels=False)["input_ids"].clamp(min=5)
+    positions = PADDINGS.cumsum(1).sub(1).clamp(min=0)
+    inputs = {"input_ids": ids, "attention_mask": PADDINGS, "position_ids": positions}
+    pooled = bert(**inputs).pooler_output
+    for row, mask in enumerate(PADDINGS.bool()):
+        states = bert(ids[row][mask][None]).last_hidden_state
+        torch.testing.assert_close(pooled[row], bert.pooler(states[:, -1:])[0], atol=TOLERANCE, rtol=0)
+    read = bert(**inputs, read_positions=torch.tensor([1]))
+    torch.testing.assert_close(read.pooler_output, pooled, atol=TOLERANCE, rtol=0)
+    pairs = {"booleans": PADDINGS.bool(), "added numbers": torch.zeros(4, 12).masked_fill(PADDINGS == 0, -1e4)}
+    for given in pairs.values():
+        ready = inputs | {"attention_mask": given[:, None, None]}
+        torch.testing.assert_close(bert(**ready).pooler_output, pooled, atol=TOLERANCE, rtol=0)
+    packed = pack({"input_ids": ids, "attention_mask": PADDINGS}, 0, multiple_of=16)
+    torch.testing.assert_close(bert(**packed).pooler_output[:4], pooled, atol=TOLERANCE, rtol=0)
+    if case not in ("base", "multiple_choice"):
+        before = model(**inputs)[-1]
+        last = PADDINGS.mul(torch.arange(12)).amax(1)
+        changed = ids.clone()
+        changed[range(4), last] = (ids[range(4), last] + 3) % 90 + 5
+        assert (model(**inputs | {"input_ids": changed})[-1] - before).abs().amax(1).min() > 1e-3
 
 
 def test_left_to_right_is_stocks_language_model_and_sees_nothing_to_the_right():

@@ -69,7 +69,7 @@ class HFBertConfig(PreTrainedConfig):
       predicted positions only, of shape (number of labels other than -100, vocab_size), in a fraction of the time and
       memory. The loss is the same.
     - `left_to_right` (default False): a position sees only itself and what stands before it, the paper's "LTR"
-      ablation (section 5.1).
+      ablation (section 5.1). The pooler then reads the last token of a sequence in place of the first.
 
     Raises a StrictDataclass error naming the field for a value of the wrong type or outside its range, ValueError for
     a misspelled field and for stock options this architecture does not have (decoder, relative positions).

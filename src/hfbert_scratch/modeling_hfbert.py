@@ -302,7 +302,10 @@ class HFBertEncoder(nn.Module):
 
 
 class HFBertPooler(nn.Module):
-    """dense + tanh on the first vector of each row, that of [CLS]: the sequence's summary, C in the paper."""
+    """dense + tanh on the first vector of each row, that of [CLS]: the sequence's summary, C in the paper.
+
+    A left-to-right model gives it the last token's vector, the only one that has seen the sequence.
+    """
 
     def __init__(self, config: HFBertConfig):
         super().__init__()
@@ -489,11 +492,10 @@ class HFBertModel(HFBertPreTrainedModel):
         else:
             kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
         inputs = [input_ids, token_type_ids, position_ids, inputs_embeds]
-        first = read = None
-        if read_positions is not None or boundaries is not None:
-            first = self._first_positions(shape, device, boundaries)
+        read = None
+        pooled = self._pooled_positions(shape, device, attention_mask, boundaries)
         if read_positions is not None:
-            read = _checked_read(first, read_positions, shape)
+            read = _checked_read(pooled, read_positions, shape)
         packing = self._packing(shape, device, attention_mask, boundaries, kwargs)
         reading = self._reading(packing, read, kwargs)
         if packing is not None:
@@ -508,22 +510,37 @@ class HFBertModel(HFBertPreTrainedModel):
         else:
             states = self.encoder(embeddings, packing=packing, reading=reading, **kwargs).last_hidden_state
             states = packing.unpack(states) if reading is None else reading.restore(states)
+        count = pooled.shape[0]
         if reading is not None:
-            first_states, states = states.split([len(first), len(read) - len(first)])
+            pooled_states, states = states[:count], states[count:]
         else:
-            first_states = states[:, 0] if boundaries is None else _states_at(states, first)
-            states = states if read is None else _states_at(states, read[len(first) :])
-        pooled_output = self.pooler(first_states[:, None]) if self.pooler is not None else None
+            is_first = boundaries is None and not self.config.left_to_right
+            pooled_states = states[:, 0] if is_first else _states_at(states, pooled)
+            states = states if read is None else _states_at(states, read[count:])
+        pooled_output = self.pooler(pooled_states[:, None]) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled_output)
 
-    def _first_positions(
-        self, shape: torch.Size, device: torch.device, boundaries: torch.Tensor | None
+    def _pooled_positions(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        attention_mask: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Where in the flattened batch each sequence begins, (sequences,)."""
-        if boundaries is None:
-            return torch.arange(shape[0], device=device) * shape[1]
-        # An empty sequence at the end begins where nothing is; its vector means nothing.
-        return boundaries[:-1].to(torch.long).clamp(max=shape[1] - 1)
+        """Places in the flattened batch that the pooler reads, (sequences,): where each sequence begins or, left to
+        right, its last real token.
+        """
+        if boundaries is not None:
+            # An empty sequence at the end begins where nothing is; its vector means nothing.
+            positions = boundaries[1:] - 1 if self.config.left_to_right else boundaries[:-1]
+            return positions.to(torch.long).clamp(min=0, max=shape[1] - 1)
+        begins = torch.arange(shape[0], device=device) * shape[1]
+        if not self.config.left_to_right:
+            return begins
+        if not isinstance(attention_mask, torch.Tensor):
+            return begins + shape[1] - 1
+        columns = torch.arange(shape[1], device=device)
+        return begins + (_real_tokens(attention_mask.to(device)) * columns).amax(1)
 
     def _boundaries(
         self, shape: torch.Size, device: torch.device, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
@@ -627,16 +644,16 @@ class HFBertModel(HFBertPreTrainedModel):
         )
 
 
-def _checked_read(first: torch.Tensor, read_positions: torch.Tensor | tuple[()], shape: torch.Size) -> torch.Tensor:
-    """Where sequences begin, and what else will be read. Raises ValueError for what are no places in the batch."""
+def _checked_read(pooled: torch.Tensor, read_positions: torch.Tensor | tuple[()], shape: torch.Size) -> torch.Tensor:
+    """Places that are pooled, and what else will be read. Raises ValueError for what are no places in the batch."""
     if not isinstance(read_positions, torch.Tensor):
-        return first
+        return pooled
     if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
         raise ValueError(
             f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
             "torch.long and shape (count,): places in the flattened batch, row · sequence_length + column"
         )
-    read = torch.cat([first, read_positions.to(first.device)])
+    read = torch.cat([pooled, read_positions.to(pooled.device)])
     if read.device.type == "cpu" and not is_transformed():
         lowest, highest = int(read.min()), int(read.max())
         if lowest < 0 or highest >= shape.numel():
@@ -679,6 +696,12 @@ def _ready_mask(mask: torch.Tensor, embeddings: torch.Tensor, config: HFBertConf
             )
         mask = mask.expand(embeddings.shape[0], 1, length, length)
     return mask
+
+
+def _real_tokens(mask: torch.Tensor) -> torch.Tensor:
+    """True for tokens, False for padding (in a mask of pairs, what no token sees), (batch_size or 1, length)."""
+    real = mask > -1000 if mask.is_floating_point() and mask.dim() != 2 else mask != 0
+    return real if real.dim() == 2 else real.flatten(1, -2).any(1)
 
 
 def _check_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
