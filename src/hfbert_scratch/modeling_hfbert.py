@@ -329,13 +329,25 @@ class HFBertPredictionHeadTransform(nn.Module):
 
 
 class HFBertOutputProjection(nn.Linear):
-    """The projection onto the vocabulary, whose matrix is the word embeddings'. The head owns the bias and passes it.
+    """The projection onto the vocabulary, whose matrix is the word embeddings'. Its `bias` is that of the head.
 
     One operation with the bias is bit for bit what stock computes, and makes no second copy of the logits.
     """
 
-    def forward(self, hidden_states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden_states, self.weight, bias)
+    def __init__(self, config: HFBertConfig, head: nn.Module):
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+        self._head = (head,)  # in a tuple it is no submodule of its own part
+
+    @property
+    def bias(self) -> nn.Parameter:
+        return self._head[0].bias
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """A bias that is assigned becomes the head's: there is one, under one name."""
+        if name == "bias" and param is not None:
+            self._head[0].bias = param
+        else:
+            super().register_parameter(name, param)
 
 
 class HFBertLMPredictionHead(nn.Module):
@@ -347,11 +359,17 @@ class HFBertLMPredictionHead(nn.Module):
     def __init__(self, config: HFBertConfig):
         super().__init__()
         self.transform = HFBertPredictionHeadTransform(config)
-        self.decoder = HFBertOutputProjection(config.hidden_size, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder = HFBertOutputProjection(config, self)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.transform(hidden_states), self.bias)
+        return self.decoder(self.transform(hidden_states))
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+        """Take stock's second name for the bias, the one stock computes with."""
+        if isinstance(self.decoder, HFBertOutputProjection) and f"{prefix}decoder.bias" in state_dict:
+            state_dict[f"{prefix}bias"] = state_dict.pop(f"{prefix}decoder.bias")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def loss_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return logits for a cross-entropy: those of `forward`, or further columns too whose exponential is 0."""
@@ -367,6 +385,16 @@ class HFBertPreTrainingHeads(nn.Module):
             self.predictions = HFBertLMPredictionHead(config)
         if next_sentence:
             self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(
+        self, sequence_output: torch.Tensor | None = None, pooled_output: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits of both heads for their inputs, or of the one that is there for the one input given."""
+        if not hasattr(self, "seq_relationship"):
+            return self.predictions(sequence_output)
+        if not hasattr(self, "predictions"):
+            return self.seq_relationship(sequence_output if pooled_output is None else pooled_output)
+        return self.predictions(sequence_output), self.seq_relationship(pooled_output)
 
 
 @dataclass
@@ -868,12 +896,22 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         predictions, size = self.cls.predictions, new_embeddings.weight.shape[0]
         predictions.decoder.weight = new_embeddings.weight
         predictions.decoder.out_features = size
-        old = predictions.bias
         if getattr(new_embeddings, "bias", None) is not None:
             predictions.bias = new_embeddings.bias
-        elif old.shape[0] != size:
+        self._fit_bias()
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the projection to the word embeddings, also to others of another size."""
+        super().tie_weights(*args, **kwargs)
+        self._fit_bias()
+
+    def _fit_bias(self) -> None:
+        predictions = self.cls.predictions
+        old, size = predictions.bias, predictions.decoder.weight.shape[0]
+        if old.shape[0] != size:
             bias = F.pad(old.detach(), (0, size - old.shape[0]))
             predictions.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
+            predictions.decoder.out_features = size
 
     def _predict(
         self,
@@ -1045,7 +1083,7 @@ class HFBertForNextSentencePrediction(HFBertPreTrainedModel):
         """labels (batch_size,): 0 if B follows A, else 1. Returns logits (batch_size, 2). Inputs: see HFBertModel."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self._encode(*inputs, read_positions=(), **kwargs)
-        logits = self.cls.seq_relationship(outputs.pooler_output)
+        logits = self.cls(outputs.pooler_output)
         loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

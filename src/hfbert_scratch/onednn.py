@@ -62,11 +62,10 @@ def _is_amd() -> bool:
     return info.is_file() and "AuthenticAMD" in info.read_text(encoding="utf-8")
 
 
-def _forward(self: nn.Linear, values: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    bias = self.bias if bias is None else bias
+def _forward(self: nn.Linear, values: torch.Tensor) -> torch.Tensor:
     if is_transformed():
-        return F.linear(values, self.weight, bias)
-    return _Linear.apply(values, self.weight, bias)
+        return F.linear(values, self.weight, self.bias)
+    return _Linear.apply(values, self.weight, self.bias)
 
 
 def _product(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
