@@ -591,6 +591,42 @@ def test_arguments_are_stocks_in_stocks_order(case):
     assert [parameter for parameter in ours if parameter in stock] == stock
 
 
+def test_submodules_are_called_alone_with_stocks_defaults_and_types():
+    ours, stock = pair("base", attn_implementation="eager")
+    ids, vectors = batch()["input_ids"], torch.randn(3, 7, 32)
+    segments = torch.ones_like(ids)
+    calls = [
+        ("embeddings", (ids,), {}),
+        ("embeddings", (), {"input_ids": ids, "token_type_ids": segments}),
+        ("embeddings", (), {"inputs_embeds": vectors}),
+        ("encoder", (vectors,), {}),
+        ("encoder.layer.0", (vectors,), {}),
+        ("encoder.layer.0.attention", (vectors,), {}),
+        ("encoder.layer.0.attention.self", (vectors,), {}),
+        ("encoder.layer.0.intermediate", (vectors,), {}),
+        ("encoder.layer.0.attention.output", (vectors, vectors), {}),
+        ("pooler", (vectors,), {}),
+    ]
+    for name, args, kwargs in calls:
+        left, right = (model.get_submodule(name)(*args, **kwargs) for model in (ours, stock))
+        if isinstance(right, dict):
+            left, right = left.to_tuple(), right.to_tuple()
+        assert type(left) is type(right), name
+        torch.testing.assert_close(left, right, atol=TOLERANCE, rtol=0, msg=name)
+
+
+def test_trainer_predicts_what_it_does_for_stock(tmp_path):
+    inputs = batch("pretraining", size=5)
+    rows = [{name: value[row] for name, value in inputs.items()} for row in range(5)]
+    arguments = transformers.TrainingArguments(
+        tmp_path, per_device_eval_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    found, expected = (
+        transformers.Trainer(model, arguments).predict(rows).predictions for model in pair("pretraining")
+    )
+    assert [part.shape for part in found] == [part.shape for part in expected]
+
+
 # ---------------------------------------------------------------------------------------------------- bad input
 
 

@@ -6,7 +6,10 @@ This file, modeling_hfbert.py and kernels_hfbert.py travel with every checkpoint
 
 import difflib
 import math
-from typing import Any
+import os
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -76,6 +79,8 @@ class HFBertConfig(PreTrainedConfig):
     """
 
     model_type = "hfbert"
+    # Trainer gathers everything else of an output as predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["masked_lm_loss", "next_sentence_loss"]
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -128,6 +133,14 @@ class HFBertConfig(PreTrainedConfig):
             auto_class: f"modeling_hfbert.{name}" for auto_class, name in HEADS.items()
         }
         return fields
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save config.json and, beside it, the code it names: also for a user's subclass, or without a model."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name in ("configuration_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py"):
+            source, target = Path(__file__).with_name(name), Path(save_directory, name)
+            if source.is_file() and not (target.exists() and source.samefile(target)):
+                shutil.copyfile(source, target)
 
     def validate_architecture(self) -> None:
         """Run by @strict after construction and on saving. Raises ValueError naming the field and what it may hold."""

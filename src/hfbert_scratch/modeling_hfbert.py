@@ -78,13 +78,15 @@ class HFBertEmbeddings(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None,
-        token_type_ids: torch.Tensor | None,
-        position_ids: torch.Tensor,
-        inputs_embeds: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
+        if position_ids is None:
+            position_ids = self.default_positions(inputs_embeds.shape[1])
         if token_type_ids is None:  # every token in segment A
             shape, device = inputs_embeds.shape[:-1], inputs_embeds.device
             token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
@@ -236,10 +238,13 @@ class HFBertAttention(nn.Module):
         self.output = HFBertResidual(config, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
-    ) -> torch.Tensor:
-        attended, _ = self.self(hidden_states, attention_mask, **kwargs)
-        return self.output(attended, _read(hidden_states, kwargs))
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, probabilities = self.self(hidden_states, attention_mask, **kwargs)
+        return self.output(attended, _read(hidden_states, kwargs)), probabilities
 
 
 class HFBertIntermediate(nn.Module):
@@ -270,7 +275,7 @@ class HFBertLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attended = self.attention(hidden_states, attention_mask, **kwargs)
+        attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, attended)
 
     def feed_forward(self, attended: torch.Tensor) -> torch.Tensor:
