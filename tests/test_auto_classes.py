@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from helpers import TINY, TRAVELLING, batch, fresh_process, make
+from helpers import TINY, TRAVELLING, batch, fresh_process, make, tiny_config
 from safetensors import safe_open
 
 import hfbert_scratch
@@ -302,3 +302,16 @@ print(*[name for name in heavy if name in sys.modules])
     added, heavy = fresh_process(program, tmp_path, without_package=False).stdout.splitlines()
     assert added == "hfbert_scratch"
     assert not heavy
+
+
+class Weighted(hfbert_scratch.HFBertForSequenceClassification):
+    """A user's own subclass."""
+
+
+def test_a_subclass_and_a_configuration_alone_are_saved_with_all_code(tmp_path):
+    Weighted(tiny_config()).save_pretrained(tmp_path / "model")
+    tiny_config().save_pretrained(tmp_path / "config")
+    for directory in (tmp_path / "model", tmp_path / "config"):
+        assert {path.name for path in directory.iterdir()} >= TRAVELLING
+    code = "from transformers import AutoModelForSequenceClassification as A\n"
+    fresh_process(code + "A.from_pretrained('model', trust_remote_code=True)", tmp_path)

@@ -86,9 +86,7 @@ def test_a_stock_configuration_reads_as_ours_and_back(tmp_path):
 
 
 def test_what_is_saved_is_what_is_read(tmp_path):
-    config = tiny_config(
-        sparse_prediction=False, left_to_right=True, num_labels=4, hidden_dropout_prob=0, extra="kept"
-    )
+    config = tiny_config(sparse_prediction=True, left_to_right=True, num_labels=4, hidden_dropout_prob=0, extra="kept")
     config.save_pretrained(tmp_path)
     again = HFBertConfig.from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()

@@ -113,14 +113,35 @@ def test_a_left_to_right_model_is_a_decoder_and_comes_back(tmp_path):
     assert_same_weights(tmp_path / "ours", tmp_path / "again")
 
 
+def test_a_left_to_right_model_with_a_pooler_is_refused(tmp_path):
+    ours(tmp_path / "ours", "single_label", left_to_right=True)
+    stock(tmp_path / "stock", "BertForSequenceClassification", is_decoder=True)
+    for convert, source in ((to_stock, "ours"), (from_stock, "stock")):
+        with pytest.raises(InputError, match="left-to-right HFBertForSequenceClassification pools the last token"):
+            convert(tmp_path / source, tmp_path / "converted")
+
+
+@pytest.mark.parametrize("names", [["bias"], ["decoder.bias"], ["bias", "decoder.bias"]], ids=str)
+@pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_second_output_bias_is_passed_over_only_where_it_is_the_same_one(tmp_path, tied):
+def test_a_stock_checkpoint_opened_directly_computes_with_the_output_bias_of_stock(tmp_path, tied, pickled, names):
+    if names == ["bias"] and not tied:
+        pytest.skip("stock has no bias in such a file")
     stock(source := tmp_path / "stock", tie_word_embeddings=tied)
-    weights = load_file(source / "model.safetensors")
-    weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"].clone())
-    save_file(weights, source / "model.safetensors", {"format": "pt"})
-    _, report = hfbert_scratch.HFBertForPreTraining.from_pretrained(source, output_loading_info=True)
-    assert report["unexpected_keys"] == (set() if tied else {"cls.predictions.decoder.bias"})
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    for name in ("bias", "decoder.bias"):
+        tensors.pop(f"cls.predictions.{name}", None)
+    for name in names:
+        tensors[f"cls.predictions.{name}"] = torch.randn(TINY["vocab_size"])
+    save_file(tensors, file, metadata={"format": "pt"})
+    if pickled:
+        torch.save(tensors, source / "pytorch_model.bin")
+        file.unlink()
+    for ours in (hfbert_scratch.HFBertForPreTraining, hfbert_scratch.HFBertForMaskedLM):
+        theirs = getattr(transformers, ours.__name__.removeprefix("HF"))
+        left, right = (cls.from_pretrained(source).eval()(**batch(labels=False))[0] for cls in (ours, theirs))
+        assert torch.equal(left, right)
 
 
 def test_an_untied_projection_keeps_matrix_and_bias(tmp_path):

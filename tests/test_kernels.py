@@ -57,7 +57,7 @@ def test_a_batch_of_nothing_but_padding_comes_to_nothing():
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("base", "question_answering")])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_unpadded_losses_and_gradients_are_the_padded_ones(case, checkpointing):
-    model = make(case, **NO_DROPOUT).train()
+    model = make(case, **NO_DROPOUT, sparse_prediction=True).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
     inputs = batch(case)
@@ -105,7 +105,7 @@ def test_padding_that_is_read_is_0_without_padding_as_ever():
     "case", ["pretraining", "masked_lm", "next_sentence", "single_label", "multiple_choice", "token"]
 )
 def test_the_last_layer_is_computed_for_what_the_head_reads_alone(case):
-    model = make(case).train()
+    model = make(case, sparse_prediction=True).train()
     model.set_attn_implementation(UNPADDED)
     inputs = batch(case)
     rows = {}

@@ -1,5 +1,7 @@
 """Training with the model: accumulation, checkpointing, dropout, resizing, compilation, the first weights."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -153,6 +155,54 @@ def test_a_replaced_output_layer_is_used_with_its_bias():
     torch.testing.assert_close(model(**batch()).logits, expected)
 
 
+class PlainLinear(torch.nn.Module):
+    """A projection by someone else: it takes over weight and bias and is called with vectors alone."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, vectors):
+        return torch.nn.functional.linear(vectors, self.weight, self.bias)
+
+
+def test_the_modules_of_the_head_are_called_and_replaced_as_stocks():
+    vectors, pooled = torch.randn(3, 5, 32), torch.randn(3, 32)
+    for case, inputs in (("masked_lm", (vectors,)), ("next_sentence", (pooled,)), ("pretraining", (vectors, pooled))):
+        ours, stock = pair(case)
+        torch.testing.assert_close(ours.cls(*inputs), stock.cls(*inputs), atol=0, rtol=0)
+    ours, stock = pair("masked_lm")
+    assert torch.equal(ours.get_output_embeddings()(vectors), stock.get_output_embeddings()(vectors))
+    decoder = ours.cls.predictions.decoder
+    assert decoder.bias is ours.cls.predictions.bias
+    assert not any("decoder" in name for name, _ in ours.named_parameters())
+    copied = copy.deepcopy(ours)
+    assert copied.cls.predictions.decoder.bias is copied.cls.predictions.bias is not decoder.bias
+    expected = ours(**batch()).logits
+    ours.cls.predictions.decoder = PlainLinear(decoder)
+    assert torch.equal(ours(**batch()).logits, expected)
+    copied.cls.predictions.decoder.bias = torch.nn.Parameter(torch.ones(TINY["vocab_size"]))
+    assert torch.equal(copied.cls.predictions.bias, torch.ones(TINY["vocab_size"]))
+    assert "cls.predictions.decoder.bias" not in copied.state_dict()
+
+
+@pytest.mark.parametrize("case", PREDICTING)
+def test_other_embeddings_are_tied_with_a_bias_of_their_size(case):
+    model, ids = make(case), batch(labels=False)["input_ids"] % 50
+    model.set_input_embeddings(torch.nn.Embedding(50, 32))
+    model.config.vocab_size = 50
+    model.tie_weights()
+    assert model(ids)[0].shape == (3, 12, 50) and model.cls.predictions.bias.shape == (50,)
+
+
+def test_stocks_state_dict_loads_with_the_bias_stock_computes_with():
+    ours, stock = pair("pretraining")
+    weights = stock.state_dict()
+    weights["cls.predictions.decoder.bias"] = torch.randn(TINY["vocab_size"])
+    ours.load_state_dict(weights)
+    assert torch.equal(ours.cls.predictions.bias, weights["cls.predictions.decoder.bias"])
+
+
 # ---------------------------------------------------------------------------------------------------- compilation
 
 
@@ -189,13 +239,15 @@ def test_the_training_step_compiles_without_a_graph_break(graphs):
     assert_same(gradients(model, loss), expected_gradients, 1e-6)
 
 
-def test_exports_with_any_batch_size_and_length():
-    model = make("base", num_hidden_layers=1)
-    inputs = batch(size=2, length=8)
-    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=TINY["max_position_embeddings"])}
+@pytest.mark.parametrize("left_to_right", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_exports_with_any_batch_size_and_length(case, left_to_right):
+    model = make(case, num_hidden_layers=1, left_to_right=left_to_right)
+    inputs = batch(case, size=2, length=8, labels=False)
+    dynamic = {0: torch.export.Dim.DYNAMIC, inputs["input_ids"].dim() - 1: torch.export.Dim.DYNAMIC}
     exported = torch.export.export(model, (), inputs, dynamic_shapes=dict.fromkeys(inputs, dynamic))
-    other = batch(size=3, length=15, seed=1)
-    torch.testing.assert_close(exported.module()(**other)[0], model(**other)[0], atol=TOLERANCE, rtol=0)
+    other = batch(case, size=3, length=15, seed=1, labels=False)
+    assert_same(tensors(exported.module()(**other)), tensors(model(**other)), TOLERANCE)
 
 
 # ---------------------------------------------------------------------------------------------------- initialisation

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from helpers import (
     CASES,
     NO_DROPOUT,
@@ -22,7 +23,8 @@ from helpers import (
 )
 
 import hfbert_scratch
-from hfbert_scratch.modeling_hfbert import cross_entropy
+from hfbert_scratch.modeling_hfbert import UNPADDED, cross_entropy
+from hfbert_scratch.packing import pack
 
 
 TOLERANCE = 1e-5
@@ -119,6 +121,27 @@ def test_input_variants_are_stocks(variant):
         assert_same(*shared_tensors(ours(**inputs), stock(**inputs)), TOLERANCE)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", UNPADDED])
+def test_every_weight_acts_through_the_forward_of_its_module(attention):
+    """Hooks, LoRA and offloading change a module's forward; a weight that is read past it would ignore them."""
+    model = make("pretraining")
+    model.set_attn_implementation(attention)
+    inputs = batch("pretraining")
+    del inputs["token_type_ids"]
+    owners = {name: module for name, module in model.named_modules() if module._parameters}
+    calls = set()
+    for name, module in owners.items():
+        module.register_forward_hook(lambda *_, name=name: calls.add(name))
+    plain = model(**inputs).loss
+    assert calls == owners.keys()
+    segments = model.bert.embeddings.token_type_embeddings
+    segments.register_forward_hook(lambda module, args, output: output + torch.arange(32) % 2)
+    assert abs(model(**inputs).loss - plain) > 1e-3
+    offloaded = cpu_offload(make("pretraining"), execution_device="cpu")
+    offloaded.set_attn_implementation(attention)
+    assert torch.equal(offloaded(**inputs).loss, plain)
+
+
 @pytest.mark.parametrize("case", ["base", "masked_lm", "multiple_choice"])
 def test_inputs_embeds_are_stocks_and_those_of_the_ids(case):
     ours, stock = pair(case)
@@ -134,7 +157,43 @@ def test_left_to_right_is_stocks_decoder(case):
     ours, stock = pair(case, left_to_right=True)
     inputs = batch(case, labels=False)
     left, right = shared_tensors(ours(**inputs), stock(**inputs))
+    for name in ("pooler_output", "seq_relationship_logits"):  # of the last token here, of the first in stock
+        left.pop(name, None)
+    assert left
     assert_same(left, {name: right[name] for name in left}, TOLERANCE)
+
+
+# Padding at the end, at the start, in between, and none.
+PADDINGS = torch.tensor([[1] * 5 + [0] * 7, [0] * 4 + [1] * 8, [0, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 0], [1] * 12])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", UNPADDED])
+@pytest.mark.parametrize("case", ["base", "pretraining", "next_sentence", "single_label", "multiple_choice"])
+def test_left_to_right_pools_the_last_token_wherever_the_padding_stands(case, attention):
+    model = make(case, left_to_right=True)
+    model.set_attn_implementation(attention)
+    bert = getattr(model, "bert", model)
+    ids = batch(size=4, labels=False)["input_ids"].clamp(min=5)
+    positions = PADDINGS.cumsum(1).sub(1).clamp(min=0)
+    inputs = {"input_ids": ids, "attention_mask": PADDINGS, "position_ids": positions}
+    pooled = bert(**inputs).pooler_output
+    for row, mask in enumerate(PADDINGS.bool()):
+        states = bert(ids[row][mask][None]).last_hidden_state
+        torch.testing.assert_close(pooled[row], bert.pooler(states[:, -1:])[0], atol=TOLERANCE, rtol=0)
+    read = bert(**inputs, read_positions=torch.tensor([1]))
+    torch.testing.assert_close(read.pooler_output, pooled, atol=TOLERANCE, rtol=0)
+    pairs = {"booleans": PADDINGS.bool(), "added numbers": torch.zeros(4, 12).masked_fill(PADDINGS == 0, -1e4)}
+    for given in pairs.values():
+        ready = inputs | {"attention_mask": given[:, None, None]}
+        torch.testing.assert_close(bert(**ready).pooler_output, pooled, atol=TOLERANCE, rtol=0)
+    packed = pack({"input_ids": ids, "attention_mask": PADDINGS}, 0, multiple_of=16)
+    torch.testing.assert_close(bert(**packed).pooler_output[:4], pooled, atol=TOLERANCE, rtol=0)
+    if case not in ("base", "multiple_choice"):
+        before = model(**inputs)[-1]
+        last = PADDINGS.mul(torch.arange(12)).amax(1)
+        changed = ids.clone()
+        changed[range(4), last] = (ids[range(4), last] + 3) % 90 + 5
+        assert (model(**inputs | {"input_ids": changed})[-1] - before).abs().amax(1).min() > 1e-3
 
 
 def test_left_to_right_is_stocks_language_model_and_sees_nothing_to_the_right():
@@ -233,6 +292,58 @@ def test_a_users_own_attention_function_is_called():
     assert calls == [(False, 8**-0.5)] * 2
 
 
+# Masks of pairs in all their forms, from the booleans (batch, heads, length, length) that say who sees whom.
+PAIR_MASKS = {
+    "booleans": lambda mask: mask,
+    "integers": lambda mask: mask.long(),
+    "bytes": lambda mask: mask.byte(),
+    "added numbers": lambda mask: torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min),
+    "added infinities": lambda mask: torch.zeros(mask.shape).masked_fill(~mask, -torch.inf),
+    "added in double precision": lambda mask: torch.zeros(mask.shape).double().masked_fill(~mask, -1e300),
+}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("left_to_right", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", UNPADDED])
+def test_a_mask_of_pairs_is_the_mask_of_its_tokens_in_every_form(attention, left_to_right, precision):
+    model = make("base", left_to_right=left_to_right)
+    inputs = batch(labels=False)
+    mask = inputs.pop("attention_mask")
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model.set_attn_implementation(attention)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            expected = model(**inputs, attention_mask=mask).last_hidden_state[mask.bool()]
+            for name, form in PAIR_MASKS.items():
+                keys = mask.bool()[:, None, None, :]
+                square = keys.expand(-1, 1, 12, -1)
+                for given in (keys, square, square[:, 0]):
+                    found = model(**inputs, attention_mask=form(given)).last_hidden_state[mask.bool()]
+                    tolerance = TOLERANCE if precision == torch.float32 else 0.1
+                    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0, msg=f"{name}, {given.shape}")
+
+
+BAD_MASKS = {
+    "0 and 1 in float": (torch.tensor([1.0] * 6 + [0.0] * 6).expand(3, 1, 12, 12), r"pass attention_mask.bool\(\)"),
+    "0 and 1 in float, no heads": (torch.ones(3, 12, 12), r"pass attention_mask.bool\(\)"),
+    "integers to be added": (torch.full((3, 1, 12, 12), -10000), "holds other numbers than 1"),
+    "numbers to be added, one for each token": (torch.full((3, 12), -10000.0), "holds other numbers than 1"),
+    "numbers of sequences": (torch.arange(12).expand(3, 12), "holds other numbers than 1"),
+    "queries missing": (torch.ones(3, 7, 12, dtype=torch.bool), r"shape \(3, 7, 12\), the input \(3, 12\)"),
+    "other heads": (torch.ones(3, 3, 12, 12, dtype=torch.bool), "for the 4 heads"),
+    "one dimension": (torch.ones(12), r"shape \(12,\)"),
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", UNPADDED])
+@pytest.mark.parametrize("kind", BAD_MASKS)
+def test_a_mask_that_can_be_misread_is_refused(kind, attention):
+    model, (mask, message) = make("base"), BAD_MASKS[kind]
+    model.set_attn_implementation(attention)
+    with pytest.raises(ValueError, match=message):
+        model(**batch() | {"attention_mask": mask})
+
+
 # ---------------------------------------------------------------------------------------------------- predicting
 
 
@@ -240,8 +351,8 @@ def test_a_users_own_attention_function_is_called():
 def test_sparse_prediction_is_the_dense_one_at_the_labels(case):
     inputs = prediction_batch(case)
     chosen = inputs["labels"] != -100
-    sparse = make(case, **NO_DROPOUT).train()
-    dense = make(case, **NO_DROPOUT, sparse_prediction=False).train()
+    sparse = make(case, **NO_DROPOUT, sparse_prediction=True).train()
+    dense = make(case, **NO_DROPOUT).train()
     left, right = sparse(**inputs), dense(**inputs)
     assert left[1].shape == (chosen.sum(), TINY["vocab_size"])
     assert right[1].shape == (*chosen.shape, TINY["vocab_size"])
@@ -264,16 +375,22 @@ def test_given_positions_predict_as_the_labels_do(case, sparse):
         assert static[1].shape == (3 * 11, TINY["vocab_size"])
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("case", PREDICTING)
-def test_eval_and_unlabelled_logits_are_dense(case):
+def test_logits_are_dense_unless_sparse_ones_are_asked_for_and_trained_with(case, sparse):
     inputs = prediction_batch(case)
     shape = (3, 12, TINY["vocab_size"])
-    model = make(case)
+    model = make(case, sparse_prediction=sparse)
     position = 1 if "labels" in inputs else 0
     assert model(**inputs)[position].shape == shape
     assert model(**inputs, masked_positions=static_positions(inputs["labels"], 11))[position].shape == shape
     unlabelled = batch(case, labels=False)
     assert model.train()(**unlabelled)[0].shape == shape
+    found = model(**inputs)[1]
+    assert (found.shape == shape) != sparse
+    if not sparse:
+        stock = pair(case, **NO_DROPOUT)[1].train()
+        torch.testing.assert_close(make(case, **NO_DROPOUT).train()(**inputs)[1], stock(**inputs)[1])
 
 
 def test_one_task_of_pretraining_alone():
@@ -374,6 +491,57 @@ def test_problem_type_is_settled_by_the_first_labels():
         assert model.config.problem_type == expected
 
 
+WRONG_LABELS = {
+    "fractions for class ids": ({}, torch.tensor([0.2, 0.7, 0.1])),
+    "whole floats for class ids": ({}, torch.tensor([0.0, 1.0, 2.0])),
+    "several labels for one": ({}, torch.ones(3, 3)),
+    "class ids for several labels": ({"problem_type": "multi_label_classification"}, torch.tensor([0, 2, 1])),
+    "class ids for one of several": (
+        {"problem_type": "multi_label_classification", "num_labels": 1},
+        torch.tensor([0, 2, 1]),
+    ),
+    "class ids for several numbers": ({"problem_type": "regression"}, torch.tensor([0, 2, 1])),
+    "any for a problem that is none": ({"problem_type": "multi_label"}, torch.tensor([0, 2, 1])),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_LABELS)
+def test_labels_of_another_problem_than_the_configurations_are_refused(kind):
+    overrides, labels = WRONG_LABELS[kind]
+    overrides = {"problem_type": "single_label_classification"} | overrides
+    message = rf"are not config.problem_type='{overrides['problem_type']}', which takes .*set config.problem_type"
+    with pytest.raises(ValueError, match=message):
+        make("single_label", **overrides)(**batch(labels=False), labels=labels)
+
+
+def test_labels_for_a_single_class_that_is_left_of_several_are_refused():
+    model = make("regression")
+    model.config.problem_type = "single_label_classification"
+    for labels, message in ((torch.rand(3), "fractions would be cut"), (torch.zeros(3).long(), "loss is always 0")):
+        with pytest.raises(ValueError, match=message):
+            model(**batch(labels=False), labels=labels)
+
+
+def test_labels_that_were_refused_do_not_settle_the_problem():
+    model = make("single_label")
+    with pytest.raises(ValueError, match="multi_label_classification"):
+        model(**batch(labels=False), labels=torch.rand(3))
+    assert model.config.problem_type is None
+    model(**batch(labels=False), labels=torch.tensor([0, 1, 2], dtype=torch.int16))
+    assert model.config.problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case not in ("base", "regression", "multi_label", "single_label")]
+)
+def test_labels_with_fractions_are_refused_by_every_head_that_takes_class_ids(case):
+    inputs = batch(case)
+    for name in ("labels", "next_sentence_label", "start_positions", "end_positions"):
+        if name in inputs:
+            with pytest.raises(ValueError, match=r"labels are of torch.float32; they must be integers"):
+                make(case)(**inputs | {name: inputs[name].float()})
+
+
 def test_loss_is_in_float32_under_autocast():
     model = make("pretraining").train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -421,6 +589,42 @@ def test_arguments_are_stocks_in_stocks_order(case):
         if not parameter.startswith("encoder_") and parameter not in ("past_key_values", "cache", "use_cache")
     ]
     assert [parameter for parameter in ours if parameter in stock] == stock
+
+
+def test_submodules_are_called_alone_with_stocks_defaults_and_types():
+    ours, stock = pair("base", attn_implementation="eager")
+    ids, vectors = batch()["input_ids"], torch.randn(3, 7, 32)
+    segments = torch.ones_like(ids)
+    calls = [
+        ("embeddings", (ids,), {}),
+        ("embeddings", (), {"input_ids": ids, "token_type_ids": segments}),
+        ("embeddings", (), {"inputs_embeds": vectors}),
+        ("encoder", (vectors,), {}),
+        ("encoder.layer.0", (vectors,), {}),
+        ("encoder.layer.0.attention", (vectors,), {}),
+        ("encoder.layer.0.attention.self", (vectors,), {}),
+        ("encoder.layer.0.intermediate", (vectors,), {}),
+        ("encoder.layer.0.attention.output", (vectors, vectors), {}),
+        ("pooler", (vectors,), {}),
+    ]
+    for name, args, kwargs in calls:
+        left, right = (model.get_submodule(name)(*args, **kwargs) for model in (ours, stock))
+        if isinstance(right, dict):
+            left, right = left.to_tuple(), right.to_tuple()
+        assert type(left) is type(right), name
+        torch.testing.assert_close(left, right, atol=TOLERANCE, rtol=0, msg=name)
+
+
+def test_trainer_predicts_what_it_does_for_stock(tmp_path):
+    inputs = batch("pretraining", size=5)
+    rows = [{name: value[row] for name, value in inputs.items()} for row in range(5)]
+    arguments = transformers.TrainingArguments(
+        tmp_path, per_device_eval_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    found, expected = (
+        transformers.Trainer(model, arguments).predict(rows).predictions for model in pair("pretraining")
+    )
+    assert [part.shape for part in found] == [part.shape for part in expected]
 
 
 # ---------------------------------------------------------------------------------------------------- bad input

@@ -111,7 +111,7 @@ def test_states_are_the_padded_ones(attention, left_to_right, multiple_of):
 @TRAINING
 @pytest.mark.parametrize("case", [case for case in PACKABLE if case != "base"])
 def test_losses_and_gradients_are_the_padded_ones(attention, case):
-    model = make(case, **NO_DROPOUT).train()
+    model = make(case, **NO_DROPOUT, sparse_prediction=True).train()
     inputs = batch(case, size=5)
     model.set_attn_implementation("eager")
     expected = model(**inputs).loss
@@ -125,7 +125,7 @@ def test_losses_and_gradients_are_the_padded_ones(attention, case):
 @TRAINING
 @pytest.mark.parametrize("case", PREDICTING)
 def test_predictions_at_given_positions(attention, case):
-    model = make(case, **NO_DROPOUT).train()
+    model = make(case, **NO_DROPOUT, sparse_prediction=True).train()
     inputs = prediction_batch(case, size=5)
     expected = model(**inputs).loss
     wanted = {"loss": expected.detach()} | gradients(model, expected)
@@ -250,7 +250,8 @@ def kernel_everywhere(monkeypatch):
 
 def meta_step(multiple_of: int = 32):
     """A training step's model and inputs on the meta device, whose tensors have no numbers that could be read."""
-    model = make("pretraining", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1).train()
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    model = make("pretraining", sparse_prediction=True, **dropout).train()
     model.set_attn_implementation(UNPADDED)
     inputs = prediction_batch("pretraining", size=6)
     inputs["masked_positions"] = static_positions(inputs["labels"], width=11)

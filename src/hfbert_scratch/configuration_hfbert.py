@@ -6,7 +6,10 @@ This file, modeling_hfbert.py and kernels_hfbert.py travel with every checkpoint
 
 import difflib
 import math
-from typing import Any
+import os
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -64,17 +67,20 @@ class HFBertConfig(PreTrainedConfig):
 
     Fields are those of `BertConfig` with the same meaning and defaults (BERT-BASE, uncased vocabulary), and:
 
-    - `sparse_prediction` (default True): in training mode with labels, the MLM heads return logits for the predicted
-      positions only, of shape (number of labels other than -100, vocab_size). The loss is the same. In eval mode, and
-      without labels, logits are always dense, (batch_size, sequence_length, vocab_size). False: dense in training too.
+    - `sparse_prediction` (default False): the MLM heads return dense logits, (batch_size, sequence_length,
+      vocab_size), in training as in evaluation. True: in training mode with labels, they return logits for the
+      predicted positions only, of shape (number of labels other than -100, vocab_size), in a fraction of the time and
+      memory. The loss is the same.
     - `left_to_right` (default False): a position sees only itself and what stands before it, the paper's "LTR"
-      ablation (section 5.1).
+      ablation (section 5.1). The pooler then reads the last token of a sequence in place of the first.
 
     Raises a StrictDataclass error naming the field for a value of the wrong type or outside its range, ValueError for
     a misspelled field and for stock options this architecture does not have (decoder, relative positions).
     """
 
     model_type = "hfbert"
+    # Trainer gathers everything else of an output as predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["masked_lm_loss", "next_sentence_loss"]
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -93,7 +99,7 @@ class HFBertConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     classifier_dropout: float | int | None = None
     tie_word_embeddings: bool = True
-    sparse_prediction: bool = True
+    sparse_prediction: bool = False
     left_to_right: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -127,6 +133,14 @@ class HFBertConfig(PreTrainedConfig):
             auto_class: f"modeling_hfbert.{name}" for auto_class, name in HEADS.items()
         }
         return fields
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save config.json and, beside it, the code it names: also for a user's subclass, or without a model."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name in ("configuration_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py"):
+            source, target = Path(__file__).with_name(name), Path(save_directory, name)
+            if source.is_file() and not (target.exists() and source.samefile(target)):
+                shutil.copyfile(source, target)
 
     def validate_architecture(self) -> None:
         """Run by @strict after construction and on saving. Raises ValueError naming the field and what it may hold."""

@@ -44,6 +44,14 @@ _BIAS, _STOCK_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 # Fields of one configuration that the other does not have; what they say is carried over by hand.
 _ONLY_OURS = ("auto_map", "sparse_prediction", "left_to_right")
 _ONLY_STOCK = ("is_decoder", "add_cross_attention", "use_cache", "position_embedding_type", "gradient_checkpointing")
+# Heads that read the pooler's output.
+_POOLED = (
+    "HFBertModel",
+    "HFBertForPreTraining",
+    "HFBertForNextSentencePrediction",
+    "HFBertForSequenceClassification",
+    "HFBertForMultipleChoice",
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ def to_stock(source: str | Path, target: str | Path) -> Conversion:
     checkpoint = _read_checkpoint(source, "hfbert")
     name = _our_architecture(checkpoint)
     config = _our_config(checkpoint, checkpoint.config)
+    if config.left_to_right:
+        _refuse_pooled(checkpoint, name)
     _compare_with_architecture(checkpoint, name, config)
 
     fields = {key: value for key, value in config.to_dict().items() if key not in _ONLY_OURS}
@@ -149,6 +159,7 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
     name = _our_architecture(checkpoint)
     fields = {key: value for key, value in stated.items() if key not in _ONLY_STOCK}
     if stated.get("is_decoder"):
+        _refuse_pooled(checkpoint, name)
         fields["left_to_right"] = True
         checkpoint.notes.append("is_decoder=True without cross-attention is left_to_right=True here")
     config = _our_config(checkpoint, fields | {"model_type": "hfbert"})
@@ -285,6 +296,16 @@ def _our_architecture(checkpoint: _Checkpoint) -> str:
         name = "HFBertForNextSentencePrediction" if "cls.seq_relationship" in parts else "HFBertModel"
     checkpoint.notes.append(f"config.json names the architecture {named!r}; by its weights it is taken for {name}")
     return name
+
+
+def _refuse_pooled(checkpoint: _Checkpoint, name: str) -> None:
+    """Left to right, stock pools the first token, which has seen nothing else, and ours the last."""
+    if name not in _POOLED:
+        return
+    raise InputError(
+        f"{checkpoint.directory}: a left-to-right {name} pools the last token here and the first in stock bert; only "
+        "heads without a pooler can be converted, such as HFBertForMaskedLM and HFBertForTokenClassification"
+    )
 
 
 def _stock_architecture(checkpoint: _Checkpoint, name: str) -> str:

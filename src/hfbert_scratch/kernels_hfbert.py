@@ -2,8 +2,9 @@
 """The same arithmetic in less time: dropout, cross-entropy and attention over sequences of different lengths.
 
 modeling_hfbert.py says what is computed; here is how, where PyTorch's own way is slow. What is here equals the plain
-path up to rounding (tests/test_kernels.py), and steps aside while a graph is compiled or exported. This file travels
-with every checkpoint, so it imports nothing of this package. Figures: benchmarks/pretraining_step.py.
+path up to rounding (tests/test_kernels.py), and steps aside where `is_transformed`. Backward passes that will be
+differentiated themselves are computed by operations PyTorch can differentiate. This file travels with every
+checkpoint, so it imports nothing of this package. Figures: benchmarks/pretraining_step.py.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 
 IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
@@ -40,8 +41,31 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
+def is_transformed() -> bool:
+    """Return whether operations are recorded or transformed here, and not just computed.
+
+    So it is under torch.compile, export and jit.trace, forward-mode differentiation, the transforms of torch.func
+    (vmap, grad, jvp …) and in dispatch modes (make_fx, fake tensors). There no number may be read, and gradients come
+    from PyTorch's own operations alone.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def needs_plain_backward(gradient: torch.Tensor) -> bool:
+    """Return whether a backward pass is differentiated itself (create_graph=True), transformed, or for many gradients
+    at once (is_grads_batched=True).
+    """
+    return torch.is_grad_enabled() or is_transformed() or torch._C._functorch.is_legacy_batchedtensor(gradient)
+
+
 def _takes_own_path(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in _BITS and not torch.compiler.is_compiling()
+    return tensor.device.type == "cpu" and tensor.dtype in _BITS and not is_transformed()
 
 
 # ------------------------------------------------------------------------------------------------------------- dropout
@@ -68,8 +92,9 @@ class _Dropout(torch.autograd.Function):
         return (values.view(kept.dtype) & kept).view(values.dtype).mul_(ctx.scale)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if needs_plain_backward(gradient):
+            return gradient.masked_fill(ctx.kept == 0, 0) * ctx.scale, None
         bits = _BITS[gradient.dtype]
         kept = gradient.contiguous().view(bits) & ctx.kept.to(bits)
         return kept.view(gradient.dtype).mul_(ctx.scale), None
@@ -95,7 +120,7 @@ def gelu_not_saved(activated: torch.Tensor) -> AbstractContextManager:
 
     On CPUs only: a GPU has the memory, and would spend 2 to 3 % of a step on the pass.
     """
-    if torch.compiler.is_compiling() or activated.device.type != "cpu":
+    if activated.device.type != "cpu" or is_transformed():
         return nullcontext()
     node = activated.grad_fn
     if node is None or node.name() != "GeluBackward0":
@@ -119,11 +144,13 @@ def gelu_not_saved(activated: torch.Tensor) -> AbstractContextManager:
 class _CrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of (rows, classes) logits and (rows,) labels, in float32 a few rows at a time.
 
-    The forward pass keeps the probabilities, in the logits' type: the exponentials are the dear part.
+    The forward pass keeps the probabilities, in the logits' type: the exponentials are the dear part. They are its
+    second output, so that their dependence on the logits enters second derivatives.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        ctx.set_materialize_grads(False)
         counted = labels != IGNORED_LABEL
         index = torch.where(counted, labels, 0)[:, None]
         probabilities = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
@@ -139,14 +166,23 @@ class _CrossEntropy(torch.autograd.Function):
                 probabilities[start : start + size] = values
         ctx.save_for_backward(probabilities, index, counted)
         losses = torch.cat(normalizers) - logits.gather(1, index).float()
-        return (losses.squeeze(1) * counted).sum()
+        return (losses.squeeze(1) * counted).sum(), probabilities
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(
+        ctx: Any, gradient: torch.Tensor | None, probabilities_gradient: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, None]:
         probabilities, index, counted = ctx.saved_tensors
-        scale = (gradient * counted).to(probabilities.dtype)[:, None]
-        return (probabilities * scale).scatter_add_(1, index, -scale), None
+        logits_gradient = None
+        if gradient is not None:
+            scale = (gradient * counted).to(probabilities.dtype)[:, None]
+            logits_gradient = (probabilities * scale).scatter_add_(1, index, -scale)
+        if probabilities_gradient is not None:  # in a second derivative
+            softmax_gradient = torch._softmax_backward_data(
+                probabilities_gradient, probabilities, -1, probabilities.dtype
+            )
+            logits_gradient = softmax_gradient if logits_gradient is None else logits_gradient + softmax_gradient
+        return logits_gradient, None
 
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -157,7 +193,7 @@ def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     if logits.shape[-1] >= _VOCABULARY and _takes_own_path(logits):
         lowest, highest = labels.min(), labels.max()
         if highest < logits.shape[1] and (lowest >= 0 or bool(((labels >= 0) | (labels == IGNORED_LABEL)).all())):
-            return _CrossEntropy.apply(logits, labels)
+            return _CrossEntropy.apply(logits, labels)[0]
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
@@ -431,7 +467,7 @@ class _Attention(torch.autograd.Function):
         if mask is not None:
             scores.unflatten(0, (len(mask), -1)).add_(mask)
         probabilities = torch.softmax(scores, -1)
-        ctx.scaling, ctx.scale = scaling, 1.0
+        ctx.mask, ctx.scaling, ctx.scale = mask, scaling, 1.0
         if dropout:
             signs, dropout = _below(dropout, probabilities)
             ctx.scale = 1 / (1 - dropout)
@@ -441,9 +477,15 @@ class _Attention(torch.autograd.Function):
         return torch.bmm(_Attention.kept(probabilities, dropout), value).mul_(ctx.scale)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, probabilities = ctx.saved_tensors
+        if needs_plain_backward(gradient):
+            return (
+                *_Attention.plain_gradients(ctx, query, key, value, probabilities.signbit(), gradient),
+                None,
+                None,
+                None,
+            )
         gradient = gradient * ctx.scale
         dropped = ctx.scale != 1
         value_gradient = torch.bmm(_Attention.kept(probabilities, dropped).transpose(1, 2), gradient)
@@ -457,6 +499,30 @@ class _Attention(torch.autograd.Function):
         query_gradient = torch.bmm(scores_gradient, key).mul_(ctx.scaling)
         key_gradient = torch.bmm(scores_gradient.transpose(1, 2), query).mul_(ctx.scaling)
         return query_gradient, key_gradient, value_gradient, None, None, None
+
+    @staticmethod
+    def plain_gradients(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        dropped: torch.Tensor,
+        gradient: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Gradients of query, key and value as functions of these three and of `gradient`."""
+        scores = torch.bmm(query, key.transpose(1, 2)) * ctx.scaling
+        if ctx.mask is not None:
+            scores = (scores.unflatten(0, (len(ctx.mask), -1)) + ctx.mask).flatten(0, 1)
+        probabilities = torch.softmax(scores, -1)
+        gradient = gradient * ctx.scale
+        kept = probabilities.masked_fill(dropped, 0)
+        kept_gradient = torch.matmul(gradient, value.transpose(1, 2)).masked_fill(dropped, 0)
+        scores_gradient = torch._softmax_backward_data(kept_gradient, probabilities, -1, probabilities.dtype)
+        return (
+            torch.matmul(scores_gradient, key) * ctx.scaling,
+            torch.matmul(scores_gradient.transpose(-1, -2), query) * ctx.scaling,
+            torch.matmul(kept.transpose(1, 2), gradient),
+        )
 
     @staticmethod
     def kept(probabilities: torch.Tensor, dropout: Any) -> torch.Tensor:

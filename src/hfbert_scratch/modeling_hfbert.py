@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
@@ -40,7 +41,6 @@ from transformers.processing_utils import Unpack
 from transformers.pytorch_utils import apply_chunking_to_forward
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hfbert import HEADS, HFBertConfig
@@ -53,6 +53,7 @@ from .kernels_hfbert import (
     autocast_dtype,
     gelu_not_saved,
     has_varlen_kernel,
+    is_transformed,
     sequence_numbers,
     summed_cross_entropy,
 )
@@ -77,18 +78,19 @@ class HFBertEmbeddings(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None,
-        token_type_ids: torch.Tensor | None,
-        position_ids: torch.Tensor,
-        inputs_embeds: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        if token_type_ids is None:
-            # Every token in segment A: one row, broadcast.
-            segments = self.token_type_embeddings.weight[0]
-        else:
-            segments = self.token_type_embeddings(token_type_ids)
+        if position_ids is None:
+            position_ids = self.default_positions(inputs_embeds.shape[1])
+        if token_type_ids is None:  # every token in segment A
+            shape, device = inputs_embeds.shape[:-1], inputs_embeds.device
+            token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
+        segments = self.token_type_embeddings(token_type_ids)
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
@@ -236,10 +238,13 @@ class HFBertAttention(nn.Module):
         self.output = HFBertResidual(config, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
-    ) -> torch.Tensor:
-        attended, _ = self.self(hidden_states, attention_mask, **kwargs)
-        return self.output(attended, _read(hidden_states, kwargs))
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, probabilities = self.self(hidden_states, attention_mask, **kwargs)
+        return self.output(attended, _read(hidden_states, kwargs)), probabilities
 
 
 class HFBertIntermediate(nn.Module):
@@ -270,7 +275,7 @@ class HFBertLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attended = self.attention(hidden_states, attention_mask, **kwargs)
+        attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, attended)
 
     def feed_forward(self, attended: torch.Tensor) -> torch.Tensor:
@@ -302,7 +307,10 @@ class HFBertEncoder(nn.Module):
 
 
 class HFBertPooler(nn.Module):
-    """dense + tanh on the first vector of each row, that of [CLS]: the sequence's summary, C in the paper."""
+    """dense + tanh on the first vector of each row, that of [CLS]: the sequence's summary, C in the paper.
+
+    A left-to-right model gives it the last token's vector, the only one that has seen the sequence.
+    """
 
     def __init__(self, config: HFBertConfig):
         super().__init__()
@@ -326,13 +334,25 @@ class HFBertPredictionHeadTransform(nn.Module):
 
 
 class HFBertOutputProjection(nn.Linear):
-    """The projection onto the vocabulary, whose matrix is the word embeddings'. The head owns the bias and passes it.
+    """The projection onto the vocabulary, whose matrix is the word embeddings'. Its `bias` is that of the head.
 
     One operation with the bias is bit for bit what stock computes, and makes no second copy of the logits.
     """
 
-    def forward(self, hidden_states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden_states, self.weight, bias)
+    def __init__(self, config: HFBertConfig, head: nn.Module):
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+        self._head = (head,)  # in a tuple it is no submodule of its own part
+
+    @property
+    def bias(self) -> nn.Parameter:
+        return self._head[0].bias
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """A bias that is assigned becomes the head's: there is one, under one name."""
+        if name == "bias" and param is not None:
+            self._head[0].bias = param
+        else:
+            super().register_parameter(name, param)
 
 
 class HFBertLMPredictionHead(nn.Module):
@@ -344,11 +364,17 @@ class HFBertLMPredictionHead(nn.Module):
     def __init__(self, config: HFBertConfig):
         super().__init__()
         self.transform = HFBertPredictionHeadTransform(config)
-        self.decoder = HFBertOutputProjection(config.hidden_size, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder = HFBertOutputProjection(config, self)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.transform(hidden_states), self.bias)
+        return self.decoder(self.transform(hidden_states))
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+        """Take stock's second name for the bias, the one stock computes with."""
+        if isinstance(self.decoder, HFBertOutputProjection) and f"{prefix}decoder.bias" in state_dict:
+            state_dict[f"{prefix}bias"] = state_dict.pop(f"{prefix}decoder.bias")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def loss_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return logits for a cross-entropy: those of `forward`, or further columns too whose exponential is 0."""
@@ -364,6 +390,16 @@ class HFBertPreTrainingHeads(nn.Module):
             self.predictions = HFBertLMPredictionHead(config)
         if next_sentence:
             self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(
+        self, sequence_output: torch.Tensor | None = None, pooled_output: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits of both heads for their inputs, or of the one that is there for the one input given."""
+        if not hasattr(self, "seq_relationship"):
+            return self.predictions(sequence_output)
+        if not hasattr(self, "predictions"):
+            return self.seq_relationship(sequence_output if pooled_output is None else pooled_output)
+        return self.predictions(sequence_output), self.seq_relationship(pooled_output)
 
 
 @dataclass
@@ -459,8 +495,10 @@ class HFBertModel(HFBertPreTrainedModel):
         """Encode a batch.
 
         input_ids, token_type_ids, position_ids: (batch_size, sequence_length); attention_mask: the same, 1 for tokens
-        and 0 for padding, or a ready (batch_size, 1, sequence_length, sequence_length) mask; inputs_embeds
-        (batch_size, sequence_length, hidden_size) in place of input_ids. Omitted token types mean segment A.
+        and 0 for padding, or a ready mask for every pair of tokens, (batch_size, sequence_length, sequence_length) or
+        (batch_size, 1 or heads, sequence_length, sequence_length), of booleans or integers with 1 where a token sees
+        another, or of floats that are added to the scores; inputs_embeds (batch_size, sequence_length, hidden_size) in
+        place of input_ids. Omitted token types mean segment A.
 
         A packed row holds several sequences one behind the other, which do not see each other: input_ids (1, tokens),
         no attention_mask, and transformers' arguments for such rows: cu_seq_lens_q (sequences + 1,), where each begins
@@ -477,7 +515,9 @@ class HFBertModel(HFBertPreTrainedModel):
         Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
         """
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        shape = _checked_shape(ids, inputs_embeds, attention_mask)
+        shape = _checked_shape(ids, inputs_embeds)
+        if isinstance(attention_mask, torch.Tensor):
+            _check_mask(attention_mask, shape, self.config.num_attention_heads)
         device = (input_ids if inputs_embeds is None else inputs_embeds).device
         boundaries = self._boundaries(shape, device, attention_mask, kwargs)
         if position_ids is None:
@@ -485,11 +525,10 @@ class HFBertModel(HFBertPreTrainedModel):
         else:
             kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
         inputs = [input_ids, token_type_ids, position_ids, inputs_embeds]
-        first = read = None
-        if read_positions is not None or boundaries is not None:
-            first = self._first_positions(shape, device, boundaries)
+        read = None
+        pooled = self._pooled_positions(shape, device, attention_mask, boundaries)
         if read_positions is not None:
-            read = _checked_read(first, read_positions, shape)
+            read = _checked_read(pooled, read_positions, shape)
         packing = self._packing(shape, device, attention_mask, boundaries, kwargs)
         reading = self._reading(packing, read, kwargs)
         if packing is not None:
@@ -504,22 +543,37 @@ class HFBertModel(HFBertPreTrainedModel):
         else:
             states = self.encoder(embeddings, packing=packing, reading=reading, **kwargs).last_hidden_state
             states = packing.unpack(states) if reading is None else reading.restore(states)
+        count = pooled.shape[0]
         if reading is not None:
-            first_states, states = states.split([len(first), len(read) - len(first)])
+            pooled_states, states = states[:count], states[count:]
         else:
-            first_states = states[:, 0] if boundaries is None else _states_at(states, first)
-            states = states if read is None else _states_at(states, read[len(first) :])
-        pooled_output = self.pooler(first_states[:, None]) if self.pooler is not None else None
+            is_first = boundaries is None and not self.config.left_to_right
+            pooled_states = states[:, 0] if is_first else _states_at(states, pooled)
+            states = states if read is None else _states_at(states, read[count:])
+        pooled_output = self.pooler(pooled_states[:, None]) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled_output)
 
-    def _first_positions(
-        self, shape: torch.Size, device: torch.device, boundaries: torch.Tensor | None
+    def _pooled_positions(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        attention_mask: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Where in the flattened batch each sequence begins, (sequences,)."""
-        if boundaries is None:
-            return torch.arange(shape[0], device=device) * shape[1]
-        # An empty sequence at the end begins where nothing is; its vector means nothing.
-        return boundaries[:-1].to(torch.long).clamp(max=shape[1] - 1)
+        """Places in the flattened batch that the pooler reads, (sequences,): where each sequence begins or, left to
+        right, its last real token.
+        """
+        if boundaries is not None:
+            # An empty sequence at the end begins where nothing is; its vector means nothing.
+            positions = boundaries[1:] - 1 if self.config.left_to_right else boundaries[:-1]
+            return positions.to(torch.long).clamp(min=0, max=shape[1] - 1)
+        begins = torch.arange(shape[0], device=device) * shape[1]
+        if not self.config.left_to_right:
+            return begins
+        if not isinstance(attention_mask, torch.Tensor):
+            return begins + shape[1] - 1
+        columns = torch.arange(shape[1], device=device)
+        return begins + (_real_tokens(attention_mask.to(device)) * columns).amax(1)
 
     def _boundaries(
         self, shape: torch.Size, device: torch.device, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
@@ -542,7 +596,7 @@ class HFBertModel(HFBertPreTrainedModel):
             )
         boundaries = boundaries.to(device)
         longest = kwargs.get("max_length_q") or min(shape[1], self.config.max_position_embeddings)
-        if device.type == "cpu" and not torch.compiler.is_compiling():
+        if device.type == "cpu" and not is_transformed():
             lengths = boundaries.diff()
             if boundaries[0] != 0 or boundaries[-1] != shape[1] or lengths.min() < 0 or lengths.max() > longest:
                 raise ValueError(
@@ -579,12 +633,12 @@ class HFBertModel(HFBertPreTrainedModel):
             return None
         if kwargs.get("output_attentions"):
             raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
-        dtype = autocast_dtype(device) or self.embeddings.word_embeddings.weight.dtype
+        dtype = autocast_dtype(device) or self.dtype
         has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
-        keeps_shapes = kwargs.get("output_hidden_states") or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        keeps_shapes = kwargs.get("output_hidden_states") or is_transformed()
         if boundaries is not None and (has_kernel or not keeps_shapes):
             return Packing.from_boundaries(boundaries, kwargs["max_length_q"], shape, has_kernel)
-        if boundaries is not None or keeps_shapes or (attention_mask is not None and attention_mask.dim() != 2):
+        if boundaries is not None or keeps_shapes or (attention_mask is not None and len(attention_mask.shape) != 2):
             return None
         return Packing.from_mask(attention_mask, shape, device, has_kernel)
 
@@ -599,6 +653,8 @@ class HFBertModel(HFBertPreTrainedModel):
         self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None
     ):
         """The mask in the form the chosen attention implementation takes."""
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() != 2:
+            return _ready_mask(attention_mask, embeddings, self.config)
         same_sequence = None
         if boundaries is not None:
             numbers = sequence_numbers(boundaries, embeddings.shape[1])
@@ -611,7 +667,7 @@ class HFBertModel(HFBertPreTrainedModel):
             return create_causal_mask(self.config, embeddings, attention_mask, None, and_mask_function=same_sequence)
         # Dropping an all-ones mask lets inference take faster kernels, but reading it stops the host until the device
         # has caught up: not in a training step.
-        may_skip = not (self.training and embeddings.device.type != "cpu")
+        may_skip = not (self.training and embeddings.device.type != "cpu") and not is_transformed()
         return create_bidirectional_mask(
             config=self.config,
             inputs_embeds=embeddings,
@@ -621,17 +677,17 @@ class HFBertModel(HFBertPreTrainedModel):
         )
 
 
-def _checked_read(first: torch.Tensor, read_positions: torch.Tensor | tuple[()], shape: torch.Size) -> torch.Tensor:
-    """Where sequences begin, and what else will be read. Raises ValueError for what are no places in the batch."""
+def _checked_read(pooled: torch.Tensor, read_positions: torch.Tensor | tuple[()], shape: torch.Size) -> torch.Tensor:
+    """Places that are pooled, and what else will be read. Raises ValueError for what are no places in the batch."""
     if not isinstance(read_positions, torch.Tensor):
-        return first
+        return pooled
     if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
         raise ValueError(
             f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
             "torch.long and shape (count,): places in the flattened batch, row · sequence_length + column"
         )
-    read = torch.cat([first, read_positions.to(first.device)])
-    if read.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    read = torch.cat([pooled, read_positions.to(pooled.device)])
+    if read.device.type == "cpu" and not is_transformed():
         lowest, highest = int(read.min()), int(read.max())
         if lowest < 0 or highest >= shape.numel():
             raise ValueError(
@@ -641,14 +697,77 @@ def _checked_read(first: torch.Tensor, read_positions: torch.Tensor | tuple[()],
     return read
 
 
+def _ready_mask(mask: torch.Tensor, embeddings: torch.Tensor, config: HFBertConfig) -> torch.Tensor:
+    """A mask for pairs of tokens as the attention implementation takes it, (batch, heads, length, length).
+
+    True where a token sees another, or what is added to the scores; any size but the last may be 1.
+    """
+    implementation = config._attn_implementation
+    if "flash" in implementation:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, and {implementation} takes (batch_size, sequence_length); "
+            "for a mask of pairs, model.set_attn_implementation('sdpa')"
+        )
+    mask = (mask[:, None] if mask.dim() == 3 else mask).to(embeddings.device)
+    length, is_causal = embeddings.shape[1], config.left_to_right
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    dtype = autocast_dtype(mask.device) or embeddings.dtype
+    lowest = torch.finfo(dtype).min
+    if mask.is_floating_point():
+        mask = mask.clamp(min=lowest).to(dtype)
+        mask = mask.masked_fill(~causal, lowest) if is_causal else mask
+    else:
+        mask = mask != 0
+        mask = mask & causal if is_causal else mask
+        if implementation in ("eager", "flex_attention"):
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+    if implementation == "flex_attention":
+        if mask.shape[1] != 1:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} heads; flex_attention takes one mask for all of them: "
+                "model.set_attn_implementation('sdpa')"
+            )
+        mask = mask.expand(embeddings.shape[0], 1, length, length)
+    return mask
+
+
+def _real_tokens(mask: torch.Tensor) -> torch.Tensor:
+    """True for tokens, False for padding (in a mask of pairs, what no token sees), (batch_size or 1, length)."""
+    real = mask > -1000 if mask.is_floating_point() and mask.dim() != 2 else mask != 0
+    return real if real.dim() == 2 else real.flatten(1, -2).any(1)
+
+
+def _check_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
+    """Raise ValueError for a mask of the wrong shape or, where they can be read, with numbers that it cannot hold."""
+    (batch_size, length), sizes = shape, tuple(mask.shape)
+    pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
+    allowed = ((1, batch_size), (1, num_heads), (1, length), (length,))
+    fits = len(pairs) == 4 and all(size in choices for size, choices in zip(pairs, allowed, strict=True))
+    if sizes != (batch_size, length) and not fits:
+        raise ValueError(
+            f"attention_mask has shape {sizes}, the input {tuple(shape)}; a mask is (batch_size, sequence_length) or "
+            f"(batch_size, sequence_length, sequence_length), with a dimension for the {num_heads} heads or without"
+        )
+    if mask.dtype == torch.bool or is_transformed() or mask.device.type not in ("cpu", "cuda"):
+        return
+    if mask.is_floating_point() and len(sizes) != 2:
+        if bool(((mask == 0) | (mask == 1)).all() & (mask == 1).any()):
+            raise ValueError(
+                f"attention_mask of {mask.dtype} and shape {sizes} holds 0 and 1, and would be added to the scores; "
+                "pass attention_mask.bool(), True where a token sees another"
+            )
+    elif mask.device.type == "cpu" and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            f"attention_mask of {mask.dtype} and shape {sizes} holds other numbers than 1 for tokens and 0 for padding"
+        )
+
+
 def _states_at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """(batch_size, sequence_length, size) at places in the flattened batch, (count,): (count, size)."""
     return states.flatten(0, 1).index_select(0, positions.to(states.device))
 
 
-def _checked_shape(
-    ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None
-) -> torch.Size:
+def _checked_shape(ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None) -> torch.Size:
     """(batch_size, sequence_length). Raises ValueError for inputs that are no batch or do not fit together."""
     input_ids = ids["input_ids"]
     if (input_ids is None) == (inputs_embeds is None):
@@ -663,11 +782,11 @@ def _checked_shape(
         )
     if given.numel() == 0:
         raise ValueError(f"the input holds no tokens: its shape is {tuple(given.shape)}")
-    for name, tensor in (("attention_mask", attention_mask), *ids.items()):
+    for name, tensor in ids.items():
         if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == given.shape:
             continue
         # One row of positions or segments serves every sequence of the batch; a mask has to be said for each.
-        if name == "attention_mask" or tensor.shape != (1, given.shape[1]):
+        if tensor.shape != (1, given.shape[1]):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
     for name, tensor in ids.items():
         if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
@@ -681,6 +800,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.T
     logits (…, classes) and labels (…), any integer type. 0, not NaN, when nothing is labelled.
     """
     _check_label_count(labels, logits, logits.shape[:-1].numel())
+    _check_class_ids(labels)
     labels = labels.reshape(-1).to(logits.device, torch.long)
     try:
         total = summed_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
@@ -697,6 +817,12 @@ def _check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int
         raise ValueError(
             f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}"
         )
+
+
+def _check_class_ids(labels: torch.Tensor) -> None:
+    """Fractions would be cut to integers."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"the labels are of {labels.dtype}; they must be integers, as of torch.long")
 
 
 def _check_label_shape(labels: torch.Tensor, given: torch.Tensor) -> None:
@@ -717,17 +843,55 @@ def _count(num_items: torch.Tensor | int | None, counted: torch.Tensor | int, de
     return num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
 
 
+def _stock_output_bias(
+    state_dict: dict[str, torch.Tensor] | None, checkpoint_files: list[str] | None
+) -> torch.Tensor | None:
+    """The output bias under its second name, which stock computes with; None where a checkpoint holds one alone."""
+    name = "cls.predictions.decoder.bias"
+    if state_dict is not None:
+        return state_dict.get(name)
+    for file in checkpoint_files or ():
+        if file.endswith(".safetensors"):
+            with safe_open(file, framework="pt") as tensors:
+                if name in tensors.keys():  # noqa: SIM118, it is no dictionary
+                    return tensors.get_tensor(name)
+        elif file.endswith(".bin"):
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            if name in tensors:
+                return tensors[name]
+    return None
+
+
 class HFBertMaskedPrediction(HFBertPreTrainedModel):
     """What the two models with an MLM head share: the tied projection, and predicting only where it is asked."""
 
     _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
 
-    def __init__(self, config: HFBertConfig):
-        super().__init__(config)
-        if config.tie_word_embeddings:
-            # Stock files may hold the output bias under a second name. Untied, it is another bias, which must not be
-            # passed over in silence (conversion.from_stock merges the two).
-            self._keys_to_ignore_on_load_unexpected = [r"position_ids", r"cls\.predictions\.decoder\.bias"]
+    _keys_to_ignore_on_load_unexpected = [r"position_ids", r"cls\.predictions\.decoder\.bias"]
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: "HFBertMaskedPrediction",
+        state_dict: dict[str, torch.Tensor] | None,
+        checkpoint_files: list[str] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load as any model, and let the output bias be the one stock computes with where a file holds two."""
+        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        stock_bias = _stock_output_bias(state_dict, checkpoint_files)
+        if stock_bias is not None:
+            predictions = model.cls.predictions
+            device, size = predictions.transform.dense.bias.device, len(predictions.bias)
+            if len(stock_bias) != size or device.type == "meta":
+                raise ValueError(
+                    f"the checkpoint holds a second output bias, cls.predictions.decoder.bias, of {len(stock_bias)} "
+                    f"numbers, which does not fit one of {size} on {device}; convert it first (recipes/convert.py)"
+                )
+            predictions.bias = nn.Parameter(stock_bias.to(device, predictions.bias.dtype))
+            predictions.bias._is_hf_initialized = True
+            loaded[0].missing_keys.discard("cls.predictions.bias")
+        return loaded
 
     def get_output_embeddings(self) -> nn.Module:
         return self.cls.predictions.decoder
@@ -737,12 +901,22 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         predictions, size = self.cls.predictions, new_embeddings.weight.shape[0]
         predictions.decoder.weight = new_embeddings.weight
         predictions.decoder.out_features = size
-        old = predictions.bias
         if getattr(new_embeddings, "bias", None) is not None:
             predictions.bias = new_embeddings.bias
-        elif old.shape[0] != size:
+        self._fit_bias()
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the projection to the word embeddings, also to others of another size."""
+        super().tie_weights(*args, **kwargs)
+        self._fit_bias()
+
+    def _fit_bias(self) -> None:
+        predictions = self.cls.predictions
+        old, size = predictions.bias, predictions.decoder.weight.shape[0]
+        if old.shape[0] != size:
             bias = F.pad(old.detach(), (0, size - old.shape[0]))
             predictions.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
+            predictions.decoder.out_features = size
 
     def _predict(
         self,
@@ -755,7 +929,8 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None, torch.Tensor | None]:
         """The base model's output on its five `inputs`, MLM logits and loss; the rest as in HFBertForPreTraining.
 
-        In training only the predicted positions ever meet the vocabulary.
+        The loss comes from the predicted positions alone. With skip_logits or config.sparse_prediction no others meet
+        the vocabulary.
         """
         if labels is None:
             outputs = self._encode(*inputs, **kwargs)
@@ -764,6 +939,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is not None:  # as HFBertModel will say
             _check_label_shape(labels, given)
+            _check_class_ids(labels)
             labels = labels.to(given.device, torch.long)
         positions, targets = self._predicted(labels, masked_positions)
         sparse = positions is not None and (skip_logits or (self.training and self.config.sparse_prediction))
@@ -789,7 +965,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
             index = masked_positions.to(labels.device, torch.long)
             rows = torch.arange(len(labels), device=labels.device)[:, None] * labels.shape[1]
             return (index + rows).flatten(), labels.gather(1, index).flatten()
-        if is_torchdynamo_compiling():  # their number is known only at run time, which a compiled graph cannot hold
+        if is_transformed():  # their number is known only at run time, which a recorded graph cannot hold
             return None, labels
         index = (labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
         return index, labels.flatten()[index]
@@ -826,9 +1002,10 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         B follows A and 1 if not. masked_positions (batch_size, max_predictions), optional: where the labels are,
         padded with a position without a label; with it no shape depends on the data, so that nothing waits for the
         device. `num_items_in_batch` and `num_sequences_in_batch` replace the two counts the sums are divided by, for
-        gradients accumulated over micro-batches and processes. Inputs as in HFBertModel. Returns prediction_logits as
-        config.sparse_prediction says, or with skip_logits and labels None in their place: a training loop that reads
-        the loss alone saves their memory.
+        gradients accumulated over micro-batches and processes. Inputs as in HFBertModel. Returns dense
+        prediction_logits, (batch_size, sequence_length, vocab_size); in training with config.sparse_prediction those
+        of the predicted positions alone; with skip_logits and labels None, which saves a loop that reads the loss
+        alone the time and memory of all others.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, prediction_logits, masked_lm_loss = self._predict(
@@ -911,7 +1088,7 @@ class HFBertForNextSentencePrediction(HFBertPreTrainedModel):
         """labels (batch_size,): 0 if B follows A, else 1. Returns logits (batch_size, 2). Inputs: see HFBertModel."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self._encode(*inputs, read_positions=(), **kwargs)
-        logits = self.cls.seq_relationship(outputs.pooler_output)
+        logits = self.cls(outputs.pooler_output)
         loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -965,22 +1142,48 @@ class HFBertForSequenceClassification(HFBertClassifier):
         )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        problem_type = self.config.problem_type
+        if problem_type is None and self.num_labels == 1:
+            problem_type = "regression"
+        elif problem_type is None:
+            is_numbers = labels.is_floating_point() or labels.dtype == torch.bool
+            problem_type = "multi_label_classification" if is_numbers else "single_label_classification"
+        self._check_labels(problem_type, logits, labels)
         if self.config.problem_type is None:
-            if self.num_labels == 1:
-                self.config.problem_type = "regression"
-            elif labels.dtype in (torch.long, torch.int):
-                self.config.problem_type = "single_label_classification"
-            else:
-                self.config.problem_type = "multi_label_classification"
-        if self.config.problem_type == "single_label_classification":
+            self.config.problem_type = problem_type
+        if problem_type == "single_label_classification":
             return cross_entropy(logits, labels, num_items)
-        _check_label_count(labels, logits, logits.numel())
         labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
-        if self.config.problem_type == "regression":
+        if problem_type == "regression":
             total = F.mse_loss(logits.float(), labels, reduction="sum")
         else:
             total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
         return total / _count(num_items, labels.numel(), total.device)
+
+    def _check_labels(self, problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Raise ValueError for labels of another problem than the configuration's, which a checkpoint remembers."""
+        wanted, expected, fault = f"{self.num_labels} numbers for each example", logits.numel(), None
+        if problem_type == "single_label_classification":
+            wanted, expected = "one class id for each example, as of torch.long", logits.shape[0]
+            if labels.is_floating_point():
+                fault = "fractions would be cut"
+            elif self.num_labels == 1:
+                fault = "with num_labels=1 the loss is always 0"
+        elif problem_type == "multi_label_classification":
+            wanted = f"{self.num_labels} numbers from 0 to 1 for each example"
+            if labels.device.type == "cpu" and not is_transformed() and ((labels < 0) | (labels > 1)).any():
+                fault = f"they go from {labels.min()} to {labels.max()}"
+        elif problem_type != "regression":
+            fault, wanted = "there is no such problem", "nothing"
+        if labels.numel() != expected:
+            fault = f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape "
+            fault += f"{tuple(logits.shape)}"
+        if fault is not None:
+            raise ValueError(
+                f"labels of {labels.dtype} and shape {tuple(labels.shape)} are not config.problem_type="
+                f"{problem_type!r}, which takes {wanted}: {fault}; set config.problem_type to 'regression', "
+                "'single_label_classification' or 'multi_label_classification', as the labels are"
+            )
 
 
 class HFBertForTokenClassification(HFBertClassifier):

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
+from .kernels_hfbert import is_transformed, needs_plain_backward
 from .modeling_hfbert import HFBertOutputProjection
 
 
@@ -61,8 +62,10 @@ def _is_amd() -> bool:
     return info.is_file() and "AuthenticAMD" in info.read_text(encoding="utf-8")
 
 
-def _forward(self: nn.Linear, values: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return _Linear.apply(values, self.weight, self.bias if bias is None else bias)
+def _forward(self: nn.Linear, values: torch.Tensor) -> torch.Tensor:
+    if is_transformed():
+        return F.linear(values, self.weight, self.bias)
+    return _Linear.apply(values, self.weight, self.bias)
 
 
 def _product(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -76,12 +79,12 @@ class _Linear(torch.autograd.Function):
         return _product(values, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         values, weight = ctx.saved_tensors
+        product = F.linear if needs_plain_backward(gradient) else _product
         rows = gradient.reshape(-1, gradient.shape[-1])
         return (
-            _product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None,
+            product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None,
             # This product MKL is the faster at.
             rows.t() @ values.reshape(-1, values.shape[-1]) if ctx.needs_input_grad[1] else None,
             rows.sum(0) if ctx.needs_input_grad[2] else None,
