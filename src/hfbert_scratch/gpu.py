@@ -16,7 +16,13 @@ from transformers.activations import GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .kernels_hfbert import HFBertDropout, autocast_dtype
-from .modeling_hfbert import HFBertEmbeddings, HFBertLMPredictionHead, HFBertMaskedPrediction, HFBertSelfAttention
+from .modeling_hfbert import (
+    HFBertEmbeddings,
+    HFBertLMPredictionHead,
+    HFBertMaskedPrediction,
+    HFBertOutputProjection,
+    HFBertSelfAttention,
+)
 from .triton_attention import has_kernel, packed_attention
 
 
@@ -171,24 +177,27 @@ _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     HFBertSelfAttention: _SelfAttention,
     HFBertLMPredictionHead: _LMPredictionHead,
 }
+# Modules that read the weights of these parts without calling them.
+_READ_WEIGHTS = {HFBertSelfAttention: ("query", "key", "value"), HFBertLMPredictionHead: ("decoder",)}
 
 
 def train_on_gpu(model: nn.Module) -> None:
     """Have the modules of one of our models computed as above, in place. Parameters keep their names and values.
 
-    A projection that is no plain nn.Linear, such as LoRA's, or that has hooks is left as it is.
+    A module whose weights would be read past a projection that is not plain, such as LoRA's, or that has hooks is left
+    as it is.
     """
     for module in model.modules():
         replacement = _REPLACEMENTS.get(type(module))
-        if replacement is _SelfAttention and not all(map(_is_plain, (module.query, module.key, module.value))):
-            continue
-        if replacement is not None:
+        read = [getattr(module, name) for name in _READ_WEIGHTS.get(type(module), ())]
+        if replacement is not None and all(map(_is_plain, read)):
             module.__class__ = replacement
 
 
 def _is_plain(layer: nn.Module) -> bool:
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is nn.Linear and layer.bias is not None and not any(hooks)
+    is_linear = type(layer) in (nn.Linear, HFBertOutputProjection)
+    return is_linear and layer.bias is not None and not any(hooks)
 
 
 def can_compile() -> bool:
