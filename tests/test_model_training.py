@@ -250,6 +250,29 @@ def test_exports_with_any_batch_size_and_length(case, left_to_right):
     assert_same(tensors(exported.module()(**other)), tensors(model(**other)), TOLERANCE)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("multi_label", "regression")])
+def test_the_older_onnx_exporter_writes_a_graph_for_any_batch_size_and_length(case, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model, file = make(case, num_hidden_layers=1), tmp_path / "model.onnx"
+    inputs, other = (batch(case, size=size, length=size + 6, labels=False) for size in (2, 4))
+    names = ["input_ids", "attention_mask"]
+    axes = {0: "batch", inputs["input_ids"].dim() - 1: "length"}
+    torch.onnx.export(
+        model,
+        tuple(inputs[name] for name in names),
+        file,
+        input_names=names,
+        dynamic_axes=dict.fromkeys(names, axes),
+        opset_version=17,
+        dynamo=False,
+    )
+    session = runtime.InferenceSession(file)
+    found = session.run(None, {name: other[name].numpy() for name in names})
+    expected = model(**{name: other[name] for name in names}).to_tuple()
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(mine), theirs.detach(), atol=TOLERANCE, rtol=0)
+
+
 # ---------------------------------------------------------------------------------------------------- initialisation
 
 

@@ -207,7 +207,9 @@ class HFBertSelfAttention(nn.Module):
 
     def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden size) → (batch, heads, length, head size)."""
-        return projected.unflatten(-1, (self.config.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+        # A view and not unflatten, whose other sizes the older ONNX exporter takes for constants.
+        heads = (self.config.num_attention_heads, self.attention_head_size)
+        return projected.view(*projected.shape[:-1], *heads).transpose(1, 2)
 
 
 def _read(hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
