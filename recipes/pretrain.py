@@ -33,7 +33,13 @@ from hfbert_scratch.environment import hardware
 from hfbert_scratch.errors import InputError, command_line, one_line
 from hfbert_scratch.plots import draw_curves
 from hfbert_scratch.pretrained import check_fits, check_memory, open_model
-from hfbert_scratch.pretraining import PairSettings, Phase, PretrainingBatches, PretrainingEvaluation
+from hfbert_scratch.pretraining import (
+    PairSettings,
+    Phase,
+    PretrainingBatches,
+    PretrainingEvaluation,
+    loss_without_logits,
+)
 from hfbert_scratch.run import Run, TrainingArguments
 from hfbert_scratch.throughput import clock, model_flops_per_token
 from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -257,6 +263,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         evaluate=evaluate,
         save_extra=save_extra,
         flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
+        forward=loss_without_logits,
     )
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
     past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)

@@ -425,11 +425,11 @@ def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, m
     """As on a GPU: packed, in bfloat16, through Accelerate's wrapping, with the modules and the operator of GPUs."""
     torch._dynamo.reset()
     counters.clear()
-    shapes, forward = set(), training.model_outputs
+    shapes, moved = set(), training.on_device
 
-    def watched(model, inputs, totals):
+    def watched(inputs, device):
         shapes.add(inputs["input_ids"].shape)
-        return forward(model, inputs, totals)
+        return moved(inputs, device)
 
     def compiled(model, **options):
         gpu.train_on_gpu(model)
@@ -439,7 +439,7 @@ def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, m
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: whole(self, backend="aot_eager"))
     monkeypatch.setattr(training, "compile_layers", compiled)
     monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda device, dtype, size: dtype == torch.bfloat16)
-    monkeypatch.setattr(training.train, "__kwdefaults__", training.train.__kwdefaults__ | {"forward": watched})
+    monkeypatch.setattr(training, "on_device", watched)
     changes = {"precision": "bfloat16", "packing": "true", "compile": compile, "max_steps": 3, "hidden_size": 64}
     changes |= {"short_seq_prob": 0.9, "micro_batch_size": 2, "num_hidden_layers": 2}  # rows of many lengths
     assert run(tmp_path / "run", **changes) == 0

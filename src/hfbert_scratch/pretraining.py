@@ -146,6 +146,11 @@ class PretrainingBatches:
         )
 
 
+def loss_without_logits(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
+    """Return a pretraining model's outputs without the logits, which training does not read."""
+    return model(**inputs, **totals, skip_logits=True)
+
+
 def packed_multiple(rows: int, max_seq_length: int) -> int:
     """What a packed row's tokens are rounded up to a multiple of, where its shapes should be few: 1/32 of the padded
     batch's. Half of that is padding on average, and a run with many sequences in a batch sees two or three shapes.

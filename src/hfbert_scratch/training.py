@@ -150,8 +150,8 @@ def _compile(run: Run, model: nn.Module) -> None:
 
 
 def model_outputs(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
-    """The outputs of a pretraining model, without logits, its loss divided by the `totals` it is given."""
-    return model(**inputs, **totals, skip_logits=True)
+    """The outputs of a model that divides its loss by the `totals` it is given."""
+    return model(**inputs, **totals)
 
 
 def train(
@@ -174,14 +174,7 @@ def train(
     """
     arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
     meter = _Meter(run, flops_per_token)
-
-    def compute(inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
-        outputs = forward(model, on_device(inputs, run.device), totals)
-        # DDP averages over processes; the loss is already a share of the global mean.
-        accelerator.backward(outputs.loss * accelerator.num_processes)
-        return outputs
-
-    passes = RecordedPasses(compute, run.device) if run.cuda_graphs else compute
+    one_pass = _forward_and_backward(run, model, forward)
     run.stopping.catch_signals()
     model.train()
     stop = False
@@ -194,7 +187,7 @@ def train(
             last = number == len(batch.micro_batches) - 1
             torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.first + number) >> 1))
             with nullcontext() if last else accelerator.no_sync(model):
-                outputs = passes(inputs, totals)
+                outputs = one_pass(inputs, totals)
             meter.add(outputs)
         gradient_norm = whole(accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm))
         optimizer.step()
@@ -219,6 +212,20 @@ def train(
     if stop:
         run.say(f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there")
     return is_finished(run)
+
+
+def _forward_and_backward(
+    run: Run, model: nn.Module, forward: Callable[[nn.Module, dict[str, Any], dict[str, torch.Tensor]], Any]
+) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]:
+    """Return what runs the two passes of a micro-batch, given its inputs and totals, and returns the outputs."""
+
+    def compute(inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
+        outputs = forward(model, on_device(inputs, run.device), totals)
+        # DDP averages over processes; the loss is already a share of the global mean.
+        run.accelerator.backward(outputs.loss * run.accelerator.num_processes)
+        return outputs
+
+    return RecordedPasses(compute, run.device) if run.cuda_graphs else compute
 
 
 def is_finished(run: Run) -> bool:
