@@ -387,6 +387,8 @@ def train_tagger(
     """
     shape = ("feature_size", "layers", "weighted", "lstm_size", "lstm_layers", "dropout", "id2label")
     settings = {"features": data.identity, "tagger": {name: getattr(config, name) for name in shape}}
+    # A BiLSTM over padded words: none of what suits BERT on a GPU.
+    arguments = dataclasses.replace(arguments, packing="false", compile="false", cuda_graphs="false")
     with Run(arguments, settings, last=last) as run:
         finished = run.directory / "results.json"
         if finished.is_file():
