@@ -9,6 +9,7 @@ GPU; whole pretrainings and several GPUs are on paper alone.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ def budget_table() -> str:
         columns += [(f"{case.replace('x', '×')} before", before), ("now", now)]
     parts = list(columns[0][1]["kernel_milliseconds"])
     rows = [[part, *(f"{result['kernel_milliseconds'][part]:.1f}" for _, result in columns)] for part in parts]
-    sums = [sum(result["kernel_milliseconds"].values()) for _, result in columns]
+    sums = [math.fsum(result["kernel_milliseconds"].values()) for _, result in columns]
     rows.append(["all kernels", *(f"{value:.1f}" for value in sums)])
     rows.append(["launches", *(str(result["launches"]) for _, result in columns)])
     rows.append(["the step", *(f"{result['milliseconds']:.1f}" for _, result in columns)])

@@ -297,7 +297,7 @@ before = set(sys.modules)
 import hfbert_scratch
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 heavy = ("datasets", "evaluate", "matplotlib", "pyarrow", "seqeval", "sklearn", "tensorboard")
-print(*[name for name in heavy if name in sys.modules])
+print(*[name for name in heavy if name in set(sys.modules) - before])
 """
     added, heavy = fresh_process(program, tmp_path, without_package=False).stdout.splitlines()
     assert added == "hfbert_scratch"
