@@ -408,6 +408,17 @@ def test_what_auto_came_to_is_kept_when_a_run_goes_on(run, tmp_path, capsys):
     assert "compile is some; it must be one of auto, layers, true, false" in capsys.readouterr().err
 
 
+def test_a_run_that_recorded_its_passes_goes_on_where_none_can_be(run, tmp_path, monkeypatch):
+    """Recording changes no number: several GPUs, or a CPU, may continue what one GPU began."""
+    with monkeypatch.context() as gpu_like:
+        gpu_like.setattr(training, "RecordedPasses", lambda compute, device: compute)
+        gpu_like.setattr(training, "_check_cuda_graphs", lambda run: None)
+        assert run(tmp_path / "run", max_steps=6, cuda_graphs="true", max_time=1e-9) == 75
+    assert run(tmp_path / "run", max_steps=6) == 0
+    assert run(tmp_path / "whole", max_steps=6) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypatch):
     """With a clock that moves a second whenever it is read, and 30 seconds: the rate falls to 0, the run is done."""
     ticks = itertools.count()

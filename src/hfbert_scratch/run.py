@@ -235,9 +235,11 @@ class Run:
         state = read_json(checkpoint / "training_state.json", "checkpoint")
         # An argument that came later than the run has the default that is what was done before.
         defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
-        defaults |= {"packing": False, "compile": False, "cuda_graphs": False}
+        defaults |= {"packing": False, "compile": False}
         since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
-        _compare_settings(checkpoint, since | state["settings"], self.settings)
+        # Recording changes no number, so a run may go on where it is not possible.
+        free = {"cuda_graphs": self.settings["cuda_graphs"]}
+        _compare_settings(checkpoint, since | state["settings"] | free, self.settings)
         load_model(model, checkpoint / "model.safetensors")
         self.progress = Progress(**state["progress"])
         self.stopping.seconds_before = self.progress.elapsed
@@ -352,7 +354,7 @@ class Run:
             return {}
 
     def _choose_ways(self, recorded: dict[str, Any]) -> None:
-        """Settle `packing`, `compile` and `cuda_graphs`; a run that goes on keeps what it began with."""
+        """Settle `packing`, `compile` and `cuda_graphs`; a run that goes on keeps the first two as it began with."""
         self.packing: bool = _SWITCH[self.arguments.packing]
         self.compile: bool | str = _COMPILE[self.arguments.compile]
         self.cuda_graphs: bool = _SWITCH[self.arguments.cuda_graphs]
@@ -364,8 +366,7 @@ class Run:
             self.compile = recorded.get("compile", False) if recorded else best
         if self.cuda_graphs is None:
             alone = self.accelerator.num_processes == 1 and not self.arguments.gradient_checkpointing
-            best = has_kernel and self.packing and alone
-            self.cuda_graphs = recorded.get("cuda_graphs", False) if recorded else best
+            self.cuda_graphs = has_kernel and self.packing and alone
 
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}

@@ -84,10 +84,11 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     """
     arguments = run.arguments
     attention = arguments.attention
-    if run.packing and model.config.model_type != HFBertConfig.model_type:
+    is_ours = model.config.model_type == HFBertConfig.model_type
+    if run.packing and not is_ours:
         raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
     _check_cuda_graphs(run)
-    if run.device.type == "cuda" and run.precision == "bf16":
+    if run.device.type == "cuda" and run.precision == "bf16" and is_ours:
         train_on_gpu(model)
     _compile(run, model)
     if attention == "auto":
