@@ -3,7 +3,7 @@
     python benchmarks/gpu_report.py runs/gpu     # a folder with results.json and profile.txt
     python benchmarks/gpu_report.py              # only writes the table again
 
-A case that was measured again replaces its older figures; others stay, each with its date, card and versions.
+Figures stand by card; a case that was measured again replaces its older figures, each with its date and versions.
 """
 
 import json
@@ -67,40 +67,45 @@ def add(folder: Path) -> None:
     if not isinstance(found, dict) or "parts" not in found:
         raise InputError(f"{folder / 'results.json'} is not what benchmarks/gpu_run.py writes")
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    about = {name: found[name] for name in ("date", "hardware", "versions")}
+    card = known.setdefault(found["hardware"], {})
+    about = {name: found[name] for name in ("date", "versions")}
     profiles = kernels_by_part(folder / "profile.txt")
     for line in found.get("matrix", []):
         if "tokens_per_second" in line:
-            measured = {name: value for name, value in line.items() if name not in ("case", "at", "device")}
-            known[line["case"]] = measured | profiles.get(line["case"], {}) | about
+            hidden = ("case", "at", "device", *(("peak_gib",) if "graphs" in line["case"] else ()))
+            measured = {name: value for name, value in line.items() if name not in hidden}
+            card[line["case"]] = measured | profiles.get(line["case"], {}) | about
     for section in ("micro", "inference", "pretraining"):
         if section in found:
-            known[section] = found[section] | about
+            card[section] = found[section] | about
     write_json(RESULTS, known)
 
 
 def table() -> str:
-    """Return the table in Markdown."""
-    known = read_json(RESULTS, "GPU figures")
-    lines = [
-        "| step | ways | real tokens/s | MFU | ms | against stock | of the goal | card, date |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for case, result in sorted(known.items(), reverse=True):
-        if "tokens_per_second" not in result:
-            continue
-        size, shape, side, *ways = case.split()
-        rate = result["tokens_per_second"]
-        goal = H200_GOALS.get((size, int(shape.split("x")[1]))) if "H200" in result["hardware"] else None
-        stock = known.get(f"{size} {shape} stock padded", {}).get("tokens_per_second")
-        against = f"{rate / stock:.2f}" if stock and side != "stock" else ""
-        share = f"{100 * rate / goal:.0f} %" if goal and side == "ours" else ""
-        mfu = f"{100 * result['mfu']:.1f} %" if "mfu" in result else ""
-        lines.append(
-            f"| {size} {shape.replace('x', '×')} | {side}: {', '.join(ways)} | {rate:,} | {mfu} | "
-            f"{result['milliseconds']:.1f} | {against} | {share} | {result['hardware']}, {result['date']} |"
-        )
-    return "\n".join(lines) + "\n"
+    """Return the table in Markdown: a line for each card and shape, stock beside the fastest of our ways."""
+    rows = []
+    for card, known in sorted(read_json(RESULTS, "GPU figures").items()):
+        cases = {tuple(case.split(maxsplit=3)): value for case, value in known.items() if "tokens_per_second" in value}
+        for size, shape, side, way in cases:
+            if side != "ours" or way != fastest_way(cases, size, shape):
+                continue
+            ours, rate = cases[size, shape, side, way], cases[size, shape, side, way]["tokens_per_second"]
+            stock = cases.get((size, shape, "stock", "padded"), {}).get("tokens_per_second")
+            goal = H200_GOALS.get((size, int(shape.split("x")[1]))) if "H200" in card else None
+            rows.append(
+                f"| {card.removeprefix('NVIDIA ')} | {size} {shape.replace('x', '×')} | {way.replace(' ', ', ')} "
+                f"| {rate:,} | {100 * ours['mfu']:.1f} % | {f'{stock:,}' if stock else ''} "
+                f"| {f'{rate / stock:.2f}' if stock else ''} | {f'{100 * rate / goal:.0f} %' if goal else ''} "
+                f"| {ours['date']} |"
+            )
+    head = "| card | step | our ways | real tokens/s | MFU | stock's tokens/s | ratio | of the goal | date |"
+    return "\n".join([head, "| --- " * 9 + "|", *rows]) + "\n"
+
+
+def fastest_way(cases: dict[tuple[str, ...], dict[str, Any]], size: str, shape: str) -> str:
+    """Return the way of ours that makes the most tokens a second at a size and shape."""
+    rates = {case[3]: value["tokens_per_second"] for case, value in cases.items() if case[:3] == (size, shape, "ours")}
+    return max(rates, key=rates.__getitem__)
 
 
 @command_line

@@ -52,8 +52,6 @@ class Assumed:
     nvlink: float = 450e9  # bytes/s of one GPU in one direction, NVIDIA's datasheet
     network: float = 50e9  # bytes/s of one GPU across nodes: a 400 Gbit/s adapter each
     node: int = 8  # GPUs
-    h200_bandwidth: float = 4.8e12  # bytes/s of the memory, NVIDIA's datasheets
-    h100_bandwidth: float = 3.35e12
     # Padding of rows padded to 128 and 512: original semantics on real English, as in the corpus manifest.
     padding: tuple[float, float] = (0.098, 0.32)
 
@@ -225,18 +223,20 @@ def corpus_table(gigabytes: float = 100.0, cores: int = 16) -> str:
 
 
 def budget_table() -> str:
-    """Return milliseconds of a step's kernels by part on an H200, and the rate to expect of an H100.
+    """Return milliseconds of a step's kernels by part, on an H200 and on an H100.
 
     Measured with PyTorch's profiler (benchmarks/results_gpu.json). "before": compiled layers with PyTorch's dropout,
-    GELU and attention. A step is its kernels and the gaps between them. For an H100, whose tensor cores are the same,
-    the parts that move memory are scaled by the two cards' bandwidths.
+    GELU and attention, on the H200. A step is its kernels and the gaps between them.
     """
-    known = json.loads(GPU_RESULTS.read_text(encoding="utf-8"))
+    cards = json.loads(GPU_RESULTS.read_text(encoding="utf-8"))
+    h200, h100 = cards["NVIDIA H200"], cards["NVIDIA H100 80GB HBM3"]
     columns: list[tuple[str, dict]] = []
     for case in ("base 256x128", "base 64x512", "large 256x128", "large 64x512"):
-        now = next(known[key] for way in ("layers graphs", "layers") if (key := f"{case} ours packed {way}") in known)
-        before = known["before"][f"{case} ours packed layers"]
-        columns += [(f"{case.replace('x', '×')} before", before), ("now", now)]
+        keys = [f"{case} ours packed {way}" for way in ("layers graphs", "layers")]
+        columns.append((f"{case.replace('x', '×')} before", h200["before"][keys[1]]))
+        columns += [
+            (name, next(card[key] for key in keys if key in card)) for name, card in (("H200", h200), ("H100", h100))
+        ]
     parts = list(columns[0][1]["kernel_milliseconds"])
     rows = [[part, *(f"{result['kernel_milliseconds'][part]:.1f}" for _, result in columns)] for part in parts]
     sums = [math.fsum(result["kernel_milliseconds"].values()) for _, result in columns]
@@ -244,13 +244,6 @@ def budget_table() -> str:
     rows.append(["launches", *(str(result["launches"]) for _, result in columns)])
     rows.append(["the step", *(f"{result['milliseconds']:.1f}" for _, result in columns)])
     rows.append(["thousand real tokens/s", *(f"{result['tokens_per_second'] / 1e3:.0f}" for _, result in columns)])
-    expected = []
-    for (_, result), kernels in zip(columns, sums, strict=True):
-        compute = sum(result["kernel_milliseconds"][part] for part in ("matrix products", "attention"))
-        slower = (kernels - compute) * (ASSUMED.h200_bandwidth / ASSUMED.h100_bandwidth - 1)
-        tokens = result["tokens_per_second"] * result["milliseconds"]
-        expected.append(f"{tokens / (result['milliseconds'] + slower) / 1e3:.0f}")
-    rows.append(["expected of an H100", *expected])
     return table(" | ".join(["ms", *(name for name, _ in columns)]), rows)
 
 

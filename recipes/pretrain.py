@@ -174,26 +174,28 @@ def set_sinusoidal_positions(model: HFBertForPreTraining | HFBertForMaskedLM, sc
 
 
 def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, corpus: Corpus) -> dict[str, Any]:
-    """What the arguments come to, known before the first step."""
+    """Compute what follows from the arguments before the first step: sizes, totals, FLOPs, device."""
     pairs = corpus.manifest["pairs"]["train"]
     described = pairs.get(str(arguments.max_seq_length)) or next(iter(pairs.values()))
     share = min(1.0, described["mean_length"] / arguments.max_seq_length)
     tokens_per_step = arguments.batch_size * arguments.max_seq_length * share
     flops = model_flops_per_token(model.config, arguments.max_seq_length, _predicted_share(arguments))
     peak, source = run.peak
-    total = flops * tokens_per_step * arguments.max_steps
-    return {
+    totals: dict[str, Any] = {}
+    if arguments.schedule == "steps":  # a schedule by time has as many steps as the time holds
+        tokens = tokens_per_step * arguments.max_steps
+        totals = {
+            "total_tokens": round(tokens),
+            "epochs": round(tokens / max(1, corpus.manifest["splits"]["train"]["tokens"]), 2),
+            "total_flops": flops * tokens,
+            "seconds_at_peak": round(flops * tokens / peak / run.accelerator.num_processes, 1),
+        }
+    return totals | {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_per_step": round(tokens_per_step),
-        "total_tokens": round(tokens_per_step * arguments.max_steps),
-        "epochs": round(
-            tokens_per_step * arguments.max_steps / max(1, corpus.manifest["splits"]["train"]["tokens"]), 2
-        ),
         "model_flops_per_token": round(flops),
-        "total_flops": total,
         "peak_flops": peak,
         "peak_source": source,
-        "seconds_at_peak": round(total / peak / run.accelerator.num_processes, 1),
         "device": hardware(run.device),
         "precision": run.precision,
         "attention": model.config._attn_implementation,
@@ -284,14 +286,16 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
 
 def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> None:
     """Print what is about to happen."""
-    seconds = derived["seconds_at_peak"]
+    total = f"as many steps as {run.arguments.max_time:g} minutes hold"
+    peak = f"peak {derived['peak_flops'] / 1e12:.2f} TFLOP/s ({derived['peak_source']})"
+    if "total_tokens" in derived:
+        total = f"{derived['total_tokens'] / 1e6:.1f} M tokens in all = {derived['epochs']} epochs"
+        peak = f"{derived['total_flops']:.2e} FLOPs, {clock(derived['seconds_at_peak'])} at the {peak}"
     run.say(
-        f"{derived['parameters'] / 1e6:.2f} M parameters, {derived['tokens_per_step']} tokens a step, "
-        f"{derived['total_tokens'] / 1e6:.1f} M tokens in all = {derived['epochs']} epochs\n"
+        f"{derived['parameters'] / 1e6:.2f} M parameters, {derived['tokens_per_step']} tokens a step, {total}\n"
         f"{derived['device']}, {run.accelerator.num_processes} process(es), precision {run.settings['precision']}, "
         f"attention {derived['attention']}\n"
-        f"{derived['total_flops']:.2e} FLOPs, {clock(seconds)} at the peak of {derived['peak_flops'] / 1e12:.2f} "
-        f"TFLOP/s ({derived['peak_source']})\n"
+        f"{peak}\n"
         f"what token counts alone reach on the {baseline['rows']} held-out sequences: "
         f"MLM loss {baseline['loss']:.3f}, accuracy {100 * baseline['accuracy']:.1f} %"
     )

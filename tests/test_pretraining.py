@@ -428,6 +428,7 @@ def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypa
     rates = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in rates if "learning_rate" in line]
     assert record["status"] == "done" and (tmp_path / "run" / "model").is_dir()
+    assert "total_tokens" not in record["derived"]  # max_steps says nothing about them
     assert 5 <= len(rates) <= 30 and rates[-1] < 0.15 * max(rates) and rates[4:] == sorted(rates[4:], reverse=True)
     assert run(tmp_path / "refused", schedule="time") == 2
 
