@@ -15,7 +15,7 @@ Tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli, all-glue, squad squad_v2, swa
 own: custom-classification, custom-pair, custom-regression, custom-qa, custom-ner. Hyperparameters default to the
 task's.
 Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes.
-Does not support: feature-based NER (features.py), model parallelism.
+Does not support: feature-based NER (feature_based_ner.py), model parallelism.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
 checkpoint.

@@ -84,9 +84,9 @@ def command_line(recipe: str, good: SimpleNamespace, here: Path, changes: dict[s
     defaults = {
         "train_tokenizer": {"text": good.text, "vocab_size": 400},
         "build_corpus": {"text": good.text, "tokenizer": good.tokenizer, "max_seq_length": 64},
-        "static_instances": {"corpus": good.corpus, "tokenizer": good.tokenizer, "max_seq_length": 64},
-        "evaluate": {"model": good.model, "data_dir": good.data["mrpc"], "cache_dir": here / "cache"},
-        "features": {"model": good.model, "text": good.text, "layers": -1},
+        "create_pretraining_data": {"corpus": good.corpus, "tokenizer": good.tokenizer, "max_seq_length": 64},
+        "evaluate_model": {"model": good.model, "data_dir": good.data["mrpc"], "cache_dir": here / "cache"},
+        "extract_features": {"model": good.model, "text": good.text, "layers": -1},
         "feature_based_ner": {"model": good.model, "data_dir": good.data["conll2003"]},
         "convert": {"to": "stock", "model": good.model},
         "demo": {"text": good.text},
@@ -662,7 +662,7 @@ CASES |= {
     "a task without training data": (
         "finetune",
         {"task": "ax"},
-        "ax has only a test set; predict it with evaluate.py",
+        "ax has only a test set; predict it with evaluate_model.py",
     ),
     "no data directory": ("finetune", {"data_dir": Path("/nowhere")}, "--data_dir /nowhere is not a directory"),
     "a data directory of other files": (
@@ -818,52 +818,80 @@ CASES |= {
     ),
     "a cache below a file": ("finetune", {"cache_dir": below_a_file}, "the feature cache .*file/out cannot", OUTPUT),
     # -------------------------------------------------------------------------------------------- the other recipes
-    "a model of no task": ("evaluate", {}, "does not say what it was fine-tuned for; name it with --task"),
+    "a model of no task": ("evaluate_model", {}, "does not say what it was fine-tuned for; name it with --task"),
     "a model without the head": (
-        "evaluate",
+        "evaluate_model",
         {"task": "mrpc"},
         "is not fine-tuned for mrpc: .*; run finetune.py first",
     ),
-    "a question without a text": ("evaluate", {"question": "who?"}, "--question and --context are given together"),
+    "a question without a text": (
+        "evaluate_model",
+        {"question": "who?"},
+        "--question and --context are given together",
+    ),
     "a question to a classifier": (
-        "evaluate",
+        "evaluate_model",
         {"task": "mrpc", "question": "who?", "context": "me"},
         "--question needs a model fine-tuned on squad or squad_v2, not mrpc",
     ),
     "a text in Latin-1": (
-        "evaluate",
+        "evaluate_model",
         {"model": lambda here, good: qa_model(here), "question": "who?", "context": file("c.txt", b"caf\xe9")},
         r"c\.txt is not valid UTF-8",
     ),
     "task.json cut off": (
-        "evaluate",
+        "evaluate_model",
         {"model": changed("model", write("task.json", '{"task": '))},
         r"task\.json is not readable JSON",
     ),
-    "task.json a list": ("evaluate", {"model": changed("model", write("task.json", "[]"))}, r"task\.json must hold"),
+    "task.json a list": (
+        "evaluate_model",
+        {"model": changed("model", write("task.json", "[]"))},
+        r"task\.json must hold",
+    ),
     "task.json with words for numbers": (
-        "evaluate",
+        "evaluate_model",
         {"model": changed("model", write("task.json", '{"task": "mrpc", "max_seq_length": "long"}'))},
         r"task\.json: max_seq_length is 'long', but must be of type int; correct or remove it",
     ),
-    "nowhere to write": ("evaluate", {"output_dir": None}, r"--output_dir is needed \(or --question and --context\)"),
-    "a layer too many": ("features", {"layers": [3]}, "layer 3|layers"),
-    "a layer twice": ("features", {"layers": [1, 1]}, r"layers \[1, 1\] names a layer twice"),
-    "an unknown pooling": ("features", {"pooling": "sum"}, "pooling is 'sum'; it must be one of none, mean, max, cls"),
-    "no texts": ("features", {"text": file("a.txt", "")}, r"a\.txt holds no texts"),
-    "no text to encode": ("features", {"text": "/nowhere.txt"}, r"/nowhere\.txt"),
-    "features over other files": ("features", {"output_dir": filled}, "full is not empty and holds no features"),
-    "no tokens in a batch": ("features", {"batch_tokens": 0}, "batch_tokens is 0"),
-    "an encoder from a pickle": ("features", {"model": changed("model", pickled)}, "holds its weights as a pickle"),
-    "an encoder with code of its own": ("features", {"model": changed("model", own_code)}, "names code of its own"),
+    "nowhere to write": (
+        "evaluate_model",
+        {"output_dir": None},
+        r"--output_dir is needed \(or --question and --context\)",
+    ),
+    "a layer too many": ("extract_features", {"layers": [3]}, "layer 3|layers"),
+    "a layer twice": ("extract_features", {"layers": [1, 1]}, r"layers \[1, 1\] names a layer twice"),
+    "an unknown pooling": (
+        "extract_features",
+        {"pooling": "sum"},
+        "pooling is 'sum'; it must be one of none, mean, max, cls",
+    ),
+    "no texts": ("extract_features", {"text": file("a.txt", "")}, r"a\.txt holds no texts"),
+    "no text to encode": ("extract_features", {"text": "/nowhere.txt"}, r"/nowhere\.txt"),
+    "features over other files": (
+        "extract_features",
+        {"output_dir": filled},
+        "full is not empty and holds no features",
+    ),
+    "no tokens in a batch": ("extract_features", {"batch_tokens": 0}, "batch_tokens is 0"),
+    "an encoder from a pickle": (
+        "extract_features",
+        {"model": changed("model", pickled)},
+        "holds its weights as a pickle",
+    ),
+    "an encoder with code of its own": (
+        "extract_features",
+        {"model": changed("model", own_code)},
+        "names code of its own",
+    ),
     "tags of no words": ("feature_based_ner", {"task": "mrpc"}, "--task mrpc does not tag words"),
     "an unknown combination": ("feature_based_ner", {"combinations": "best"}, "unknown combination 'best'"),
     "instances over other files": (
-        "static_instances",
+        "create_pretraining_data",
         {"output_dir": filled},
         "full is not empty; name a new directory",
     ),
-    "no copy": ("static_instances", {"dupe_factor": 0}, "dupe_factor is 0; it must be at least 1"),
+    "no copy": ("create_pretraining_data", {"dupe_factor": 0}, "dupe_factor is 0; it must be at least 1"),
     "a conversion over other files": ("convert", {"output_dir": filled}, "full is not empty; name a new one"),
     "a conversion to nothing known": (
         "convert",
@@ -910,7 +938,10 @@ def test_bad_input_ends_in_one_sentence_and_leaves_everything_as_it_was(name, go
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(RECIPES))
     line = command_line(recipe, good, tmp_path, changes)
-    if recipe in ("train_tokenizer", "pretrain", "finetune", "evaluate", "sweep") and not (tmp_path / "out").exists():
+    if (
+        recipe in ("train_tokenizer", "pretrain", "finetune", "evaluate_model", "sweep")
+        and not (tmp_path / "out").exists()
+    ):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "results.json").write_text("of an earlier run")
     before = snapshot(tmp_path)
@@ -947,7 +978,10 @@ def test_programs_say_the_same_and_run_no_code_of_a_model(good, tmp_path):
     """In processes of their own, whose input is closed: nobody can be asked whether the code may run."""
     cases = {
         "build_corpus": ({"text": file("a.txt", b"caf\xe9")}, r"a\.txt: byte 3, line 1, is not valid UTF-8"),
-        "evaluate": ({"model": changed("model", own_code), "task": "mrpc"}, "names code of its own|no tokenizer"),
+        "evaluate_model": (
+            {"model": changed("model", own_code), "task": "mrpc"},
+            "names code of its own|no tokenizer",
+        ),
     }
     running = {}
     for recipe, (changes, _) in cases.items():
@@ -981,7 +1015,7 @@ def test_a_text_too_long_for_a_file_name_is_a_text(monkeypatch, tmp_path, capsys
     context = " ".join(documents(1)[0].split()[:80])
     assert len(context) > 255
     line = command({"model": qa_model(tmp_path), "question": "who?", "context": context, "precision": "float32"})
-    assert call(monkeypatch, "evaluate", line) == 0, capsys.readouterr().err
+    assert call(monkeypatch, "evaluate_model", line) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["answer"] in context
 
 

@@ -333,9 +333,9 @@ def command(inputs, output, **changes) -> list[str]:
 
 def call(monkeypatch, options: list[str]) -> int:
     monkeypatch.syspath_prepend(str(RECIPES))
-    monkeypatch.setattr(sys, "argv", ["features.py", *options])
+    monkeypatch.setattr(sys, "argv", ["extract_features.py", *options])
     try:
-        importlib.import_module("features").main()
+        importlib.import_module("extract_features").main()
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -430,7 +430,7 @@ def test_a_killed_run_continues_to_the_same_files(monkeypatch, capsys, inputs, t
     lines = (inputs / "texts.txt").read_text(encoding="utf-8") * 40
     (tmp_path / "texts.txt").write_text(lines, encoding="utf-8")
     changes = {"text": tmp_path / "texts.txt", "part_texts": 100, "format": "npz"}
-    recipe = [sys.executable, str(RECIPES / "features.py")]
+    recipe = [sys.executable, str(RECIPES / "extract_features.py")]
     process = subprocess.Popen([*recipe, *command(inputs, tmp_path / "killed", **changes)], env=environment())
     deadline = time.monotonic() + 60
     while not (tmp_path / "killed" / "features-00001.npz").is_file():

@@ -143,7 +143,7 @@ def test_evaluate_repeats_the_runs_scores_and_predictions(trained, data, tmp_pat
     for kind in ("mrpc", "squad_v2"):
         line = {"model": trained(kind) / "model", "data_dir": data[kind], "output_dir": tmp_path / kind}
         line |= {"precision": "float32", "cache_dir": data[kind] / "cache"}
-        assert call(monkeypatch, "evaluate", command(line)) == 0
+        assert call(monkeypatch, "evaluate_model", command(line)) == 0
         here, there = read(tmp_path / kind / "results.json"), read(trained(kind) / "results.json")
         expected = {name: value for name, value in there["scores"]["validation"].items() if name != "loss"}
         assert here["scores"]["validation"] == pytest.approx(expected, rel=1e-4)
@@ -151,7 +151,7 @@ def test_evaluate_repeats_the_runs_scores_and_predictions(trained, data, tmp_pat
             assert (tmp_path / kind / "predictions" / path.name).read_bytes() == path.read_bytes(), path.name
     line = {"model": trained("squad") / "model", "question": WORDS[3], "context": f"{WORDS[8]} {GOOD} {WORDS[9]}"}
     capsys.readouterr()
-    assert call(monkeypatch, "evaluate", command(line)) == 0
+    assert call(monkeypatch, "evaluate_model", command(line)) == 0
     assert json.loads(capsys.readouterr().out)["answer"]
 
 
@@ -180,17 +180,17 @@ def test_a_model_without_class_names_is_evaluated_as_told(trained, data, tmp_pat
     line = {"model": directory, "task": "mrpc", "data_dir": data["mrpc"], "output_dir": tmp_path / "out"}
     line |= {"precision": "float32", "cache_dir": data["mrpc"] / "cache"}
     there = read(trained("mrpc") / "results.json")["scores"]["validation"]["accuracy"]
-    assert call(monkeypatch, "evaluate", command(line)) == 0
+    assert call(monkeypatch, "evaluate_model", command(line)) == 0
     assert "LABEL_0 is not_equivalent" in (printed := capsys.readouterr().out)
     assert f"in the order equivalent not_equivalent it is {there:.3f}" in printed
     assert read(tmp_path / "out" / "results.json")["scores"]["validation"]["accuracy"] == pytest.approx(1 - there)
     named = line | {"model_classes": ["equivalent", "not_equivalent"]}
-    assert call(monkeypatch, "evaluate", command(named)) == 0
+    assert call(monkeypatch, "evaluate_model", command(named)) == 0
     results = read(tmp_path / "out" / "results.json")
     assert results["scores"]["validation"]["accuracy"] == pytest.approx(there)
     assert results["data"]["splits"].keys() == {"validation", "test"} and "equivalent" in str(results["report"])
     assert "LABEL" not in capsys.readouterr().out
-    assert call(monkeypatch, "evaluate", command(line | {"model_classes": ["equivalent"]})) == 2
+    assert call(monkeypatch, "evaluate_model", command(line | {"model_classes": ["equivalent"]})) == 2
     assert "the model has 2 classes; name each of them once" in capsys.readouterr().err
 
 
@@ -481,12 +481,14 @@ def test_bad_data_and_models_are_named(finetune, trained, data, tmp_path, monkey
     assert finetune("mrpc", tmp_path / "run", data_dir=tmp_path / "only") == 2
     assert "mrpc needs a validation split" in capsys.readouterr().err
     line = {"task": "mrpc", "model": trained("cola") / "model", "data_dir": data["mrpc"], "output_dir": tmp_path / "e"}
-    assert call(monkeypatch, "evaluate", command(line)) == 2, "CoLA's classes are not MRPC's"
+    assert call(monkeypatch, "evaluate_model", command(line)) == 2, "CoLA's classes are not MRPC's"
     assert "unacceptable, acceptable are not those of mrpc" in capsys.readouterr().err
-    assert call(monkeypatch, "evaluate", command(line | {"task": "swag", "model": trained("mrpc") / "model"})) == 2
+    assert (
+        call(monkeypatch, "evaluate_model", command(line | {"task": "swag", "model": trained("mrpc") / "model"})) == 2
+    )
     capsys.readouterr()
     line = {"model": trained("mrpc") / "model", "question": "who", "context": "me"}
-    assert call(monkeypatch, "evaluate", command(line)) == 2
+    assert call(monkeypatch, "evaluate_model", command(line)) == 2
     assert "not mrpc" in capsys.readouterr().err
 
 
@@ -523,12 +525,12 @@ def test_your_own_data_with_your_own_columns(model, tmp_path, monkeypatch):
         "cache_dir": tmp_path / "cache",
     }
     # As a script, in whose directory there is a file with the name of a library.
-    code, printed = finish(start("evaluate", command(shown)))
+    code, printed = finish(start("evaluate_model", command(shown)))
     assert code == 0, printed
     assert read(tmp_path / "scored" / "results.json")["scores"]["validation"]["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("name", ["finetune", "evaluate", "sweep"])
+@pytest.mark.parametrize("name", ["finetune", "evaluate_model", "sweep"])
 def test_every_recipe_explains_itself(name, monkeypatch, capsys):
     assert call(monkeypatch, name, ["--help"]) == 0
     printed = capsys.readouterr().out

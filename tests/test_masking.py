@@ -77,13 +77,12 @@ def test_positions_are_uniform_and_static_arrays_agree_with_the_labels(tokenizer
     assert len(candidates) == 61, "every position but the three special tokens"
     assert candidates.std() < 0.01
 
-    positions, weights = batch["masked_positions"], batch["masked_weights"]
-    assert positions.shape == weights.shape == (20_000, 12)
-    gathered = np.take_along_axis(batch["labels"], positions, axis=1)
-    assert ((gathered != IGNORED_LABEL) == (weights == 1)).all(), "padding points at [CLS], which has no label"
-    assert (weights.sum(axis=1) == (batch["labels"] != IGNORED_LABEL).sum(axis=1)).all()
-    assert (positions[weights == 0] == 0).all()
-    assert (np.diff(np.where(weights == 1, positions, 64 + np.arange(12)), axis=1) > 0).all(), "ascending"
+    positions = batch["masked_positions"]
+    assert positions.shape == (20_000, 12)
+    predicted = np.take_along_axis(batch["labels"], positions, axis=1) != IGNORED_LABEL
+    assert (predicted.sum(axis=1) == (batch["labels"] != IGNORED_LABEL).sum(axis=1)).all()
+    assert (positions[~predicted] == 0).all(), "padding points at [CLS], which has no label"
+    assert (np.diff(np.where(predicted, positions, 64 + np.arange(12)), axis=1) > 0).all(), "ascending"
 
 
 def test_number_to_predict_rounds_halves_to_even():

@@ -128,7 +128,7 @@ class _Tokenizer:
 def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
     inputs = make_inputs(tmp_path)
     options = ("--corpus", inputs["corpus"], "--tokenizer", inputs["tokenizer"], "--output_dir", tmp_path / "static")
-    assert call(monkeypatch, "static_instances", *options, "--max_seq_length", 64, "--dupe_factor", 2) == 0
+    assert call(monkeypatch, "create_pretraining_data", *options, "--max_seq_length", 64, "--dupe_factor", 2) == 0
     written = datasets.load_from_disk(str(tmp_path / "static"))
     tokenizer = load_tokenizer(inputs["tokenizer"])
     settings = PairSettings(seed=0)
@@ -145,11 +145,12 @@ def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
         assert {tensor.dtype for tensor in batch.values()} == {torch.long}, "as every BertForPreTraining takes them"
     assert predicted.sum(axis=1).max() == 10, "15 % of 64, rounded up"
     assert json.loads((tmp_path / "static" / "record.json").read_text())["rows"]["train"] == len(written["train"])
-    assert call(monkeypatch, "static_instances", *options) == 2, "never over something that is there"
+    assert call(monkeypatch, "create_pretraining_data", *options) == 2, "never over something that is there"
 
 
 @pytest.mark.parametrize(
-    "name", ["train_tokenizer", "build_corpus", "pretrain", "static_instances", "convert", "export", "publish", "demo"]
+    "name",
+    ["train_tokenizer", "build_corpus", "pretrain", "create_pretraining_data", "convert", "export", "publish", "demo"],
 )
 def test_every_recipe_explains_itself(name, monkeypatch, capsys):
     assert call(monkeypatch, name, "--help") == 0
@@ -160,9 +161,9 @@ def test_every_recipe_explains_itself(name, monkeypatch, capsys):
 
 def test_debug_shows_where_an_error_comes_from(tmp_path, monkeypatch, capsys):
     options = ("--corpus", tmp_path / "none", "--tokenizer", tmp_path / "none", "--output_dir", tmp_path / "o")
-    assert call(monkeypatch, "static_instances", *options) == 2
+    assert call(monkeypatch, "create_pretraining_data", *options) == 2
     assert "Traceback" not in capsys.readouterr().err
-    assert call(monkeypatch, "static_instances", *options, "--debug") == 2
+    assert call(monkeypatch, "create_pretraining_data", *options, "--debug") == 2
     assert "Traceback" in capsys.readouterr().err
 
 

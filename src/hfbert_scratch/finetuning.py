@@ -221,7 +221,9 @@ def open_task(arguments: FinetuningArguments) -> TaskData:
     """The task's data with the model's tokenizer. Raises InputError if there is nothing to train or choose by."""
     task = get_task(arguments.task)
     if "train" not in task.splits:
-        raise InputError(f"{task.name} has only a test set; predict it with evaluate.py and a model trained on mnli")
+        raise InputError(
+            f"{task.name} has only a test set; predict it with evaluate_model.py and a model trained on mnli"
+        )
     check_directory(arguments.model)
     data = TaskData(task, arguments, load_tokenizer(arguments.model), arguments.feature_settings(task))
     for split in ("train", "validation"):

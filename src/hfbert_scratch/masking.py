@@ -80,10 +80,10 @@ class PretrainingCollator:
     - `input_ids` with the chosen tokens replaced, `token_type_ids`, `attention_mask`: (n, sequence_length)
     - `labels` (n, sequence_length): the original token where one is to predict, else -100
     - `masked_positions` (n, max_predictions_per_seq): where the labels are, ascending, padded with 0, the position of
-      [CLS], whose label is always -100; `masked_weights`, the same shape: 1.0 for a prediction, 0.0 for padding
+      [CLS], whose label is always -100
     - `next_sentence_label` as given
 
-    With `left_to_right` nothing is replaced, every label is the next token and the two masked_… arrays are absent.
+    With `left_to_right` nothing is replaced, every label is the next token and `masked_positions` is absent.
     """
 
     def __init__(self, tokenizer: Any, masking: Masking, seed: int, left_to_right: bool = False):
@@ -155,7 +155,6 @@ class PretrainingCollator:
             "input_ids": masked_ids,
             "labels": labels,
             "masked_positions": positions,
-            "masked_weights": valid.astype(np.float32),
         }
 
     def _choose_words(

@@ -168,10 +168,7 @@ def collate(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The model's inputs for `instances`, and the rows' lengths."""
     rows = pairs.assemble(instances) | {"epoch": instances.epoch, "index": instances.index}
-    batch = collator(rows)
-    # The labels say the same: -100 wherever masked_positions is padding.
-    batch.pop("masked_weights", None)
-    return batch, rows["lengths"]
+    return collator(rows), rows["lengths"]
 
 
 class PretrainingEvaluation:

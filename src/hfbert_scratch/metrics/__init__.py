@@ -5,18 +5,13 @@ Each `<name>/<name>.py` can also be loaded by its path: `evaluate.load(".../metr
 
 import importlib
 import os
-import sys
 import tempfile
 from pathlib import Path
 
+import evaluate
+
 from ..errors import InputError
 
-
-# A script's own directory comes first on the path, and recipes/ has an evaluate.py, which must not hide the library.
-_path = sys.path[:]
-sys.path[:] = [entry for entry in sys.path if not (Path(entry) / "evaluate.py").is_file()]
-evaluate = importlib.import_module("evaluate")
-sys.path[:] = _path
 
 METRICS = {"glue": "Glue", "squad": "Squad", "squad_v2": "SquadV2", "ner": "Ner"}
 

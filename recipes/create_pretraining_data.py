@@ -1,6 +1,6 @@
 """Write pretraining data the way the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
 
-    python recipes/static_instances.py --corpus runs/corpus --tokenizer runs/tokenizer --output_dir runs/static
+    python recipes/create_pretraining_data.py --corpus runs/corpus --tokenizer runs/tokenizer --output_dir runs/static
 
 leaves a directory that `datasets.load_from_disk` opens, with the columns any BertForPreTraining takes, for training
 with other people's loops (transformers' Trainer with its default collator, for one). pretrain.py does not need it: it

@@ -1,6 +1,6 @@
 """Feature vectors of the texts in a file: from any layers of any encoder, per token or pooled (paper, section 5.3).
 
-    python recipes/features.py --model runs/pretrain/model --text sentences.txt --output_dir runs/features \\
+    python recipes/extract_features.py --model runs/pretrain/model --text sentences.txt --output_dir runs/features \\
         --layers -1 -2 -3 -4 --format jsonl
 
 --text: plain text with one text a line, " ||| " between the two texts of a pair; or .jsonl or .parquet with a column
@@ -50,7 +50,7 @@ class FeatureArguments:
     max_seq_length: int | None = argument(None, help="longer texts are cut; default: at what the model takes")
     precision: str = argument("float32", help="float32, bfloat16, or auto: the faster, timed on CPUs")
     batch_tokens: int | None = argument(
-        None, help="tokens in a forward pass, padding included; default: 512 on a CPU, 16384 on a GPU"
+        None, help="tokens in a forward pass, padding included; default: 2048 on a CPU, 16384 on a GPU"
     )
     part_texts: int = argument(1000, help="texts in a file")
     log_every: float = argument(10.0, help="seconds between progress lines")
