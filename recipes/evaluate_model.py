@@ -2,7 +2,7 @@
 
     python recipes/evaluate_model.py --model runs/mrpc/model --data_dir data/mrpc --output_dir runs/mrpc/test
     python recipes/evaluate_model.py --task sst2 --model textattack/bert-base-uncased-SST-2 --output_dir runs/sst2
-    python recipes/evaluate_model.py --model runs/squad/model --question "Who wrote it?" --context "It was written by Ada."
+    python recipes/evaluate_model.py --model runs/squad/model --question "Who wrote it?" --context "Ada wrote it."
 
 Every split but train is predicted, and scored where it has labels, also class by class: output_dir gets results.json
 and predictions/. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order: --model_classes.
