@@ -17,12 +17,12 @@ from harness import compare, record
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import command_line
+from hfbert_scratch.corpus.segment_pairs import Documents
+from hfbert_scratch.corpus.shard_writing import write_documents
 from hfbert_scratch.pretraining import PairSettings, collate
-from hfbert_scratch.segment_pairs import Documents
-from hfbert_scratch.shard_writing import write_documents
-from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer
+from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import command_line
 
 
 @dataclass(kw_only=True)

@@ -27,16 +27,16 @@ from transformers import (
 )
 
 from hfbert_scratch import HFBertConfig, HFBertForSequenceClassification
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.environment import fastest_attention, keep_freed_memory
-from hfbert_scratch.errors import command_line
+from hfbert_scratch.evaluation import TaskData, call_model, task_loss
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches
-from hfbert_scratch.onednn import train_with_onednn
-from hfbert_scratch.optimization import create_optimizer
-from hfbert_scratch.prediction import TaskData, call_model, task_loss
+from hfbert_scratch.model.onednn import train_with_onednn
 from hfbert_scratch.tasks import get_task
-from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, load_tokenizer
-from hfbert_scratch.training import on_device
+from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, load_tokenizer
+from hfbert_scratch.training.loop import on_device
+from hfbert_scratch.training.optimizers import create_optimizer
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import fastest_attention, keep_freed_memory
+from hfbert_scratch.utils.errors import command_line
 
 
 VOCAB_SIZE = 30522

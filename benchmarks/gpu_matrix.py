@@ -24,11 +24,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.configuration_hfbert import SIZES
-from hfbert_scratch.cuda_graphs import RecordedPasses
-from hfbert_scratch.errors import command_line
-from hfbert_scratch.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.model.configuration_hfbert import SIZES
+from hfbert_scratch.training.cuda_graphs import RecordedPasses
+from hfbert_scratch.training.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import command_line
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import command_line
-from hfbert_scratch.gpu import random_seeds
-from hfbert_scratch.triton_attention import LONGEST, packed_attention
+from hfbert_scratch.model.gpu import random_seeds
+from hfbert_scratch.model.triton_attention import LONGEST, packed_attention
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import command_line
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

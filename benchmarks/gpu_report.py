@@ -14,8 +14,8 @@ from typing import Any
 
 from pretraining_step import H200_GOALS
 
-from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.files import read_json, write_json, write_text
+from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.files import read_json, write_json, write_text
 
 
 RESULTS = Path(__file__).parent / "results_gpu.json"

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.environment import hardware, versions
-from hfbert_scratch.errors import command_line
-from hfbert_scratch.files import write_json
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import hardware, versions
+from hfbert_scratch.utils.errors import command_line
+from hfbert_scratch.utils.files import write_json
 
 
 ROOT = Path(__file__).resolve().parents[1]

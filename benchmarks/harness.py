@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from hfbert_scratch.environment import hardware, versions
+from hfbert_scratch.utils.environment import hardware, versions
 
 
 # BENCHMARK_RESULTS names another file, such as one in a folder that is brought back from another machine.

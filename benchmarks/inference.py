@@ -20,13 +20,13 @@ from harness import compare, record
 from transformers import BertConfig, BertModel
 
 from hfbert_scratch import HFBertConfig, HFBertModel
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import command_line
-from hfbert_scratch.export import INPUTS, export
-from hfbert_scratch.features import encode
-from hfbert_scratch.inference import inference_copy
-from hfbert_scratch.throughput import model_flops_per_token, peak_flops
-from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+from hfbert_scratch.conversion.export import INPUTS, export
+from hfbert_scratch.features.encoder import encode
+from hfbert_scratch.model.inference import inference_copy
+from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+from hfbert_scratch.training.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import command_line
 
 
 BATCH_SIZE = 32

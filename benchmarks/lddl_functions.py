@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfbert_scratch.errors import InputError
+from hfbert_scratch.utils.errors import InputError
 
 
 class LDDLFunctions:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from hfbert_scratch.errors import InputError
+from hfbert_scratch.utils.errors import InputError
 
 
 class OriginalScript:

@@ -21,16 +21,16 @@ from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.environment import fastest_attention, keep_freed_memory
-from hfbert_scratch.errors import command_line
-from hfbert_scratch.gpu import compile_layers, train_on_gpu
-from hfbert_scratch.onednn import train_with_onednn
-from hfbert_scratch.optimization import create_optimizer
-from hfbert_scratch.packing import pack
+from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
+from hfbert_scratch.model.onednn import train_with_onednn
+from hfbert_scratch.model.packing import pack
 from hfbert_scratch.pretraining import packed_multiple
-from hfbert_scratch.throughput import model_flops_per_token, peak_flops
-from hfbert_scratch.training import on_device
+from hfbert_scratch.training.loop import on_device
+from hfbert_scratch.training.optimizers import create_optimizer
+from hfbert_scratch.training.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import fastest_attention, keep_freed_memory
+from hfbert_scratch.utils.errors import command_line
 
 
 # Real tokens/s in bfloat16 that one H200 should make, by size and length: 41 to 45 % of its 989 TFLOP/s. On an H100

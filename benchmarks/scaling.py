@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfbert_scratch.configuration_hfbert import HFBertConfig
-from hfbert_scratch.throughput import DATASHEET_PEAKS, model_flops_per_token
+from hfbert_scratch.model.configuration_hfbert import HFBertConfig
+from hfbert_scratch.training.throughput import DATASHEET_PEAKS, model_flops_per_token
 
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "scaling.md"

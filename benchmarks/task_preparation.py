@@ -21,12 +21,12 @@ from generated_text import TextGenerator
 from harness import record
 from one_core import compare_with_part, use_one_core
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import InputError, command_line
 from hfbert_scratch.tasks import get_task
-from hfbert_scratch.tasks.loading import DataArguments
+from hfbert_scratch.tasks.data import DataArguments
 from hfbert_scratch.tasks.task import FeatureSettings
-from hfbert_scratch.tokenization import load_tokenizer, train_wordpiece
+from hfbert_scratch.text.tokenizer import load_tokenizer, train_wordpiece
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import InputError, command_line
 
 
 # Rows of the train splits (GLUE's and SQuAD's papers), the scripts' and the paper's sequence lengths.

@@ -10,16 +10,16 @@ on each, with --num_hosts and --host_index, or under a launcher that sets WORLD_
 Supports: text of any size in bounded memory, several processes and hosts with the same result, removal of exact
 duplicates, a validation split by document, corpora without next-sentence pairs (--no_nsp).
 Does not support: near-duplicate removal, language or quality filters, sentence splitters other than the built-in one
-(pass `segmenter` to `hfbert_scratch.corpus.build_corpus`).
+(pass `segmenter` to `hfbert_scratch.corpus.build.build_corpus`).
 """
 
 import dataclasses
 import os
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.corpus import BuildArguments, build_corpus
-from hfbert_scratch.errors import command_line
-from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.corpus.build import BuildArguments, build_corpus
+from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import command_line
 
 
 @dataclasses.dataclass

@@ -18,9 +18,9 @@ from typing import Literal
 
 import transformers
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.conversion import from_stock, to_stock
-from hfbert_scratch.errors import command_line
+from hfbert_scratch.conversion.stock import from_stock, to_stock
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import command_line
 
 
 @dataclasses.dataclass

@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.corpus import Corpus
-from hfbert_scratch.environment import versions
-from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.files import write_json
+from hfbert_scratch.corpus.build import Corpus
 from hfbert_scratch.pretraining import PairSettings, write_static_instances
-from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import versions
+from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.files import write_json
 
 
 @dataclass(kw_only=True)

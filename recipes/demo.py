@@ -19,9 +19,9 @@ from pathlib import Path
 
 from demo_text import write_documents
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.files import read_json, writing
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.files import read_json, writing
 
 
 RECIPES = Path(__file__).parent

@@ -23,11 +23,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.environment import create_accelerator, fastest_attention, hardware, versions
-from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.files import write_json, writing
-from hfbert_scratch.prediction import (
+from hfbert_scratch.evaluation import (
     TaskData,
     answer,
     load_for_task,
@@ -36,10 +32,14 @@ from hfbert_scratch.prediction import (
     quietly,
     read_task_file,
 )
-from hfbert_scratch.pretrained import check_directory, check_fits
+from hfbert_scratch.model.loading import check_directory, check_fits
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task, report_lines
-from hfbert_scratch.tasks.loading import read_text
-from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.tasks.data import read_text
+from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import create_accelerator, fastest_attention, hardware, versions
+from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.files import write_json, writing
 
 
 _FROM_MODEL = "default: the model's task.json, else"

@@ -17,9 +17,9 @@ from typing import Literal
 
 import transformers
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import command_line
-from hfbert_scratch.export import export
+from hfbert_scratch.conversion.export import export
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import command_line
 
 
 @dataclasses.dataclass

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.environment import fastest_precision, hardware, versions
-from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.feature_files import FORMATS, Layout, Part, TextFile, write_parts
-from hfbert_scratch.features import POOLINGS, default_batch_tokens, encode, load_encoder, weights_hash
-from hfbert_scratch.files import read_json, write_json, writing
-from hfbert_scratch.inference import inference_copy
-from hfbert_scratch.throughput import clock
-from hfbert_scratch.tokenization import load_tokenizer, tokenizer_hash
+from hfbert_scratch.features.encoder import POOLINGS, default_batch_tokens, encode, load_encoder, weights_hash
+from hfbert_scratch.features.files import FORMATS, Layout, Part, TextFile, write_parts
+from hfbert_scratch.model.inference import inference_copy
+from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
+from hfbert_scratch.training.throughput import clock
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import fastest_precision, hardware, versions
+from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.files import read_json, write_json, writing
 
 
 @dataclass(kw_only=True)

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.feature_based import (
+from hfbert_scratch.evaluation import TaskData
+from hfbert_scratch.features.encoder import load_encoder
+from hfbert_scratch.features.tagger import (
     COMBINATIONS,
     FeatureTaggerConfig,
     TaggingData,
@@ -33,14 +33,14 @@ from hfbert_scratch.feature_based import (
     tagging_data,
     train_tagger,
 )
-from hfbert_scratch.features import load_encoder
-from hfbert_scratch.files import write_json
-from hfbert_scratch.prediction import TaskData
-from hfbert_scratch.pretrained import check_directory
-from hfbert_scratch.run import TrainingArguments
+from hfbert_scratch.model.loading import check_directory
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, NerTask, get_task
 from hfbert_scratch.tasks.labels import label_maps
-from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training.run import TrainingArguments
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.files import write_json
 
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -27,14 +27,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hfbert_scratch.arguments import parse_arguments
-from hfbert_scratch.environment import create_accelerator
-from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.files import write_json
+from hfbert_scratch.evaluation import TaskData, load_for_task, predict
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
-from hfbert_scratch.prediction import TaskData, load_for_task, predict
 from hfbert_scratch.tasks import SUBMISSION_FILES, get_task, glue_average, glue_leaderboard_score, write_submission
-from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.utils.arguments import parse_arguments
+from hfbert_scratch.utils.environment import create_accelerator
+from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.files import write_json
 
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again

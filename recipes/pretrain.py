@@ -27,12 +27,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.corpus import Corpus
-from hfbert_scratch.environment import hardware
-from hfbert_scratch.errors import InputError, command_line, one_line
-from hfbert_scratch.plots import draw_curves
-from hfbert_scratch.pretrained import check_fits, check_memory, open_model
+from hfbert_scratch.corpus.build import Corpus
+from hfbert_scratch.model.loading import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import (
     PairSettings,
     Phase,
@@ -40,10 +36,14 @@ from hfbert_scratch.pretraining import (
     PretrainingEvaluation,
     loss_without_logits,
 )
-from hfbert_scratch.run import Run, TrainingArguments
-from hfbert_scratch.throughput import clock, model_flops_per_token
-from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
-from hfbert_scratch.training import prepare, train
+from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
+from hfbert_scratch.training.loop import prepare, train
+from hfbert_scratch.training.run import Run, TrainingArguments
+from hfbert_scratch.training.throughput import clock, model_flops_per_token
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import hardware
+from hfbert_scratch.utils.errors import InputError, command_line, one_line
+from hfbert_scratch.utils.plots import draw_curves
 
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -15,9 +15,9 @@ Does not support: sweeps (publish the run of a trial), runs that leave no model.
 import dataclasses
 from pathlib import Path
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import InputError, command_line
-from hfbert_scratch.publishing import Publication, build_card, build_repository, eval_results, open_run, push
+from hfbert_scratch.publishing.card import Publication, build_card, build_repository, eval_results, open_run, push
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import InputError, command_line
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import CheckpointError, DivergenceError, InputError, command_line
-from hfbert_scratch.files import read_json, write_json, writing
+from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
-from hfbert_scratch.plots import draw_sweep
-from hfbert_scratch.prediction import TaskData, majority_baseline
 from hfbert_scratch.tasks import SquadTask, Task
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import CheckpointError, DivergenceError, InputError, command_line
+from hfbert_scratch.utils.files import read_json, write_json, writing
+from hfbert_scratch.utils.plots import draw_sweep
 
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again

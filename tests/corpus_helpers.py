@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hfbert_scratch.corpus import BuildArguments, Corpus, build_corpus
-from hfbert_scratch.segment_pairs import Documents
-from hfbert_scratch.shard_writing import write_documents
-from hfbert_scratch.tokenization import train_wordpiece
+from hfbert_scratch.corpus.build import BuildArguments, Corpus, build_corpus
+from hfbert_scratch.corpus.segment_pairs import Documents
+from hfbert_scratch.corpus.shard_writing import write_documents
+from hfbert_scratch.text.tokenizer import train_wordpiece
 
 
 _SYLLABLES = [consonant + vowel for consonant in "bdfklmnrst" for vowel in "aeiou"]

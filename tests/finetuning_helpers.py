@@ -14,7 +14,7 @@ from task_helpers import write_jsonl
 from training_helpers import RECIPES
 
 from hfbert_scratch import HFBertConfig, HFBertModel
-from hfbert_scratch.tokenization import save_tokenizer
+from hfbert_scratch.text.tokenizer import save_tokenizer
 
 
 WORDS = words(400)[:60]

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 import hfbert_scratch
 from hfbert_scratch import HEADS, HFBertConfig
-from hfbert_scratch.conversion import to_stock
-from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+from hfbert_scratch.conversion.stock import to_stock
+from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
 
 
 CASE_OF = {

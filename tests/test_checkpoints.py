@@ -11,9 +11,14 @@ import torch
 from helpers import disk
 from safetensors.torch import save_file
 
-from hfbert_scratch import checkpoints
-from hfbert_scratch.checkpoints import checkpoint_steps, newest_checkpoint, verify_checkpoint, write_checkpoint
-from hfbert_scratch.errors import CheckpointError, OutputError
+from hfbert_scratch.training import checkpoints
+from hfbert_scratch.training.checkpoints import (
+    checkpoint_steps,
+    newest_checkpoint,
+    verify_checkpoint,
+    write_checkpoint,
+)
+from hfbert_scratch.utils.errors import CheckpointError, OutputError
 
 
 def write_files(directory):

@@ -7,7 +7,8 @@ import torch
 from helpers import TINY, tiny_config
 from transformers import BertConfig
 
-from hfbert_scratch import HEADS, SIZES, HFBertConfig, HFBertModel, configuration_hfbert
+from hfbert_scratch import HEADS, SIZES, HFBertConfig, HFBertModel
+from hfbert_scratch.model import configuration_hfbert
 
 
 # field values → what the message must name

@@ -16,10 +16,11 @@ from helpers import CASES, TINY, TRAVELLING, batch, make
 from safetensors.torch import load_file, save_file
 
 import hfbert_scratch
-from hfbert_scratch import conversion, tensorflow_checkpoint
-from hfbert_scratch.conversion import from_stock, to_stock
-from hfbert_scratch.errors import InputError, OutputError
-from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+from hfbert_scratch.conversion import stock as conversion
+from hfbert_scratch.conversion import tensorflow as tensorflow_checkpoint
+from hfbert_scratch.conversion.stock import from_stock, to_stock
+from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+from hfbert_scratch.utils.errors import InputError, OutputError
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "convert.py"

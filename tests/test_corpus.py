@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from corpus_helpers import FailingSegmenter, build, documents, small_tokenizer, write_text
 
-from hfbert_scratch import shard_forming, shard_writing
-from hfbert_scratch.corpus import BuildArguments, Corpus, build_corpus
-from hfbert_scratch.errors import InputError, OutputError
-from hfbert_scratch.segment_pairs import SegmentPairs
-from hfbert_scratch.sentences import split_sentences
-from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer, train_wordpiece
+from hfbert_scratch.corpus import shard_forming, shard_writing
+from hfbert_scratch.corpus.build import BuildArguments, Corpus, build_corpus
+from hfbert_scratch.corpus.segment_pairs import SegmentPairs
+from hfbert_scratch.text.sentences import split_sentences
+from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer, train_wordpiece
+from hfbert_scratch.utils.errors import InputError, OutputError
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "build_corpus.py"

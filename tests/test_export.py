@@ -15,10 +15,10 @@ from corpus_helpers import documents
 from helpers import CASES, batch, make
 from safetensors.torch import load_file, save_file
 
-from hfbert_scratch.conversion import from_stock
-from hfbert_scratch.errors import InputError
-from hfbert_scratch.export import FORMATS, export
-from hfbert_scratch.tokenization import save_tokenizer, train_wordpiece
+from hfbert_scratch.conversion.export import FORMATS, export
+from hfbert_scratch.conversion.stock import from_stock
+from hfbert_scratch.text.tokenizer import save_tokenizer, train_wordpiece
+from hfbert_scratch.utils.errors import InputError
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -17,9 +17,9 @@ from helpers import make
 from task_helpers import write_jsonl
 from training_helpers import RECIPES
 
-from hfbert_scratch import feature_based
-from hfbert_scratch.errors import InputError, OutputError
-from hfbert_scratch.feature_based import (
+from hfbert_scratch.features import tagger as feature_based
+from hfbert_scratch.features.encoder import encode
+from hfbert_scratch.features.tagger import (
     COMBINATIONS,
     FeatureTagger,
     FeatureTaggerConfig,
@@ -32,10 +32,10 @@ from hfbert_scratch.feature_based import (
     tagging_data,
     train_tagger,
 )
-from hfbert_scratch.features import encode
-from hfbert_scratch.run import TrainingArguments
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
-from hfbert_scratch.tokenization import save_tokenizer
+from hfbert_scratch.text.tokenizer import save_tokenizer
+from hfbert_scratch.training.run import TrainingArguments
+from hfbert_scratch.utils.errors import InputError, OutputError
 
 
 LAYERS = 4

@@ -20,12 +20,12 @@ from corpus_helpers import documents, small_tokenizer
 from helpers import TINY, make, pair
 from training_helpers import RECIPES, environment
 
-from hfbert_scratch.errors import InputError, OutputError
-from hfbert_scratch.feature_files import FORMATS, TextFile
-from hfbert_scratch.features import Row, encode, encode_rows, load_encoder, weights_hash
-from hfbert_scratch.inference import inference_copy
-from hfbert_scratch.onednn import PackedLinear, has_onednn
-from hfbert_scratch.tokenization import save_tokenizer
+from hfbert_scratch.features.encoder import Row, encode, encode_rows, load_encoder, weights_hash
+from hfbert_scratch.features.files import FORMATS, TextFile
+from hfbert_scratch.model.inference import inference_copy
+from hfbert_scratch.model.onednn import PackedLinear, has_onednn
+from hfbert_scratch.text.tokenizer import save_tokenizer
+from hfbert_scratch.utils.errors import InputError, OutputError
 
 
 LIMIT = TINY["max_position_embeddings"]
@@ -403,7 +403,7 @@ def test_pooled_vectors_in_the_three_formats(monkeypatch, inputs, models, tokeni
 def test_a_part_that_failed_leaves_the_earlier_ones_and_continuing_gives_the_same_bytes(
     monkeypatch, capsys, inputs, tmp_path, format
 ):
-    from hfbert_scratch import feature_files
+    from hfbert_scratch.features import files as feature_files
 
     assert call(monkeypatch, command(inputs, tmp_path / "whole", format=format)) == 0
     writer = feature_files._WRITERS[format]

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from task_helpers import write_jsonl
 from training_helpers import RECIPES, environment, read_losses
 
-from hfbert_scratch.arguments import parse_arguments
-from hfbert_scratch.environment import create_accelerator
+from hfbert_scratch.evaluation import Examples, TaskData, answer, call_model, load_for_task, run_model, task_loss
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches, fine_tune
-from hfbert_scratch.optimization import create_optimizer
-from hfbert_scratch.prediction import Examples, TaskData, answer, call_model, load_for_task, run_model, task_loss
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
-from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training.optimizers import create_optimizer
+from hfbert_scratch.utils.arguments import parse_arguments
+from hfbert_scratch.utils.environment import create_accelerator
 
 
 KINDS = ("cola", "mrpc", "stsb", "swag", "conll2003", "squad", "squad_v2")

@@ -21,13 +21,13 @@ from finetuning_helpers import make_model, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfbert_scratch.arguments import argument, parse_arguments
-from hfbert_scratch.errors import HFBertError
-from hfbert_scratch.feature_files import TextFile
-from hfbert_scratch.pretrained import check_directory
+from hfbert_scratch.features.files import TextFile
+from hfbert_scratch.model.loading import check_directory
 from hfbert_scratch.tasks import DataArguments, get_task
-from hfbert_scratch.text_sources import find_sources, read_documents
-from hfbert_scratch.tokenization import load_tokenizer, save_tokenizer
+from hfbert_scratch.text.readers import find_sources, read_documents
+from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer
+from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.errors import HFBertError
 
 
 INPUTS = int(os.environ.get("HYPOTHESIS_INPUTS", "100"))

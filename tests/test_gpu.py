@@ -10,13 +10,13 @@ from torch._dynamo.utils import counters
 from training_helpers import arguments, make_inputs, pretrain_here, read_losses
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
-from hfbert_scratch.cuda_graphs import RecordedPasses
-from hfbert_scratch.gpu import compile_layers, train_on_gpu
-from hfbert_scratch.modeling_hfbert import UNPADDED
-from hfbert_scratch.optimization import create_optimizer
-from hfbert_scratch.packing import pack
-from hfbert_scratch.training import on_device
-from hfbert_scratch.triton_attention import packed_attention
+from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
+from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model.triton_attention import packed_attention
+from hfbert_scratch.training.cuda_graphs import RecordedPasses
+from hfbert_scratch.training.loop import on_device
+from hfbert_scratch.training.optimizers import create_optimizer
 
 
 DEVICE = torch.device("cuda")

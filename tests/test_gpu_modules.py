@@ -25,11 +25,11 @@ from helpers import (
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hfbert_scratch import gpu, modeling_hfbert
-from hfbert_scratch.gpu import compile_layers, keep_mask, train_on_gpu
-from hfbert_scratch.modeling_hfbert import UNPADDED
-from hfbert_scratch.packing import pack
-from hfbert_scratch.triton_attention import kept_scores, packed_attention
+from hfbert_scratch.model import gpu, modeling_hfbert
+from hfbert_scratch.model.gpu import compile_layers, keep_mask, train_on_gpu
+from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model.triton_attention import kept_scores, packed_attention
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_attention_on_joint_projections(dropout):
 
 INTERPRETED = """
 import torch
-from hfbert_scratch import triton_attention as kernels
+from hfbert_scratch.model import triton_attention as kernels
 torch.manual_seed(0)
 for lengths, size, dropout in (([5, 128, 0, 64, 33], 32, 0.1), ([70, 1, 128], 64, 0.0)):
     boundaries = torch.tensor([0] + lengths).cumsum(0).int()

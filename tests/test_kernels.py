@@ -9,9 +9,10 @@ from helpers import CASES, NO_DROPOUT, PREDICTING, assert_same, batch, gradients
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from hfbert_scratch import HFBertForPreTraining, modeling_hfbert
-from hfbert_scratch.kernels_hfbert import HFBertDropout, Packing, attend_packed, summed_cross_entropy
-from hfbert_scratch.modeling_hfbert import UNPADDED
+from hfbert_scratch import HFBertForPreTraining
+from hfbert_scratch.model import modeling_hfbert
+from hfbert_scratch.model.kernels_hfbert import HFBertDropout, Packing, attend_packed, summed_cross_entropy
+from hfbert_scratch.model.modeling_hfbert import UNPADDED
 
 
 # Padding at the end, at the start, in between, none at all, and rows of one length.

@@ -15,7 +15,7 @@ from finetuning_helpers import make_data, make_model, options
 from safetensors.torch import load_file
 from training_helpers import arguments, launcher, make_inputs, read_losses, start
 
-from hfbert_scratch.checkpoints import checkpoint_steps
+from hfbert_scratch.training.checkpoints import checkpoint_steps
 
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ import pytest
 from corpus_helpers import small_tokenizer, words
 from training_helpers import RECIPES, arguments, environment, make_inputs, start
 
-from hfbert_scratch.tokenization import save_tokenizer
+from hfbert_scratch.text.tokenizer import save_tokenizer
 
 
 pytestmark = pytest.mark.slow

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from corpus_helpers import small_tokenizer
 
-from hfbert_scratch import masking
-from hfbert_scratch.errors import InputError
-from hfbert_scratch.masking import IGNORED_LABEL, Masking, PretrainingCollator, number_to_predict
+from hfbert_scratch.corpus import masking
+from hfbert_scratch.corpus.masking import IGNORED_LABEL, Masking, PretrainingCollator, number_to_predict
+from hfbert_scratch.utils.errors import InputError
 
 
 GOLDEN_POSITIONS = [9, 16, 27, 28, 40, 56, 62, 65, 66, 70, 73, 74, 89, 91, 97, 100, 123, 124, 125, 0]

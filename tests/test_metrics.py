@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hfbert_scratch.metrics
-from hfbert_scratch.errors import InputError
 from hfbert_scratch.metrics import METRICS, load_metric
 from hfbert_scratch.metrics.squad_scoring import best_threshold, normalize_answer, score_v1, score_v2
+from hfbert_scratch.utils.errors import InputError
 
 
 DIRECTORY = Path(hfbert_scratch.metrics.__file__).parent

@@ -24,8 +24,8 @@ from helpers import (
 from huggingface_hub.errors import StrictDataclassError
 
 import hfbert_scratch
-from hfbert_scratch.modeling_hfbert import UNPADDED, cross_entropy
-from hfbert_scratch.packing import pack
+from hfbert_scratch.model.modeling_hfbert import UNPADDED, cross_entropy
+from hfbert_scratch.model.packing import pack
 
 
 TOLERANCE = 1e-5

@@ -7,8 +7,8 @@ import torch
 from helpers import CASES, NO_DROPOUT, assert_same, batch, gradients, make
 from torch import nn
 
-from hfbert_scratch import onednn
-from hfbert_scratch.onednn import has_onednn, train_with_onednn
+from hfbert_scratch.model import onednn
+from hfbert_scratch.model.onednn import has_onednn, train_with_onednn
 
 
 pytestmark = pytest.mark.skipif(not has_onednn(torch.device("cpu"), torch.float32), reason="no oneDNN in this PyTorch")

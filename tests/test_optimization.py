@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from hfbert_scratch.checkpoints import load_optimizer, optimizer_tensors
-from hfbert_scratch.errors import CheckpointError, InputError
-from hfbert_scratch.optimization import LAMB, create_optimizer, linear_schedule, parameter_groups
+from hfbert_scratch.training.checkpoints import load_optimizer, optimizer_tensors
+from hfbert_scratch.training.optimizers import LAMB, create_optimizer, linear_schedule, parameter_groups
+from hfbert_scratch.utils.errors import CheckpointError, InputError
 
 
 class Small(nn.Module):

@@ -20,9 +20,9 @@ from transformers import DataCollatorWithFlattening
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hfbert_scratch import modeling_hfbert
-from hfbert_scratch.modeling_hfbert import UNPADDED
-from hfbert_scratch.packing import pack
+from hfbert_scratch.model import modeling_hfbert
+from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.packing import pack
 
 
 # On CPUs flex_attention has no backward pass. "kernel" is the operator of GPUs, with plain arithmetic as its kernel.

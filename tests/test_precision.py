@@ -6,8 +6,8 @@ import pytest
 import torch
 from training_helpers import arguments, make_inputs, pretrain_here
 
-from hfbert_scratch import environment
-from hfbert_scratch.environment import fastest_precision
+from hfbert_scratch.utils import environment
+from hfbert_scratch.utils.environment import fastest_precision
 
 
 CPU = torch.device("cpu")

@@ -23,12 +23,15 @@ from torch._dynamo.utils import counters
 from training_helpers import arguments, finish, launcher, make_inputs, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hfbert_scratch import HFBertForPreTraining, gpu, modeling_hfbert, processes, training
-from hfbert_scratch.corpus import Corpus
+from hfbert_scratch import HFBertForPreTraining
+from hfbert_scratch.corpus.build import Corpus
+from hfbert_scratch.model import gpu, modeling_hfbert
 from hfbert_scratch.pretraining import PairSettings
-from hfbert_scratch.processes import Stopping
-from hfbert_scratch.run import Run
-from hfbert_scratch.tokenization import load_tokenizer
+from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training import distributed as processes
+from hfbert_scratch.training import loop as training
+from hfbert_scratch.training.distributed import Stopping
+from hfbert_scratch.training.run import Run
 
 
 # PyTorch 2.13 draws other first weights from a seed than 2.11: its trunc_normal_ was rewritten.
@@ -212,7 +215,7 @@ def test_other_settings_are_refused_and_listed(run, tmp_path, capsys):
 def test_a_run_belongs_to_the_content_of_its_corpus_wherever_that_lies(run, inputs, tmp_path, capsys):
     from corpus_helpers import build, documents
 
-    from hfbert_scratch.tokenization import load_tokenizer
+    from hfbert_scratch.text.tokenizer import load_tokenizer
 
     assert run(tmp_path / "run") == 0
     shutil.copytree(inputs["corpus"], tmp_path / "moved")
@@ -277,7 +280,7 @@ def test_a_weight_that_is_not_finite_reaches_no_checkpoint(run, tmp_path, monkey
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_the_run_goes_on_later(run, tmp_path, monkeypatch, capsys):
-    from hfbert_scratch import run as module
+    from hfbert_scratch.training import run as module
 
     assert run(tmp_path / "whole") == 0
     save_file = module.save_file

@@ -24,7 +24,7 @@ from training_helpers import (
     start,
 )
 
-from hfbert_scratch.checkpoints import newest_checkpoint
+from hfbert_scratch.training.checkpoints import newest_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from training_helpers import arguments, make_inputs, pretrain_here
 
-from hfbert_scratch import publishing
-from hfbert_scratch.errors import InputError
-from hfbert_scratch.publishing import Publication, build_card, build_repository, carbon, eval_results, open_run
+from hfbert_scratch.publishing import card as publishing
+from hfbert_scratch.publishing.card import Publication, build_card, build_repository, carbon, eval_results, open_run
+from hfbert_scratch.utils.errors import InputError
 
 
 CARD = Path(__file__).parents[1] / "model_card.md"

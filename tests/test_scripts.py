@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from corpus_helpers import build
 
-from hfbert_scratch.errors import InputError
-from hfbert_scratch.masking import IGNORED_LABEL, Masking, PretrainingCollator, number_to_predict
-from hfbert_scratch.segment_pairs import SegmentPairs
-from hfbert_scratch.sentences import split_sentences
-from hfbert_scratch.tokenization import TextLosses, train_wordpiece
+from hfbert_scratch.corpus.masking import IGNORED_LABEL, Masking, PretrainingCollator, number_to_predict
+from hfbert_scratch.corpus.segment_pairs import SegmentPairs
+from hfbert_scratch.text.sentences import split_sentences
+from hfbert_scratch.text.tokenizer import TextLosses, train_wordpiece
+from hfbert_scratch.utils.errors import InputError
 
 
 # Script: the percentage of letters from which an uncased vocabulary strips a mark, and the sentences (between which is

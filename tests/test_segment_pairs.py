@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from corpus_helpers import numbered_documents, random_lengths
 
-from hfbert_scratch import segment_pairs
-from hfbert_scratch.errors import InputError
-from hfbert_scratch.segment_pairs import Cursor, Instances, SegmentPairs
+from hfbert_scratch.corpus import segment_pairs
+from hfbert_scratch.corpus.segment_pairs import Cursor, Instances, SegmentPairs
+from hfbert_scratch.utils.errors import InputError
 
 
 def reference_pass(sentence_lengths, max_seq_length, short_seq_prob, coin, rng):

@@ -91,7 +91,7 @@ def test_a_trial_that_diverges_or_learns_nothing_is_marked(inputs, tmp_path, mon
     table = read(tmp_path / "nothing" / "sweep.json")
     assert trial["degenerate"] == (trial["score"] <= table["majority_baseline"])
 
-    from hfbert_scratch import training
+    from hfbert_scratch.training import loop as training
 
     monkeypatch.setattr(training, "linear_schedule", lambda *arguments: float("nan"))
     changes = {"learning_rates": [1e-3], "seeds": [0]}

@@ -18,7 +18,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from task_helpers import settings, write_jsonl, write_tsv
 
-from hfbert_scratch.errors import InputError, OutputError
 from hfbert_scratch.tasks import (
     SUBMISSION_FILES,
     TASKS,
@@ -34,6 +33,7 @@ from hfbert_scratch.tasks import (
 from hfbert_scratch.tasks.labels import class_ids, class_names, model_classes
 from hfbert_scratch.tasks.notes import Notes
 from hfbert_scratch.tasks.task import token_ids, with_special_tokens
+from hfbert_scratch.utils.errors import InputError, OutputError
 
 
 @pytest.fixture(scope="module")

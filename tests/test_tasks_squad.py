@@ -11,9 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from task_helpers import settings, write_jsonl
 
-from hfbert_scratch.errors import InputError
 from hfbert_scratch.tasks import Answers, DataArguments, get_task
 from hfbert_scratch.tasks.squad_spans import answer_tokens, best_spans, max_context_windows, windows
+from hfbert_scratch.utils.errors import InputError
 
 
 TASK = get_task("squad")

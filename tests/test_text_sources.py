@@ -16,11 +16,11 @@ import regex
 import zstandard
 from corpus_helpers import document, documents, words
 
-from hfbert_scratch import text_sources
-from hfbert_scratch.errors import InputError
-from hfbert_scratch.feature_files import TextFile
-from hfbert_scratch.sentences import MAX_SENTENCE, split_sentences
-from hfbert_scratch.text_sources import ReadingCounts, find_sources, read_documents
+from hfbert_scratch.features.files import TextFile
+from hfbert_scratch.text import readers as text_sources
+from hfbert_scratch.text.readers import ReadingCounts, find_sources, read_documents
+from hfbert_scratch.text.sentences import MAX_SENTENCE, split_sentences
+from hfbert_scratch.utils.errors import InputError
 
 
 def read(path, **options):
@@ -268,7 +268,7 @@ def test_a_200_mb_line_in_bounded_memory(tmp_path):
             file.write(line)
     # Not ru_maxrss, in which this process's own memory counts for its children.
     code = (
-        "import re, sys; from hfbert_scratch.text_sources import *;"
+        "import re, sys; from hfbert_scratch.text.readers import *;"
         "n = sum(len(d) for d in read_documents(find_sources([sys.argv[1]])));"
         "print(n, *re.findall(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read()))"
     )

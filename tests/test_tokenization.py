@@ -12,9 +12,8 @@ import pytest
 from corpus_helpers import documents, small_tokenizer, write_text
 from transformers import AutoTokenizer
 
-from hfbert_scratch.errors import InputError, OutputError
-from hfbert_scratch.text_sources import find_sources, read_documents
-from hfbert_scratch.tokenization import (
+from hfbert_scratch.text.readers import find_sources, read_documents
+from hfbert_scratch.text.tokenizer import (
     SPECIAL_TOKENS,
     TextLosses,
     bert_tokenizer,
@@ -24,6 +23,7 @@ from hfbert_scratch.tokenization import (
     train_wordpiece,
     without_long_words,
 )
+from hfbert_scratch.utils.errors import InputError, OutputError
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_tokenizer.py"
@@ -82,8 +82,8 @@ def test_deterministic_across_processes(tmp_path):
     """Hash maps are seeded anew in every process; ties must not be broken by their order."""
     text = write_text(tmp_path / "t.txt", documents(150, seed=4))
     code = (
-        "import sys; from hfbert_scratch.tokenization import train_wordpiece as t;"
-        "from hfbert_scratch.text_sources import *;"
+        "import sys; from hfbert_scratch.text.tokenizer import train_wordpiece as t;"
+        "from hfbert_scratch.text.readers import *;"
         "v=t(list(read_documents(find_sources([sys.argv[1]]))),vocab_size=500).get_vocab();"
         "print(sorted(v.items(), key=lambda x: x[1]))"
     )

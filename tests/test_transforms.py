@@ -11,10 +11,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hfbert_scratch import onednn
-from hfbert_scratch.kernels_hfbert import HFBertDropout, Packing, attend_packed, summed_cross_entropy
-from hfbert_scratch.modeling_hfbert import UNPADDED
-from hfbert_scratch.onednn import has_onednn, train_with_onednn
+from hfbert_scratch.model import onednn
+from hfbert_scratch.model.kernels_hfbert import HFBertDropout, Packing, attend_packed, summed_cross_entropy
+from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.onednn import has_onednn, train_with_onednn
 
 
 # As many classes as the loss has a kernel of its own for.

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from hfbert_scratch import word_encoding
-from hfbert_scratch.tokenization import train_wordpiece
-from hfbert_scratch.word_encoding import WordEncoder, decomposes
+from hfbert_scratch.text import word_encoder as word_encoding
+from hfbert_scratch.text.tokenizer import train_wordpiece
+from hfbert_scratch.text.word_encoder import WordEncoder, decomposes
 
 
 # Characters that normalizers and pre-tokenizers treat in special ways, and some that compose with their neighbours.

@@ -12,7 +12,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from corpus_helpers import build, documents, small_tokenizer
 
-from hfbert_scratch.tokenization import save_tokenizer
+from hfbert_scratch.text.tokenizer import save_tokenizer
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -6,10 +6,10 @@ its siblings open our checkpoints.
 
 import transformers
 
-from . import modeling_hfbert
-from .configuration_hfbert import HEADS, SIZES, HFBertConfig
-from .modeling_hfbert import *  # noqa: F403
-from .peft_defaults import register_peft_defaults
+from .model import modeling_hfbert
+from .model.configuration_hfbert import HEADS, SIZES, HFBertConfig
+from .model.modeling_hfbert import *  # noqa: F403
+from .model.peft_defaults import register_peft_defaults
 
 
 __version__ = "0.1.0"

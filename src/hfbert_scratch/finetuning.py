@@ -13,14 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .arguments import argument
-from .configuration_hfbert import HFBertConfig
-from .environment import hardware, versions
-from .errors import InputError
-from .files import write_json
-from .packing import pack
-from .plots import draw_confusion_matrix, draw_finetuning_curves, draw_threshold_curve
-from .prediction import (
+from .evaluation import (
     Examples,
     TaskData,
     call_model,
@@ -31,9 +24,9 @@ from .prediction import (
     task_loss,
     write_task_file,
 )
-from .pretrained import check_directory, check_fits
-from .run import Run, TrainingArguments
-from .sharding import gathered, load_weights
+from .model.configuration_hfbert import HFBertConfig
+from .model.loading import check_directory, check_fits
+from .model.packing import pack
 from .tasks import (
     DataArguments,
     FeatureSettings,
@@ -43,8 +36,15 @@ from .tasks import (
     get_task,
     report_lines,
 )
-from .tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
-from .training import StepBatch, own_micro_batches, prepare, train
+from .text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
+from .training.fsdp import gathered, load_weights
+from .training.loop import StepBatch, own_micro_batches, prepare, train
+from .training.run import Run, TrainingArguments
+from .utils.arguments import argument
+from .utils.environment import hardware, versions
+from .utils.errors import InputError
+from .utils.files import write_json
+from .utils.plots import draw_confusion_matrix, draw_finetuning_curves, draw_threshold_curve
 
 
 # google-research/bert, run_classifier.py: warmup_proportion.

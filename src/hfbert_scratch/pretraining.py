@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .corpus import Corpus, describe_for_datasets
-from .files import writing
-from .masking import IGNORED_LABEL, Masking, PretrainingCollator
-from .packing import pack
-from .run import Progress, Run, check_divides
-from .segment_pairs import Cursor, Documents, Instances, SegmentPairs
-from .shard_writing import write_batch
-from .training import StepBatch, own_micro_batches
+from .corpus.build import Corpus, describe_for_datasets
+from .corpus.masking import IGNORED_LABEL, Masking, PretrainingCollator
+from .corpus.segment_pairs import Cursor, Documents, Instances, SegmentPairs
+from .corpus.shard_writing import write_batch
+from .model.packing import pack
+from .training.loop import StepBatch, own_micro_batches
+from .training.run import Progress, Run, check_divides
+from .utils.files import writing
 
 
 # Rows of a file of static instances: at a length of 128 and 16 bits an id, 15 MB.

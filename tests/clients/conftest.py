@@ -12,9 +12,9 @@ import torch
 from corpus_helpers import documents
 from helpers import make
 
-from hfbert_scratch.export import export
-from hfbert_scratch.features import encode
-from hfbert_scratch.tokenization import save_tokenizer, train_wordpiece
+from hfbert_scratch.conversion.export import export
+from hfbert_scratch.features.encoder import encode
+from hfbert_scratch.text.tokenizer import save_tokenizer, train_wordpiece
 
 
 # Where `make test-clients` puts the environments.

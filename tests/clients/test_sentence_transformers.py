@@ -5,7 +5,7 @@ import torch
 from corpus_helpers import words
 from datasets import Dataset
 
-from hfbert_scratch.conversion import from_stock
+from hfbert_scratch.conversion.stock import from_stock
 
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

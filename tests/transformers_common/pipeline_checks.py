@@ -11,7 +11,7 @@ import transformers
 from helpers import CASES, TINY
 
 import hfbert_scratch
-from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
 
 
 WORDS = ("the", "bank", "of", "a", "river", "is", "green", "##s", "and", "people", "walk", ",", ".", "this", "example")

@@ -25,8 +25,8 @@ import transformers
 from safetensors.torch import save_file
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
-from hfbert_scratch.conversion import to_stock
-from hfbert_scratch.tokenization import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
+from hfbert_scratch.conversion.stock import to_stock
+from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import evaluate
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 
 METRICS = {"glue": "Glue", "squad": "Squad", "squad_v2": "SquadV2", "ner": "Ner"}

@@ -10,7 +10,8 @@ task.score(raw["validation"], predictions)[task.main_metric]
 
 import difflib
 
-from ..errors import InputError
+from ..utils.errors import InputError
+from .data import DataArguments
 from .glue import (
     CUSTOM_TASKS,
     GLUE_TASKS,
@@ -20,7 +21,6 @@ from .glue import (
     glue_leaderboard_score,
     write_submission,
 )
-from .loading import DataArguments
 from .ner import NER_TASKS, NerTask
 from .notes import collect_notes
 from .squad import SQUAD_TASKS, Answers, SquadTask

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ..errors import InputError
-from .loading import read_text
+from ..utils.errors import InputError
+from .data import read_text
 from .notes import leave_out, warn
 
 

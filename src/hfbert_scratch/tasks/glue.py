@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.optimize import linear_sum_assignment
 
-from ..errors import InputError
-from ..files import writing
+from ..utils.errors import InputError
+from ..utils.files import writing
+from .data import Columns, check_single, check_strings, read_file
 from .labels import (
     are_unnamed,
     as_number,
@@ -28,7 +29,6 @@ from .labels import (
     refuse_unlabelled,
     warn_of_similar,
 )
-from .loading import Columns, check_single, check_strings, read_file
 from .notes import leave_out, warn
 from .task import (
     INPUT_FEATURES,

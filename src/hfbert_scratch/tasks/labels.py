@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import InputError
-from .loading import check_single
+from ..utils.errors import InputError
+from .data import check_single
 from .notes import warn
 
 

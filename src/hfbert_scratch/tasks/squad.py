@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import InputError
 from ..metrics.squad_scoring import best_threshold, score_v2
-from .loading import Columns, check_single, check_strings, columns_of_rows, json_rows, read_file, table_of
+from ..utils.errors import InputError
+from .data import Columns, check_single, check_strings, columns_of_rows, json_rows, read_file, table_of
 from .notes import leave_out, warn
 from .squad_files import check_answers, has_text, is_nested, locate, nested_rows, without_plausible_answers
 from .squad_spans import N_BEST_SIZE, Span, answer_tokens, best_spans, max_context_windows, windows

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 
 Rows = list[tuple[str, dict[str, Any]]]

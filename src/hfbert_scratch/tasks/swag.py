@@ -9,9 +9,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..errors import InputError
+from ..utils.errors import InputError
+from .data import Columns, check_strings
 from .labels import class_ids, refuse_unlabelled
-from .loading import Columns, check_strings
 from .notes import warn
 from .task import (
     INPUT_FEATURES,

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from ..errors import InputError
-from ..files import write_text, writing
-from ..masking import IGNORED_LABEL  # noqa: F401 - the tasks' own name for it
+from ..corpus.masking import IGNORED_LABEL  # noqa: F401 - the tasks' own name for it
 from ..metrics import load_metric
-from ..tokenization import tokenizer_hash
-from ..word_encoding import WordEncoder, decomposes
-from .loading import Columns, DataArguments, find_files, load_hub, read_file
+from ..text.tokenizer import tokenizer_hash
+from ..text.word_encoder import WordEncoder, decomposes
+from ..utils.errors import InputError
+from ..utils.files import write_text, writing
+from .data import Columns, DataArguments, find_files, load_hub, read_file
 
 
 @dataclass(frozen=True)

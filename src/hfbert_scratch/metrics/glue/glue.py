@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
-from hfbert_scratch.errors import InputError
+from hfbert_scratch.utils.errors import InputError
 
 
 def _accuracy(references, predictions):

@@ -8,7 +8,7 @@ import seqeval.scheme
 from seqeval.metrics import accuracy_score, classification_report
 from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-from hfbert_scratch.errors import InputError
+from hfbert_scratch.utils.errors import InputError
 
 
 # The last of an entity and an entity of one word, as BILOU and BMES write them; seqeval knows IOBES.

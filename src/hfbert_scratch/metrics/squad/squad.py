@@ -5,8 +5,8 @@ import warnings
 import datasets
 import evaluate
 
-from hfbert_scratch.errors import InputError
 from hfbert_scratch.metrics.squad_scoring import score_v1
+from hfbert_scratch.utils.errors import InputError
 
 
 class Squad(evaluate.Metric):

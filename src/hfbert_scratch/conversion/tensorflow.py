@@ -1,0 +1,125 @@
+"""The original's checkpoints: bert_config.json, vocab.txt and TensorFlow's bert_model.ckpt, as a stock directory.
+
+TensorFlow itself reads its format and is imported nowhere else (`pip install "hfbert-scratch[tensorflow]"`): the one
+reader without it, tensorflow-checkpoint-reader, has been untouched since February 2023 and is bound to protobuf below
+3.19, with which neither tensorboard nor onnx can be installed.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from ..utils.errors import InputError, one_line
+from ..utils.files import read_json
+
+
+CONFIG_FILE = "bert_config.json"
+_INDEX = ".index"
+# What optimizers and loss scaling leave beside the model: Adam's moments, the step.
+_NOT_THE_MODEL = re.compile(r"(^|/)(adam_[mv]|global_step|beta[12]_power|loss_scale|good_steps|lamb_[mv])$")
+# The parts of google-research/bert's variable names that are called otherwise in stock, in this order.
+_RENAMED = (
+    (re.compile(r"/layer_(\d+)/"), r"/layer/\1/"),
+    (re.compile(r"^cls/squad/output_"), "qa_outputs/"),
+    (re.compile(r"^output_(weights|bias)$"), r"classifier/\1"),
+    (re.compile(r"^cls/predictions/output_bias$"), "cls/predictions/bias"),
+    (re.compile(r"^cls/seq_relationship/output_"), "cls/seq_relationship/"),
+    (re.compile(r"^(bert/embeddings/\w+_embeddings)$"), r"\1/weight"),
+    (re.compile(r"/weights$"), "/weight"),
+)
+_OURS = re.compile(r"^(bert|cls|classifier|qa_outputs)\.")
+
+
+def is_tensorflow_checkpoint(directory: str | Path) -> bool:
+    """Whether `directory` is one of the original's and not a stock directory as well."""
+    path = Path(directory)
+    return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file() and any(path.glob(f"*{_INDEX}"))
+
+
+def write_as_stock(source: str | Path, target: Path) -> list[str]:
+    """Write the original's checkpoint `source` as a stock one into the directory `target`; returns notes.
+
+    Weights of dense layers are transposed; Adam's moments and the step are left out. The head follows from the
+    variables: pretraining, one of its two objectives, run_classifier.py's, run_squad.py's, or none.
+
+    Raises InputError if TensorFlow is not installed, or the files are damaged, several, or not the original BERT's.
+    """
+    directory = Path(source)
+    config = read_json(directory / CONFIG_FILE, "the model's configuration")
+    if not isinstance(config, dict):
+        raise InputError(f"{directory / CONFIG_FILE} must hold a JSON object, not a {type(config).__name__}")
+    tensors, unknown = {}, []
+    for variable, value in _variables(_prefix(directory)).items():
+        if _NOT_THE_MODEL.search(variable):
+            continue
+        name = stock_name(variable)
+        if not _OURS.match(name):
+            unknown.append(variable)
+            continue
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(value.T if variable.endswith("/kernel") else value))
+    if not any(name.startswith("bert.") for name in tensors):
+        raise InputError(f"{directory} holds no variables of the original BERT (bert/embeddings/word_embeddings, …)")
+    config = config | {"model_type": "bert", "architectures": [_architecture(tensors)]}
+    if "classifier.weight" in tensors:
+        labels = range(len(tensors["classifier.weight"]))
+        config |= {"id2label": {label: f"LABEL_{label}" for label in labels}}
+        config |= {"label2id": {f"LABEL_{label}": label for label in labels}}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, target / name)
+    return [f"no part of BERT, so not read: {', '.join(sorted(unknown))}"] if unknown else []
+
+
+def stock_name(variable: str) -> str:
+    """The stock name of one of the original's variables; kernels become weights, which are their transposes."""
+    name = re.sub(r"/kernel$", "/weight", variable)
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name.replace("/", ".")
+
+
+def _architecture(tensors: dict[str, Any]) -> str:
+    for part, name in (("classifier.", "BertForSequenceClassification"), ("qa_outputs.", "BertForQuestionAnswering")):
+        if any(key.startswith(part) for key in tensors):
+            return name
+    masked = any(key.startswith("cls.predictions.") for key in tensors)
+    pairs = any(key.startswith("cls.seq_relationship.") for key in tensors)
+    if masked:
+        return "BertForPreTraining" if pairs else "BertForMaskedLM"
+    return "BertForNextSentencePrediction" if pairs else "BertModel"
+
+
+def _prefix(directory: Path) -> Path:
+    """The one checkpoint's path without endings, as TensorFlow takes it."""
+    found = sorted(directory.glob(f"*{_INDEX}"))
+    if len(found) > 1:
+        names = ", ".join(path.name.removesuffix(_INDEX) for path in found)
+        raise InputError(f"{directory} holds several checkpoints ({names}); leave one, with {CONFIG_FILE}")
+    prefix = found[0].with_name(found[0].name.removesuffix(_INDEX))
+    if not any(directory.glob(f"{prefix.name}.data-*")):
+        raise InputError(f"{directory} has {found[0].name} but no {prefix.name}.data-… with the numbers")
+    return prefix
+
+
+def _variables(prefix: Path) -> dict[str, np.ndarray]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow
+    except ImportError:
+        raise InputError(
+            f'reading {prefix} takes TensorFlow: pip install "hfbert-scratch[tensorflow]", or tensorflow-cpu'
+        ) from None
+    try:
+        reader = tensorflow.train.load_checkpoint(str(prefix))
+        return {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())}
+    except (tensorflow.errors.OpError, RuntimeError, ValueError) as error:
+        raise InputError(f"{prefix} is truncated or damaged ({one_line(error)})") from None

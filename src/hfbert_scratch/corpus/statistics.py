@@ -1,0 +1,173 @@
+"""What a corpus manifest says about the content, and the checks that stop a corpus nothing can be learnt from."""
+
+from typing import Any
+
+import numpy as np
+
+from ..text.sample import TextSample
+from ..utils.errors import InputError
+from .segment_pairs import Documents, SegmentPairs
+
+
+# Sequence lengths of the two phases of BERT's pretraining.
+PHASE_LENGTHS = (128, 512)
+# Pairs are described from at most this many shards; above it the counts are scaled up.
+_DESCRIBED_SHARDS = 16
+
+
+def describe_split(documents: Documents, vocab_size: int, unk_id: int) -> dict[str, Any]:
+    """Sizes, histograms and the unigram baseline of a split.
+
+    The entropy (nats) and the accuracy of the most frequent token are what a masked language model reaches that only
+    knows token frequencies. All tokens of the split count; [CLS], [SEP] and [PAD] are not among them.
+    """
+    unigrams = np.zeros(vocab_size, dtype=np.int64)
+    sentences = one_sentence = 0
+    sentence_bins, document_bins = np.zeros(40, dtype=np.int64), np.zeros(40, dtype=np.int64)
+    for number in range(documents.num_shards):
+        shard = documents.shard(number)
+        for begin in range(0, len(shard.tokens), 1 << 22):
+            unigrams += np.bincount(shard.tokens[begin : begin + (1 << 22)], minlength=vocab_size)
+        sentences += len(shard.sentences) - 1
+        one_sentence += int((np.diff(shard.documents) == 1).sum())
+        sentence_bins += _binned(np.diff(shard.sentences))
+        document_bins += _binned(np.diff(shard.sentences[shard.documents]))
+    share = unigrams[unigrams > 0] / documents.num_tokens
+    return {
+        "documents": documents.num_documents,
+        "sentences": sentences,
+        "tokens": documents.num_tokens,
+        "one_sentence_documents": one_sentence,
+        "unk_rate": round(float(unigrams[unk_id] / documents.num_tokens), 6),
+        "unigram_entropy": round(float(-(share * np.log(share)).sum()), 4),
+        "unigram_accuracy": round(float(share.max()), 5),
+        "most_frequent_token": int(unigrams.argmax()),
+        "distinct_tokens": len(share),
+        "sentences_by_tokens": _histogram(sentence_bins),
+        "documents_by_tokens": _histogram(document_bins),
+    }
+
+
+def describe_pairs(documents: Documents, longest: int, next_sentence: bool) -> dict[str, Any]:
+    """Statistics of one pass at the usual lengths up to `longest`, as balanced and (not_next_rate_original) original.
+
+    tokens_truncated_rate: tokens drawn and taken away again; padding_rate: of rows padded to the length.
+    """
+    described = {}
+    if next_sentence and documents.num_documents < 2:
+        return described
+    for length in sorted({*(length for length in PHASE_LENGTHS if length <= longest), longest}):
+        pairs = SegmentPairs(documents, max_seq_length=length, seed=0, next_sentence=next_sentence)
+        shards = documents.num_shards
+        chosen = sorted({number * shards // _DESCRIBED_SHARDS for number in range(_DESCRIBED_SHARDS)})
+        drawn = [pairs.draw(0, shard) for shard in chosen]
+        used = np.concatenate([rows.a_length + rows.b_length for rows in drawn])
+        lost = sum(int(rows.lost.sum()) for rows in drawn)
+        scale = documents.num_tokens / sum(len(documents.tokens(shard)) for shard in chosen)
+        entry: dict[str, Any] = {
+            "instances": round(len(used) * scale),
+            "counted_shards": len(chosen),
+            "mean_length": round(float(used.mean()) + length - pairs.room, 2),
+            "full_rows": round(float((used == pairs.room).mean()), 4),
+            "rows_under_half": round(float((used < pairs.room / 2).mean()), 4),
+            "padding_rate": round(float(1 - (used.mean() + length - pairs.room) / length), 4),
+            "tokens_truncated_rate": round(lost / (lost + int(used.sum())), 4),
+            "tokens_per_corpus_token": round(float(used.sum()) * scale / documents.num_tokens, 4),
+        }
+        if next_sentence:
+            single = pairs.single_sentence_share(0.5)
+            entry["one_sentence_chunks"] = round(single, 4)
+            entry["not_next_coin"] = round(pairs.coin, 4)
+            entry["not_next_rate"] = round(float(np.concatenate([rows.label for rows in drawn]).mean()), 4)
+            entry["not_next_rate_original"] = round(single + (1 - single) * 0.5, 4)
+        described[str(length)] = entry
+    return described
+
+
+def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share: float) -> list[str]:
+    """Warnings about a corpus described by `manifest`.
+
+    Raises InputError if pretraining on it cannot work: no document, none to take a random segment from, next to no
+    pair that can be IsNext, duplicates for the most part, or a tokenizer that does not know the text.
+    """
+    splits = manifest["splits"]
+    train = splits.get("train")
+    if train is None:
+        raise InputError("the text holds no document for the train split (blank lines and control characters only?)")
+    kept = sum(split["documents"] for split in splits.values())
+    if next_sentence and kept < 2:
+        raise InputError(
+            f"next-sentence prediction needs at least 2 documents (blank-line separated); found {kept} "
+            f"({manifest['duplicates']} duplicates left out); add documents (4 with a validation split) or use "
+            "--no_nsp"
+        )
+    if next_sentence and any(split["documents"] < 2 for split in splits.values()):
+        raise InputError(
+            "next-sentence prediction needs 2 documents with text in each split; use more text, or --no_nsp"
+        )
+    if validation_share and "validation" not in splits:
+        raise InputError(
+            "one document cannot be split into train and validation; separate documents by blank lines, or add text"
+        )
+    rate, dropped = manifest["duplicate_rate"], manifest["arguments"]["drop_duplicates"]
+    if rate > 0.5 and not dropped:
+        raise InputError(
+            f"{rate:.0%} of the documents are copies of others; the model would learn them by heart: use "
+            "--drop_duplicates true"
+        )
+    sample = TextSample.merged([manifest["sample"]])
+    if train["unk_rate"] > 0.1:
+        reasons = "; ".join(sample.reasons_for_many_unknown())
+        raise InputError(f"{train['unk_rate']:.0%} of the tokens are [UNK]: {reasons}")
+    single = train["one_sentence_documents"] / train["documents"]
+    if next_sentence and single > 0.9:
+        raise InputError(
+            f"{single:.0%} of the documents have one sentence, so there is next to nothing for IsNext; is there a "
+            "blank line behind every sentence? Remove those inside documents, or use --no_nsp"
+        )
+    return _warnings(manifest, next_sentence, single) + sample.reasons()
+
+
+def _warnings(manifest: dict[str, Any], next_sentence: bool, single: float) -> list[str]:
+    train, rate = manifest["splits"]["train"], manifest["duplicate_rate"]
+    warnings = []
+    if "validation" not in manifest["splits"]:
+        warnings.append("no document is held out, and pretrain.py needs some: see --validation_share")
+    if train["documents"] < 10:
+        warnings.append(f"only {train['documents']} documents in the train split")
+    if next_sentence and single > 0.2:
+        warnings.append(f"{single:.0%} of the documents have one sentence and give no IsNext pair")
+    for length, entry in manifest.get("pairs", {}).get("train", {}).items():
+        if entry["tokens_truncated_rate"] > 0.3:
+            warnings.append(
+                f"at length {length}, {entry['tokens_truncated_rate']:.0%} of the tokens drawn are cut off again, for "
+                f"sentences have {train['tokens'] / train['sentences']:.0f} tokens on average; put one on a line, or "
+                "train on longer sequences"
+            )
+        if entry.get("not_next_rate_original", 0) > 0.6:
+            warnings.append(
+                f"at length {length}, {entry['one_sentence_chunks']:.0%} of the chunks have one sentence: NotNext is "
+                f"{entry['not_next_rate_original']:.0%} with a fair coin and {entry['not_next_rate']:.0%} balanced"
+            )
+    if rate > 0.2:
+        warnings.append(f"{rate:.0%} of the documents were copies of others")
+    if train["unk_rate"] > 0.01:
+        warnings.append(f"{train['unk_rate']:.1%} of the tokens are [UNK]")
+    if manifest["documents_with_literal_special_tokens"]:
+        count = manifest["documents_with_literal_special_tokens"]
+        warnings.append(f"{count} documents contain special tokens as text, such as [SEP]; they are tokenized as text")
+    if manifest["null_texts"]:
+        warnings.append(f"{manifest['null_texts']} rows had no text (null)")
+    if manifest["cut_documents"]:
+        warnings.append(f"{manifest['cut_documents']} times a document was so long that its rest became another one")
+    return warnings
+
+
+def _binned(lengths: np.ndarray) -> np.ndarray:
+    """Counts by power of two: bin k has the lengths from 2^k to 2^(k+1) − 1."""
+    return np.bincount(np.log2(lengths).astype(np.int64), minlength=40)
+
+
+def _histogram(bins: np.ndarray) -> dict[str, int]:
+    last = int(np.flatnonzero(bins)[-1]) if bins.any() else -1
+    return {f"{1 << k}-{(2 << k) - 1}": int(bins[k]) for k in range(last + 1)}

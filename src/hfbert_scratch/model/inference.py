@@ -1,0 +1,44 @@
+"""A copy of an encoder for inference: of a precision, with the fastest attention, matrices laid out for the CPU."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import GELUActivation
+
+from ..utils.environment import fastest_attention
+from .onednn import PackedLinear, has_onednn
+
+
+def inference_copy(encoder: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy in eval mode, in `dtype` (default: the encoder's) and with the fastest attention for it; yours stays as
+    it is.
+
+    On a CPU its linear layers are packed. Parameters that keep their type are shared, not copied. Under autocast every
+    batch would cast every weight anew.
+    """
+    dtype = encoder.dtype if dtype is None else dtype
+    memo: dict[int, Any] = {}
+    if has_onednn(encoder.device, dtype):
+        for module in encoder.modules():
+            # A subclass may compute something else.
+            if type(module) is nn.Linear:
+                memo[id(module)] = PackedLinear(module, dtype)
+    for parameter in encoder.parameters():
+        if parameter.dtype == dtype:
+            memo[id(parameter)] = parameter
+    made = copy.deepcopy(encoder, memo).to(dtype).eval()
+    for module in made.modules():
+        dense, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
+        if isinstance(dense, PackedLinear) and isinstance(activation, GELUActivation):
+            dense.activation, module.intermediate_act_fn = "gelu", nn.Identity()
+    choose_attention(made)
+    return made
+
+
+def choose_attention(encoder: nn.Module) -> None:
+    """Set the fastest attention for inference, where the present one is one of those that fit everywhere."""
+    if encoder.config._attn_implementation in ("sdpa", "eager"):
+        precision = "bf16" if encoder.dtype == torch.bfloat16 else "no"
+        encoder.set_attn_implementation(fastest_attention(encoder, encoder.device, precision, 0.0))

@@ -1,0 +1,207 @@
+"""Opening a checkpoint someone else wrote: what is checked before transformers reads it, and after.
+
+Nothing in the directory is trusted: no code of it runs, no pickle is read, no file outside is opened, and nothing is
+allocated before it is known that config.json asks for a size that can be.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ..utils.errors import InputError, one_line
+from ..utils.files import read_json
+from .configuration_hfbert import LARGEST
+
+
+# What no number of a configuration exceeds that has no limit of its own. Layers are built one by one, even without
+# memory.
+_LARGEST_LAYERS, _LARGEST_NUMBER = 1_000, 10**9
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+
+
+def open_model(
+    model_class: Any, name: str | Path, overrides: dict[str, Any], *, new_head: bool
+) -> tuple[nn.Module, list[str]]:
+    """The checkpoint `name` (directory or Hub name) in float32, and the names of the weights that it does not hold.
+
+    model_class: one of ours or an Auto class of transformers. overrides: of the configuration. new_head: weights
+    outside the encoder may have other shapes than the configuration's; they are drawn at random like missing ones.
+
+    Raises InputError when it cannot be opened, its encoder is not whole, or a weight is not finite.
+    """
+    check_directory(name)
+    config_class = getattr(model_class, "config_class", None) or AutoConfig
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # which weights are new is returned, not logged
+    try:
+        # Never asked on the terminal whether code may run: it may not.
+        config = config_class.from_pretrained(name, trust_remote_code=False, **overrides)
+        model, info = model_class.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=new_head,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError, SafetensorError) as error:
+        raise InputError(f"--model {name} cannot be opened: {one_line(error)}") from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    prefix = f"{model.base_model_prefix}."
+    new = sorted(info["missing_keys"]) + sorted(entry[0] for entry in info["mismatched_keys"])
+    lost = [key for key in new if key.startswith(prefix) and "pooler" not in key]
+    if lost:
+        raise InputError(
+            f"--model {name} lacks {len(lost)} weights of its own encoder, the first {lost[0]}; "
+            "config.json and the weights do not belong together"
+        )
+    check_finite(model, name)
+    return model, new
+
+
+def check_directory(name: str | Path) -> None:
+    """Raise InputError unless the directory `name` can be opened as a model; names on the Hub pass."""
+    if not is_local(name):
+        return
+    directory = Path(name)
+    config = read_config(directory)
+    path = directory / "config.json"
+    model_type = config.get("model_type", "bert")  # configurations of 2018 and 2019 name none
+    if not isinstance(model_type, str):
+        raise InputError(f"{path}: model_type is {model_type!r}; it must be a name, such as bert")
+    if "auto_map" in config and model_type not in CONFIG_MAPPING:
+        raise InputError(
+            f"{path} names code of its own (auto_map) for model_type {model_type!r}, and none of it is run; "
+            "convert the model to bert first"
+        )
+    for field, value in config.items():
+        most = LARGEST.get(field, _LARGEST_LAYERS if field.endswith("layers") else _LARGEST_NUMBER)
+        if isinstance(value, int | float) and value > most:
+            raise InputError(f"{path}: {field} is {value}; it must be at most {most}")
+    index = directory / f"{SAFETENSORS}.index.json"
+    if (directory / SAFETENSORS).is_file():
+        check_weights(directory / SAFETENSORS)
+    elif index.is_file():
+        for shard in shard_names(index):
+            check_weights(directory / shard)
+    elif (directory / PICKLE).is_file() or (directory / f"{PICKLE}.index.json").is_file():
+        raise InputError(
+            f"{directory} holds its weights as a pickle ({PICKLE}), which is not read here; "
+            "recipes/convert.py --to hfbert makes safetensors of it"
+        )
+    else:
+        raise InputError(f"{directory} is not a checkpoint: it has no {SAFETENSORS}")
+    check_size(config, model_type, path)
+
+
+def is_local(name: str | Path) -> bool:
+    """Whether `name` is a directory; False for what may be a name on the Hub.
+
+    Raises InputError for a file, and for what is written like a path and is not there.
+    """
+    path, text = Path(name), str(name)
+    if path.is_dir():
+        return True
+    if path.exists():
+        raise InputError(f"{name} is a file; name the directory of the checkpoint")
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise InputError(f"no checkpoint directory {name}")
+    return False
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json as it stands. Raises InputError if it is missing, or not a JSON object."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory} is not a checkpoint: it has no config.json")
+    config = read_json(path, "the model's configuration")
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold a JSON object, not a {type(config).__name__}")
+    return config
+
+
+def shard_names(index: Path) -> list[str]:
+    """The weight files that an index names. Raises InputError for one that is not in the directory."""
+    content = read_json(index, "the list of weight files")
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise InputError(f"{index} has no weight_map of parameter and file names")
+    names = sorted(set(shards.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"{index} points outside its directory: {name!r}")
+        if not (index.parent / name).is_file():
+            raise InputError(f"the weight file {index.parent / name} is missing, which {index.name} names")
+    return names
+
+
+def check_weights(path: Path) -> None:
+    """Raise InputError unless the header of a safetensors file fits the file; no weight is read."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is truncated or damaged ({error}); copy or download it again") from None
+
+
+def check_size(config: dict[str, Any], model_type: str, path: Path) -> None:
+    """Raise InputError if the encoder that a configuration describes cannot fit into this machine's memory."""
+    if model_type not in CONFIG_MAPPING:
+        raise InputError(f"{path}: model_type {model_type!r} is not known to transformers or this package")
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        made = CONFIG_MAPPING[model_type].from_dict(config)
+        with torch.device("meta"):
+            model = AutoModel.from_config(made, trust_remote_code=False)
+    # Whatever is wrong with single fields comes up in many types; @strict's and KeyError have no common base.
+    except Exception as error:
+        raise InputError(f"{path} describes no model: {one_line(error)}") from None
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    check_memory(model, str(path))
+
+
+def check_memory(model: nn.Module, name: str) -> None:
+    """Raise InputError if a model, made without memory (on the meta device), is larger than this machine's."""
+    count, there = sum(parameter.numel() for parameter in model.parameters()), psutil.virtual_memory().total
+    if 4 * count > there:
+        raise InputError(
+            f"{name} asks for {count / 1e9:,.1f} billion parameters, {4 * count / 2**30:,.0f} GiB in float32; this "
+            f"machine has {there / 2**30:,.0f} GiB: make the model smaller"
+        )
+
+
+def check_finite(model: nn.Module, name: str | Path) -> None:
+    """Raise InputError naming the first weight that holds NaN or infinity."""
+    for key, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{name}: {key} holds values that are not finite; its training diverged, use another")
+
+
+def check_fits(model: nn.Module, tokenizer: Any, max_seq_length: int) -> None:
+    """Raise InputError if the model is too small for the tokenizer or the sequences, or pads with another id."""
+    positions = getattr(model.config, "max_position_embeddings", max_seq_length)
+    if max_seq_length > positions:
+        raise InputError(f"max_seq_length {max_seq_length} exceeds the model's max_position_embeddings {positions}")
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.config.vocab_size}; use the one it "
+            "was trained with"
+        )
+    padding = model.config.pad_token_id
+    if padding not in (None, tokenizer.pad_token_id):
+        raise InputError(
+            f"the tokenizer pads with id {tokenizer.pad_token_id}, the model has pad_token_id {padding}; "
+            "use the one it was trained with"
+        )

@@ -1,0 +1,1 @@
+"""The model card and the repository on the Hub."""

@@ -1,0 +1,1 @@
+"""Raw text to tokens: readers of files, sentence splitting, WordPiece tokenizers."""

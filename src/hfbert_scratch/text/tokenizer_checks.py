@@ -1,0 +1,242 @@
+"""Check that a tokenizer agrees with itself: its files, its vocabulary and its rules; and with a checkpoint's.
+
+Where they differ nothing fails by itself: text only becomes other ids than those a model was trained on.
+"""
+
+import functools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ..utils.errors import InputError, one_line
+from ..utils.files import read_json
+
+
+# The ids of the special tokens, by position. [PAD] is 0 as in every released BERT.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# Share of the text or of the vocabulary from which on something is worth a word to the user.
+NOTABLE = 0.01
+# Share of a vocabulary that may be edited; beyond it, it is another vocabulary.
+_MAX_EDITED = 0.1
+# Places of released vocabularies that are kept for new words, and special tokens.
+_UNUSED, _RESERVED = re.compile(r"\[unused\d+\]"), re.compile(r"\[\w+\]")
+
+
+def check_tokenizer(tokenizer: Any, name: str = "the tokenizer") -> None:
+    """Raise InputError unless `tokenizer` is a fast one, has BERT's five special tokens and ids 0 … len − 1."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise InputError(f"{name} is not backed by the tokenizers library; save it again with a current transformers")
+    vocabulary = tokenizer.get_vocab()
+    for usual in SPECIAL_TOKENS:
+        role = f"{usual[1:-1].lower()}_token"
+        token = getattr(tokenizer, role)
+        if token is None:
+            raise InputError(f"{name} has no {role} ({usual}); BERT needs it")
+        if token not in vocabulary or vocabulary[token] >= tokenizer.vocab_size:
+            raise InputError(f"{name}: the {role} {token} is not in the vocabulary; add it and train again")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise InputError(f"{name}: the ids are not 0 … {len(vocabulary) - 1} without gaps; two tokens share an id")
+
+
+def check_files(path: Path) -> None:
+    if not path.is_dir():
+        raise InputError(f"{path} is a file; name the directory of the tokenizer")
+    vocabulary, serialized = path / "vocab.txt", path / "tokenizer.json"
+    if not vocabulary.is_file() and not serialized.is_file():
+        raise InputError(f"{path} is not a tokenizer directory: it has neither tokenizer.json nor vocab.txt")
+    if serialized.is_file():
+        try:
+            content = json.loads(serialized.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{serialized} is truncated or damaged ({one_line(error)})") from None
+        model = content.get("model") if isinstance(content, dict) else None
+        vocab = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocab, dict):
+            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of train_tokenizer.py's")
+        _check_special_tokens(serialized, set(vocab))
+    if vocabulary.is_file():
+        tokens = _check_vocabulary_lines(vocabulary)
+        if serialized.is_file():
+            _check_same_tokens(path, tokens, content)
+        elif not _says_class(path):
+            capitals = any(token != token.lower() for token in tokens if not _RESERVED.fullmatch(token))
+            raise InputError(
+                f"{path}: vocab.txt alone does not say by which rules text is split; add a tokenizer_config.json with "
+                f'{{"tokenizer_class": "BertTokenizer", "do_lower_case": {"false" if capitals else "true"}}} '
+                f"(the vocabulary has {'' if capitals else 'no '}capital letters)"
+            )
+
+
+def _check_same_tokens(path: Path, tokens: list[str], content: dict[str, Any]) -> None:
+    """Refuse a vocab.txt that was edited, or belongs to another tokenizer: only tokenizer.json would be read."""
+    added = [entry for entry in content.get("added_tokens") or [] if isinstance(entry, dict)]
+    ids = [*content["model"]["vocab"].items(), *((entry.get("content"), entry.get("id")) for entry in added)]
+    serialized = {number: token for token, number in ids if isinstance(number, int)}
+    different = [number for number, token in enumerate(tokens) if serialized.get(number) != token]
+    lacking = len(content["model"]["vocab"]) - len(tokens)
+    if different or lacking > 0:
+        number = different[0] if different else len(tokens)
+        line = repr(tokens[number]) if different else "missing"
+        raise InputError(
+            f"{path}: vocab.txt and tokenizer.json differ in {len(different) + max(0, lacking)} tokens (line "
+            f"{number + 1} of vocab.txt is {line}, tokenizer.json has {serialized.get(number)!r} under that id); "
+            "remove the one that is out of date, or give it the other's tokens"
+        )
+
+
+def _check_vocabulary_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({one_line(error)})") from None
+    if lines[-1] == "":
+        lines.pop()
+    seen: dict[str, int] = {}
+    for number, line in enumerate((line.removesuffix("\r") for line in lines), start=1):
+        if not line.strip():
+            raise InputError(f"{path}: line {number} is blank; every line must be one token")
+        if line in seen:
+            raise InputError(f"{path}: lines {seen[line]} and {number} are both {line!r}; ids would shift")
+        seen[line] = number
+    _check_special_tokens(path, set(seen))
+    return list(seen)
+
+
+def _check_special_tokens(path: Path, tokens: set[str]) -> None:
+    """Without this check transformers appends a missing token behind the vocabulary, where no embedding is."""
+    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
+    if missing:
+        raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}; BERT needs all of them")
+
+
+def check_as_written(tokenizer: Any, path: Path) -> None:
+    """Refuse a tokenizer that is not loaded as tokenizer.json has it.
+
+    For transformers tokenizer_config.json decides about case, and its silence means lower case.
+    """
+    if not (path / "tokenizer.json").is_file():
+        return
+    written, loaded = (_rules(backend) for backend in (_read_backend(path), tokenizer.backend_tokenizer))
+    different = [
+        f"{name} is {json.dumps(written.get(name))} in tokenizer.json, {json.dumps(loaded.get(name))} as loaded"
+        for name in sorted(written.keys() | loaded.keys())
+        if written.get(name) != loaded.get(name)
+    ]
+    if different:
+        raise InputError(
+            f"{path}: transformers does not load what is written: {'; '.join(different)}; give do_lower_case, "
+            "strip_accents and tokenize_chinese_chars in tokenizer_config.json the values of tokenizer.json"
+        )
+
+
+def _read_backend(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises no narrower type
+        raise InputError(f"{path / 'tokenizer.json'} is damaged ({one_line(error)})") from None
+
+
+def _rules(backend: Tokenizer) -> dict[str, Any]:
+    """What decides the ids of a text beside the vocabulary, under dotted names."""
+    content = json.loads(backend.to_str())
+    del content["model"]["vocab"]
+    return {
+        f"{part}.{key}": value
+        for part in ("normalizer", "pre_tokenizer", "model")
+        for key, value in (content[part] or {"type": None}).items()
+    }
+
+
+def check_case(tokenizer: Any, path: Path) -> None:
+    """Look for a vocabulary and a normalizer of different case or accents, by entries that no text can reach.
+
+    Without any statement about case transformers lower-cases, which is no choice of the user's: refused.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is None:
+        return
+    special, vocabulary = set(tokenizer.all_special_tokens), tokenizer.get_vocab()
+    tokens = [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if not _RESERVED.fullmatch(token)]
+    words = [token.removeprefix("##") for token in tokens if token not in special]
+    # Blanks are put around ideographs, which changes no word.
+    lost = [word for word in words if "".join(normalizer.normalize_str(word).split()) != word]
+    name, rules = f"the tokenizer {path}", _rules(tokenizer.backend_tokenizer)
+    if len(lost) > NOTABLE * len(words):
+        what = (
+            f"{len(lost)} of the {len(words)} entries of the vocabulary ({', '.join(lost[:3])}, …) cannot occur in "
+            f"any text, because it {_verbs(rules)}"
+        )
+        if path.is_dir() and not _says_case(path):
+            raise InputError(
+                f"{name}: {what}; nothing there says that it should: add a tokenizer_config.json with "
+                '{"do_lower_case": false} for a cased vocabulary, {"strip_accents": false} for an uncased one that '
+                "keeps accents"
+            )
+        warn(f"{name}: {what}; if that is not meant, correct do_lower_case or strip_accents")
+    # Georgian letters have upper-case forms, but no capitals.
+    capitals = any(word != word.lower() for word in words) or all(word == word.title() for word in words)
+    if not rules.get("normalizer.lowercase", True) and not capitals:
+        warn(f"{name} keeps case, but its vocabulary has no capital letter: words with one become [UNK]")
+
+
+def _verbs(rules: dict[str, Any]) -> str:
+    lowercase, strip = rules.get("normalizer.lowercase"), rules.get("normalizer.strip_accents")
+    strip = lowercase if strip is None else strip
+    return " and ".join(["lower-cases"] * bool(lowercase) + ["strips accents"] * bool(strip)) or "normalizes text"
+
+
+def _says_case(path: Path) -> bool:
+    return (path / "tokenizer.json").is_file() or "do_lower_case" in _configuration(path)
+
+
+def _says_class(path: Path) -> bool:
+    return (path / "config.json").is_file() or "tokenizer_class" in _configuration(path)
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    config = path / "tokenizer_config.json"
+    content = read_json(config, "the tokenizer's configuration") if config.is_file() else {}
+    if not isinstance(content, dict):
+        raise InputError(f"{config} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def check_same_vocabulary(tokenizer: Any, other: Any, name: str, model: str) -> None:
+    """Compare `tokenizer` with the one that lies in the checkpoint `model`, whose embeddings belong to its tokens.
+
+    Tokens in the place of [unused…] ones are new words; some others are an edited vocabulary, and named in a warning.
+
+    Raises InputError if it is another vocabulary.
+    """
+    ours, theirs = ({number: token for token, number in one.get_vocab().items()} for one in (tokenizer, other))
+    changed = [number for number in sorted(ours.keys() & theirs.keys()) if ours[number] != theirs[number]]
+    edited = [number for number in changed if not _UNUSED.fullmatch(theirs[number])]
+    what = f"{name} and that of --model {model} differ"
+    if changed:
+        first = (edited or changed)[0]
+        what += (
+            f" in {len(changed)} of {len(theirs)} tokens (id {first} is {ours[first]!r} here, {theirs[first]!r} there)"
+        )
+    if len(edited) > _MAX_EDITED * min(len(ours), len(theirs)):
+        raise InputError(
+            f"{what}: its embeddings belong to other words; use the tokenizer in {model}, or put this one there if "
+            "the vocabulary was changed on purpose"
+        )
+    if changed:
+        warn(f"{what}; their embeddings start from those of the old tokens")
+    rules = [_rules(one.backend_tokenizer) for one in (tokenizer, other)]
+    for rule in sorted(rules[0].keys() | rules[1].keys()):
+        here, there = (one.get(rule) for one in rules)
+        if here != there:
+            warn(f"{name} has {rule} {here}, that of --model {model} {there}")
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Print a warning, once, also where several processes were launched."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {text}", flush=True)

@@ -1,0 +1,1 @@
+"""The training loop, its checkpoints and logs, and what distributes it over processes."""

@@ -1,0 +1,183 @@
+"""Checkpoints that are whole or not there: written beside, flushed, renamed, checksummed; no pickle.
+
+A checkpoint is a directory `step-N`: whatever the caller writes into it (a model directory that AutoModel opens,
+optimizer.safetensors, training_state.json), and a manifest.json with the size and SHA-256 of every file, itself
+checksummed. Whoever kills the process at whatever moment leaves the earlier checkpoints untouched.
+
+They are written while the run waits, on purpose: a copy in a thread would need the model's and the optimizer's memory
+once more on the host, and a run that ends on a signal would have to wait for it all the same.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ..utils.errors import CheckpointError
+from ..utils.files import writing
+from .fsdp import placed_like, whole
+
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def write_checkpoint(
+    root: Path, step: int, write: Callable[[Path], None], keep: int, spare: int | None = None
+) -> Path:
+    """Call `write(directory)` and make the result the checkpoint root/step-N; then delete all but the `keep` newest
+    and that of step `spare`.
+
+    Raises OutputError, with everything earlier intact, when the disk is full or not writable.
+    """
+    final = root / f"step-{step}"
+    temporary = root / f".writing-step-{step}"
+    remedy = "the earlier ones are intact: free some space or fix the permissions, and start the same command again"
+    with writing(f"the checkpoint {final}", remedy):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            write(temporary)
+            _write_manifest(temporary, step)
+            for path in [*sorted(temporary.rglob("*")), temporary]:
+                _flush(path)
+            if final.exists():
+                _remove(final)
+            os.replace(temporary, final)
+            _flush(root)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # to leave room
+            raise
+    for old in checkpoint_steps(root)[:-keep]:
+        if old != spare:
+            _remove(root / f"step-{old}")
+    return final
+
+
+def checkpoint_steps(root: Path) -> list[int]:
+    """The steps that have a checkpoint in `root`, ascending; anything else lying there is passed over."""
+    if not root.is_dir():
+        return []
+    matches = [_NAME.fullmatch(path.name) for path in root.iterdir() if path.is_dir()]
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint in `root`, or None where there is none at all.
+
+    A damaged one is named through `warn` and the one before it is taken. Raises CheckpointError when all are damaged.
+    """
+    steps = checkpoint_steps(root)
+    problems = []
+    for step in reversed(steps):
+        directory = root / f"step-{step}"
+        try:
+            verify_checkpoint(directory)
+        except CheckpointError as error:
+            problems.append(str(error))
+            warn(f"{error}; falling back to the checkpoint before it")
+        else:
+            return directory
+    if problems:
+        raise CheckpointError(
+            f"every checkpoint in {root} is damaged ({problems[0]}); restore one, or remove them to start anew"
+        )
+    return None
+
+
+def verify_checkpoint(directory: Path) -> None:
+    """Compare every file with the manifest. Raises CheckpointError naming the first file that differs."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        files, checksum = manifest["files"], manifest["checksum"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / MANIFEST} is missing or not readable ({error})") from None
+    if checksum != _manifest_checksum(files):
+        raise CheckpointError(f"{directory / MANIFEST} does not match its own checksum")
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        if path.stat().st_size != expected["size"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, not {expected['size']}: it is truncated")
+        if _sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"{path} does not match its SHA-256: it is damaged")
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `parameter name/state name` → whole tensor on the host: no pickle, no dependence on the
+    order or on sharding. `keep`: return it; without, a process only helps to gather what is sharded.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensor = whole(torch.as_tensor(value)).detach()
+            if keep:
+                tensors[f"{names[parameter]}/{key}"] = tensor.cpu().contiguous()
+    return tensors
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
+    """Restore a file of `optimizer_tensors`, each tensor to where and as its parameter is.
+
+    Raises CheckpointError when names or shapes are not this model's.
+    """
+    parameters = dict(model.named_parameters())
+    for key, value in load_file(path).items():
+        name, _, slot = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None or (value.dim() and value.shape != parameter.shape):
+            raise CheckpointError(f"{path}: {key} of shape {tuple(value.shape)} does not belong to this model")
+        if value.dim():
+            optimizer.state[parameter][slot] = placed_like(value, parameter)
+        else:
+            # As torch keeps them: step counters stay on the host unless the optimizer is fused.
+            fused = any(group.get("fused") for group in optimizer.param_groups)
+            optimizer.state[parameter][slot] = value.to(parameter.device) if fused else value
+
+
+def _write_manifest(directory: Path, step: int) -> None:
+    files: dict[str, Any] = {
+        path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"step": step, "files": files, "checksum": _manifest_checksum(files)}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _manifest_checksum(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(directory: Path) -> None:
+    """Rename first: a deletion cut short leaves nothing that looks like a checkpoint."""
+    grave = directory.with_name(f".deleting-{directory.name}")
+    shutil.rmtree(grave, ignore_errors=True)
+    os.replace(directory, grave)
+    shutil.rmtree(grave, ignore_errors=True)

@@ -1,0 +1,416 @@
+"""A training run in its directory: arguments, accelerator, lock, log, trackers, checkpoints, resume."""
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_model, save_file
+from torch import nn
+
+from ..model.gpu import can_compile
+from ..model.kernels_hfbert import has_varlen_kernel
+from ..utils.arguments import argument
+from ..utils.environment import PRECISIONS, create_accelerator, hardware, keep_freed_memory, versions
+from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
+from ..utils.files import read_json, write_json, write_text, writing
+from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
+from .distributed import TIMEOUT_SECONDS, Stopping
+from .fsdp import is_sharded, whole_state, without_weights
+from .optimizers import OPTIMIZERS
+from .throughput import peak_flops
+
+
+# Changing these between two starts of a run does not change what is learned, so a resume accepts it.
+_FREE_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
+_FREE_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
+
+
+# What packing, cuda_graphs and compile may be, and what a record and the code call it.
+_SWITCH: dict[str, bool | None] = {"auto": None, "true": True, "false": False}
+_COMPILE: dict[str, bool | str | None] = {"auto": None, "layers": "layers", "true": True, "false": False}
+
+
+@dataclass(kw_only=True)
+class TrainingArguments:
+    """What every training run has; recipes add their own."""
+
+    output_dir: str = argument(help="the run's directory; started again with the same command, a run continues")
+    max_steps: int = argument(help="optimizer steps")
+    batch_size: int = argument(256, help="sequences per optimizer step, over all processes")
+    micro_batch_size: int = argument(32, help="sequences per forward pass; must divide batch_size")
+    learning_rate: float = argument(1e-4, help="peak learning rate")
+    warmup_steps: int | None = argument(
+        None, help="steps of linear warm-up, then linear decay to 0; default: 1 %% of max_steps, the paper's share"
+    )
+    optimizer: str = argument("adamw", help="adamw, lamb, or bert_adam: the original's, without bias correction")
+    weight_decay: float = argument(0.01, help="decoupled; not on biases and LayerNorm")
+    adam_beta1: float = argument(0.9, help="decay of the first moment")
+    adam_beta2: float = argument(0.999, help="decay of the second moment")
+    adam_epsilon: float = argument(1e-6, help="added to the root of the second moment")
+    max_grad_norm: float = argument(1.0, help="global norm the gradient is clipped to")
+    precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: the faster, timed on CPUs")
+    attention: str = argument("auto", help="eager, sdpa, flex_attention, flash_attention_2…, or auto")
+    compile: str = argument(
+        "auto",
+        help="torch.compile: layers (each layer on its own: seconds), true (the whole model: a minute), false, or "
+        "auto: layers on a GPU in bfloat16, else false",
+    )
+    cuda_graphs: str = argument(
+        "auto",
+        help="true: launch all kernels of a pass at once, as a CUDA graph recorded for every shape of batch; false; "
+        "or auto: with packing, on one GPU",
+    )
+    packing: str = argument(
+        "auto",
+        help="true: a micro-batch's sequences one behind the other in one row, without padding, so that attention on "
+        "a GPU in bfloat16 is PyTorch's flash kernel for sequences of any length; false; or auto: where it is that",
+    )
+    gradient_checkpointing: bool = argument(False, help="recompute activations in the backward pass to save memory")
+    seed: int = argument(0, help="of initialisation, data order, masks and dropout")
+    log_every: int = argument(50, help="steps between log lines")
+    eval_every: int = argument(1000, help="steps between evaluations")
+    save_every: int = argument(1000, help="steps between checkpoints")
+    keep_checkpoints: int = argument(
+        2, help="how many of the newest to keep, and the best; 0: write none, a killed run starts anew"
+    )
+    max_time: float = argument(
+        0.0, help="minutes since the launch after which the run stops, with a checkpoint, as by a signal; 0: none"
+    )
+    schedule: str = argument(
+        "steps",
+        help="when the learning rate reaches 0 and the run is done: steps, at max_steps; or time, after max_time "
+        "minutes of all launches together, or at max_steps if they come first",
+    )
+    process_timeout: int = argument(TIMEOUT_SECONDS, help="seconds a process waits for the others before it gives up")
+    trackers: list[str] = argument(["tensorboard"], help="accelerate's trackers: tensorboard, wandb, trackio…; none")
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("keep_checkpoints", self.keep_checkpoints >= 0, "0 or more")
+        self._require("max_time", 0 <= self.max_time < math.inf, "0 or more")
+        self._require("process_timeout", self.process_timeout >= 1, "at least 1")
+        self._require("schedule", self.schedule in ("steps", "time"), "steps or time")
+        if self.schedule == "time" and not self.max_time:
+            raise InputError("schedule time needs max_time, the minutes the run has")
+        if self.warmup_steps is None:
+            self.warmup_steps = self.max_steps // 100
+        self._require("learning_rate", 0 < self.learning_rate < 10, "above 0")
+        self._require("warmup_steps", 0 <= self.warmup_steps <= self.max_steps, f"0 to max_steps ({self.max_steps})")
+        self._require("weight_decay", self.weight_decay >= 0, "0 or more")
+        self._require("adam_beta1", 0 <= self.adam_beta1 < 1, "at least 0 and below 1")
+        self._require("adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
+        self._require("adam_epsilon", self.adam_epsilon > 0, "above 0")
+        self._require("max_grad_norm", self.max_grad_norm > 0, "above 0")
+        self._require("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
+        self._require("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))
+        self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
+        for name, choices in (("packing", _SWITCH), ("compile", _COMPILE), ("cuda_graphs", _SWITCH)):
+            setattr(self, name, str(getattr(self, name)).lower())  # YAML's true is True
+            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        check_divides(self.batch_size, self.micro_batch_size)
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise InputError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+
+
+def check_divides(batch_size: int, micro_batch_size: int) -> None:
+    """Raise InputError unless a global batch is a whole number of micro-batches."""
+    if batch_size % micro_batch_size:
+        raise InputError(f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0
+    cursor: Any = None
+    tokens: int = 0
+    seconds: float = 0.0
+    # Of all launches, evaluations and checkpoints included, for a schedule by time.
+    elapsed: float = 0.0
+    # Sums since the last log line, so that the line after a resume is the line of the uninterrupted run.
+    window: dict[str, float] = field(default_factory=dict)
+    window_start: int = 0
+
+
+class Run:
+    """One training run in one directory; a context manager that holds the directory's lock.
+
+    Making it sets up Accelerate and prints nothing. `settings` is what a resumed run must share with the one that
+    wrote the checkpoints, beyond the arguments (data and tokenizer hashes).
+    `best_by`, a metric and `min` or `max`, says which checkpoint is kept however old it gets. `last`: no run follows
+    in these processes.
+
+    Raises InputError when the launch is not what was asked for, OutputError when the directory is not writable or
+    another run is using it.
+    """
+
+    def __init__(self, arguments: TrainingArguments, settings: dict[str, Any], *, last: bool = True):
+        self.arguments = arguments
+        self.last = last
+        self.directory = Path(arguments.output_dir)
+        keep_freed_memory()
+        recorded = self._recorded_settings()
+        precision = arguments.precision
+        if precision == "auto":
+            precision = recorded.get("precision", "auto")  # a run that goes on keeps what it began with
+        self.accelerator = create_accelerator(precision, arguments.trackers, self.directory, arguments.process_timeout)
+        self.is_main = self.accelerator.is_main_process
+        self.device = self.accelerator.device
+        self.precision = self.accelerator.mixed_precision
+        self._choose_ways(recorded)
+        self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
+        self.progress = Progress()
+        self.history: list[dict[str, Any]] = []
+        self.best_by: tuple[str, Callable[..., Any]] | None = None
+        self.stopping = Stopping(self.accelerator, arguments.max_time, is_budget=arguments.schedule == "time")
+        transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
+        if self.is_main:
+            self._lock = _lock_directory(self.directory)
+        self.accelerator.wait_for_everyone()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stopping.release_signals()
+        if self.is_main:
+            self._lock.close()
+        if error[0] is None:  # after an error the other processes may not come to this point
+            if self.last:
+                self.accelerator.end_training()
+            for tracker in [] if self.last else self.accelerator.trackers:
+                tracker.finish()
+
+    @cached_property
+    def peak(self) -> tuple[float, str]:
+        """FLOP/s of this device in the run's precision, and where the figure is from; see `peak_flops`."""
+        return peak_flops(self.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation that has a checkpoint, or gets one now; of equal ones the earliest."""
+        if self.best_by is None:
+            return None
+        metric, best = self.best_by
+        steps = {*checkpoint_steps(self.checkpoints), self.progress.step}
+        entries = [entry for entry in self.history if metric in entry and entry["step"] in steps]
+        return int(best(entries, key=lambda entry: entry[metric])["step"]) if entries else None
+
+    def say(self, text: str) -> None:
+        """Print, on the main process only."""
+        if self.is_main:
+            print(text, flush=True)
+
+    # Resume and checkpoints
+
+    def resume(self, model: nn.Module) -> Path | None:
+        """Load the newest whole checkpoint, if there is one, into the model, before it is wrapped; returns its path.
+
+        Raises CheckpointError when all are damaged or when it was written with other settings, listing them.
+        """
+        checkpoint = newest_checkpoint(self.checkpoints, lambda text: self.say(f"warning: {text}"))
+        if checkpoint is None:
+            if self.is_main:
+                self._log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+            return None
+        state = read_json(checkpoint / "training_state.json", "checkpoint")
+        # An argument that came later than the run has the default that is what was done before.
+        defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
+        defaults |= {"packing": False, "compile": False}
+        since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
+        # Recording changes no number, so a run may go on where it is not possible.
+        free = {"cuda_graphs": self.settings["cuda_graphs"]}
+        _compare_settings(checkpoint, since | state["settings"] | free, self.settings)
+        load_model(model, checkpoint / "model.safetensors")
+        self.progress = Progress(**state["progress"])
+        self.stopping.seconds_before = self.progress.elapsed
+        self.history = [entry for entry in _read_log(self._log_path) if entry["step"] <= self.progress.step]
+        if self.is_main:
+            lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
+            # At once: a kill must not cost the log, and the other processes are reading it.
+            write_text(self._log_path, lines)
+        written_with = f"{state['processes']} process(es){', sharded' if state.get('sharded') else ''}"
+        self.say(f"continuing from {checkpoint} (step {self.progress.step}, written by {written_with})")
+        return checkpoint
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, save_extra: Callable[[Path], None]) -> None:
+        """Write checkpoint step-N: a model directory, the optimizer and the progress. `save_extra` adds files.
+
+        Raises DivergenceError, and writes nothing, if a weight is not finite.
+        """
+        keep = self.arguments.keep_checkpoints
+        self.progress.elapsed = self.stopping.seconds()
+        if keep:
+            plain, weights = self._to_save(model)
+            unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+            sharded = is_sharded(unwrapped)
+            if self.is_main or sharded:
+                moments = optimizer_tensors(getattr(optimizer, "optimizer", optimizer), unwrapped, self.is_main)
+        if self.is_main and keep:
+            self._require_finite(weights or plain.state_dict())
+            state = {
+                "settings": self.settings,
+                "progress": dataclasses.asdict(self.progress),
+                "processes": self.accelerator.num_processes,
+                "sharded": sharded,
+                "versions": versions(),
+            }
+
+            def write(directory: Path) -> None:
+                plain.save_pretrained(directory, state_dict=weights)
+                save_extra(directory)
+                save_file(moments, directory / "optimizer.safetensors")
+                (directory / "training_state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+            write_checkpoint(self.checkpoints, self.progress.step, write, keep, spare=self.best_step)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, model: nn.Module, save_extra: Callable[[Path], None]) -> None:
+        """Write model/ as a checkpoint has it, whatever the model is wrapped in. All processes must call this."""
+        plain, weights = self._to_save(model)
+        if self.is_main:
+            directory = self.directory / "model"
+            with writing(directory):
+                plain.save_pretrained(directory, state_dict=weights)
+                save_extra(directory)
+
+    def _to_save(self, model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:
+        """The model to call save_pretrained of, and the state to give it; None for its own."""
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if is_sharded(unwrapped):
+            return without_weights(unwrapped), whole_state(unwrapped, self.is_main)
+        return unwrapped, None
+
+    def _require_finite(self, weights: dict[str, torch.Tensor]) -> None:
+        bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise DivergenceError(
+                f"after step {self.progress.step} {bad[0]} is not finite; the checkpoints before it in "
+                f"{self.checkpoints} are intact: lower the learning rate and start again"
+            )
+
+    # Log
+
+    @property
+    def _log_path(self) -> Path:
+        return self.directory / "log.jsonl"
+
+    def start_trackers(self) -> None:
+        """Open the trackers the arguments name."""
+        config = {key: str(value) for key, value in dataclasses.asdict(self.arguments).items()}
+        self.accelerator.init_trackers("hfbert", config=config)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Append one line of metrics at the current step to log.jsonl and send it to the trackers."""
+        entry = {"step": self.progress.step} | metrics
+        self.history.append(entry)
+        self.accelerator.log(metrics, step=self.progress.step)
+        if self.is_main:
+            with writing(self._log_path), self._log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def write_record(self, **entries: Any) -> None:
+        """Write record.json: the arguments, what they resolved to, versions, hardware and `entries`."""
+        record = {
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "arguments": dataclasses.asdict(self.arguments),
+            "settings": self.settings,
+            "processes": self.accelerator.num_processes,
+            "versions": versions(),
+            "hardware": hardware(self.device),
+            "steps": self.progress.step,
+            "tokens": self.progress.tokens,
+            "seconds": round(self.progress.seconds, 1),
+        } | entries
+        if self.is_main:
+            write_json(self.directory / "record.json", record)
+
+    def _recorded_settings(self) -> dict[str, Any]:
+        """Return the settings of the newest checkpoint, without looking whether it is whole; `resume` does."""
+        step = max(checkpoint_steps(self.checkpoints), default=0)
+        state = self.checkpoints / f"step-{step}" / "training_state.json"
+        try:
+            return json.loads(state.read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+
+    def _choose_ways(self, recorded: dict[str, Any]) -> None:
+        """Settle `packing`, `compile` and `cuda_graphs`; a run that goes on keeps the first two as it began with."""
+        self.packing: bool = _SWITCH[self.arguments.packing]
+        self.compile: bool | str = _COMPILE[self.arguments.compile]
+        self.cuda_graphs: bool = _SWITCH[self.arguments.cuda_graphs]
+        has_kernel = self.precision == "bf16" and has_varlen_kernel(self.device, torch.bfloat16, head_size=64)
+        if self.packing is None:
+            self.packing = recorded.get("packing", False) if recorded else has_kernel
+        if self.compile is None:
+            best = "layers" if has_kernel and can_compile() else False
+            self.compile = recorded.get("compile", False) if recorded else best
+        if self.cuda_graphs is None:
+            alone = self.accelerator.num_processes == 1 and not self.arguments.gradient_checkpointing
+            self.cuda_graphs = has_kernel and self.packing and alone
+
+    def _fixed_arguments(self) -> dict[str, Any]:
+        fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
+        precision = PRECISIONS.get(self.precision, self.precision)
+        ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
+        return fixed | {"precision": precision} | ways
+
+
+def _lock_directory(directory: Path) -> Any:
+    """Take the directory for this run; the lock goes with the process, however it ends."""
+    with writing(f"output_dir {directory}", "choose another"):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise OutputError(f"another run is writing to {directory} ({lock.read().strip()}); stop it first") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    return lock
+
+
+def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:
+    differing = [
+        f"{key}: {written.get(key)!r} there, {asked.get(key)!r} now"
+        for key in sorted(written.keys() | asked.keys())
+        if written.get(key) != asked.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint} belongs to a run with other settings ({'; '.join(differing)}); "
+            "use those, or another output_dir"
+        )
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """The log's whole lines; a kill may have cut the last one short."""
+    entries = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return entries

@@ -1,0 +1,1 @@
+"""Arguments, errors, files, plots and the environment: nothing here knows BERT."""
