@@ -29,7 +29,7 @@ from hfbert_scratch.training.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import fastest_precision, hardware, versions
 from hfbert_scratch.utils.errors import InputError, command_line
-from hfbert_scratch.utils.files import read_json, write_json, writing
+from hfbert_scratch.utils.files import differences, read_json, write_json, writing
 
 
 @dataclass(kw_only=True)
@@ -77,13 +77,9 @@ class Record:
         self.entries: dict[str, Any] = {"status": "running", "settings": settings, "parts": [], "seconds": 0.0}
         if self.path.is_file():
             self.entries = read_json(self.path, "the record of an earlier run")
-            there = self.entries.get("settings", {})
-            differing = [
-                f"{k}: {there.get(k)!r} there, {settings[k]!r} now" for k in settings if there.get(k) != settings[k]
-            ]
-            if differing:
+            if differing := differences(self.entries.get("settings", {}), settings):
                 raise InputError(
-                    f"{directory} holds features made with other settings ({'; '.join(differing)}); "
+                    f"{directory} holds features made with other settings ({differing}); "
                     "use those, or another output_dir"
                 )
         elif directory.exists() and any(directory.iterdir()):

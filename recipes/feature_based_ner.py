@@ -39,11 +39,8 @@ from hfbert_scratch.tasks.labels import label_maps
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.run import TrainingArguments
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json
-
-
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 @dataclass(kw_only=True)

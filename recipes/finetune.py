@@ -33,11 +33,10 @@ from hfbert_scratch.tasks import SUBMISSION_FILES, get_task, glue_average, glue_
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import parse_arguments
 from hfbert_scratch.utils.environment import create_accelerator
-from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json
 
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 # What a task's directory may be called beside its own name: GLUE's own archive, and the Hub's name with a prefix.
 DIRECTORIES = {"cola": "CoLA", "sst2": "SST-2", "stsb": "STS-B"}

@@ -42,12 +42,11 @@ from hfbert_scratch.training.run import Run, TrainingArguments
 from hfbert_scratch.training.throughput import clock, model_flops_per_token
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware
-from hfbert_scratch.utils.errors import InputError, command_line, one_line
+from hfbert_scratch.utils.errors import STOPPED, InputError, command_line, one_line
 from hfbert_scratch.utils.plots import draw_curves
 
 
 CONFIGS = Path(__file__).parent / "configs"
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 @dataclass(kw_only=True)

@@ -16,15 +16,12 @@ Exit codes: 0 done, 2 unusable input, 6 another sweep's directory, 7 output, 75 
 """
 
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +30,11 @@ from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.tasks import SquadTask, Task
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.errors import CheckpointError, DivergenceError, InputError, command_line
-from hfbert_scratch.utils.files import read_json, write_json, writing
+from hfbert_scratch.utils.errors import STOPPED, CheckpointError, DivergenceError, InputError, command_line
+from hfbert_scratch.utils.files import differences, lock, read_json, write_json, writing
 from hfbert_scratch.utils.plots import draw_sweep
 
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 # What a trial takes from the grid, and what does not change its score.
 GRID = ("learning_rates", "batch_sizes", "epoch_counts", "seeds")
 FREE = {*GRID, "output_dir", "log_every", "keep_checkpoints", "save_every", "eval_every", "num_proc", "cache_dir"}
@@ -114,27 +110,12 @@ def claim_directory(directory: Path, arguments: SweepArguments) -> None:
     path = directory / "settings.json"
     with writing(f"output_dir {directory}", "choose another"):
         directory.mkdir(parents=True, exist_ok=True)
-        with claim(directory / ".lock", wait=True):
+        with lock(directory / ".lock", wait=True):
             if not path.is_file():
                 write_json(path, shared)
     there = read_json(path, "sweep settings")
-    differing = [
-        f"{key}: {there.get(key)!r} there, {shared[key]!r} now" for key in shared if there.get(key) != shared[key]
-    ]
-    if differing:
-        raise CheckpointError(f"{directory} holds a sweep with other settings ({'; '.join(differing)}); use another")
-
-
-@contextmanager
-def claim(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock `path`, which goes with the process however it ends; yields whether it was free."""
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    if differing := differences(there, shared):
+        raise CheckpointError(f"{directory} holds a sweep with other settings ({differing}); use another")
 
 
 def trial_directory(directory: Path, trial: dict[str, Any]) -> Path:
@@ -151,7 +132,7 @@ def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) 
     """Run a trial unless it is done or another process has it; False when a signal stopped it."""
     directory = trial_directory(Path(arguments.output_dir), trial)
     directory.mkdir(parents=True, exist_ok=True)
-    with claim(directory / ".claim") as free:
+    with lock(directory / ".claim", wait=False) as free:
         if not free or (directory / "trial.json").is_file():
             return True
         changes: dict[str, Any] = trial | {"output_dir": str(directory)}

@@ -363,7 +363,7 @@ CASES |= {
     "a corpus over another": (
         "build_corpus",
         {"output_dir": changed("corpus", lambda there: None)},
-        r"corpus was begun with other arguments: validation_share \(0\.1 before, 0\.01 now\)",
+        r"corpus was begun with other arguments \(validation_share: 0\.1 there, 0\.01 now\)",
     ),
     "a corpus below a file": ("build_corpus", {"output_dir": below_a_file}, "file/out", OUTPUT),
     # -------------------------------------------------------------------------------------------- tokenizers

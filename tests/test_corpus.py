@@ -164,7 +164,7 @@ def test_an_interrupted_build_goes_on(tmp_path, tokenizer, monkeypatch, texts):
         build_corpus(arguments, tokenizer, tmp_path / "again")
     with pytest.raises(InputError, match="unfinished"):
         Corpus.open(tmp_path / "again")
-    with pytest.raises(InputError, match=r"begun with other arguments: seed \(0 before, 1 now\)"):
+    with pytest.raises(InputError, match=r"begun with other arguments \(seed: 0 there, 1 now\)"):
         build_corpus(BuildArguments(arguments.text, "small", seed=1), tokenizer, tmp_path / "again")
     monkeypatch.setattr(shard_writing.ShardWriter, "write", lambda self, s: written.append(s.number) or write(self, s))
     build_corpus(arguments, tokenizer, tmp_path / "again")

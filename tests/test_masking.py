@@ -5,7 +5,8 @@ import pytest
 from corpus_helpers import small_tokenizer
 
 from hfbert_scratch.corpus import masking
-from hfbert_scratch.corpus.masking import IGNORED_LABEL, Masking, PretrainingCollator, number_to_predict
+from hfbert_scratch.corpus.masking import Masking, PretrainingCollator, number_to_predict
+from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
 from hfbert_scratch.utils.errors import InputError
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from corpus_helpers import build
 
-from hfbert_scratch.corpus.masking import IGNORED_LABEL, Masking, PretrainingCollator, number_to_predict
+from hfbert_scratch.corpus.masking import Masking, PretrainingCollator, number_to_predict
 from hfbert_scratch.corpus.segment_pairs import SegmentPairs
+from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
 from hfbert_scratch.text.sentences import split_sentences
 from hfbert_scratch.text.tokenizer import TextLosses, train_wordpiece
 from hfbert_scratch.utils.errors import InputError

@@ -5,7 +5,8 @@ import pytest
 from corpus_helpers import small_tokenizer, words
 from task_helpers import settings, write_jsonl
 
-from hfbert_scratch.tasks import IGNORED_LABEL, DataArguments, collect_notes, get_task
+from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
+from hfbert_scratch.tasks import DataArguments, collect_notes, get_task
 from hfbert_scratch.tasks.column_files import to_iob2
 from hfbert_scratch.utils.errors import InputError
 

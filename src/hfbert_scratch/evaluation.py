@@ -6,13 +6,12 @@ and shared by processes.
 """
 
 import dataclasses
-import fcntl
 import inspect
 import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
+from .model.kernels_hfbert import IGNORED_LABEL
 from .model.loading import open_model
 from .model.packing import PACKED_ARGUMENTS
 from .tasks import (
-    IGNORED_LABEL,
     Answers,
     DataArguments,
     FeatureSettings,
@@ -43,7 +42,7 @@ from .tasks import (
 )
 from .tasks.squad import squad_features
 from .utils.errors import InputError
-from .utils.files import read_json, writing
+from .utils.files import lock, read_json, writing
 
 
 # What a fine-tuned model's directory says about how to use it.
@@ -116,10 +115,9 @@ class TaskData:
 def _alone(directory: Path) -> Iterator[None]:
     """Hold a lock in `directory`, for there is no process group yet in which to wait for each other."""
     with writing(f"the feature cache {directory}", "name another by --cache_dir"):
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("a")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        stack = ExitStack()
+        stack.enter_context(lock(directory / ".lock", wait=True))
+    with stack:
         yield
 
 

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .corpus.build import Corpus, describe_for_datasets
-from .corpus.masking import IGNORED_LABEL, Masking, PretrainingCollator
+from .corpus.masking import Masking, PretrainingCollator
 from .corpus.segment_pairs import Cursor, Documents, Instances, SegmentPairs
 from .corpus.shard_writing import write_batch
+from .model.kernels_hfbert import IGNORED_LABEL
 from .model.packing import pack
 from .training.loop import StepBatch, own_micro_batches
 from .training.run import Progress, Run, check_divides

@@ -11,7 +11,6 @@ hosts, and a build that was interrupted goes on behind its finished shards.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -36,7 +35,7 @@ from ..text.sentences import split_sentences
 from ..text.tokenizer import Progress, check_tokenizer, tokenizer_hash
 from ..text.tokenizer_checks import NOTABLE
 from ..utils.errors import InputError, OutputError
-from ..utils.files import read_json, write_json, writing
+from ..utils.files import differences, lock, read_json, write_json, writing
 from .segment_pairs import Documents
 from .shard_forming import BuildArguments, Counts, form_shards
 from .shard_writing import (
@@ -172,7 +171,7 @@ def build_corpus(
     _refuse_strangers(output)
     with (
         writing(f"the corpus {output}", "finished shards are kept, the same command goes on"),
-        _lock(output, f"host-{host_index}") as alone,
+        lock(output / BUILD / f"host-{host_index}.lock", wait=False) as alone,
     ):
         if not alone:
             raise OutputError(f"another build is writing to {output}; wait for it, or end it")
@@ -185,7 +184,7 @@ def build_corpus(
             raise InputError(f"{names_of(sources)} holds no text")
         if (output / MANIFEST).is_file():
             return _finished(output, identity)
-        with _lock(output, "completion") as first:
+        with lock(output / BUILD / "completion.lock", wait=False) as first:
             records = _records(output, counts.shards) if first else None
             if records is None:
                 print(f"{output}: this host is done; the last host to finish completes the corpus", flush=True)
@@ -215,14 +214,13 @@ def _identity(
 
 
 def _refuse_differences(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    different = [
-        f"{key} ({'other content' if key == 'sources' else f'{before.get(key)} before, {now.get(key)} now'})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if different:
+    # The digests of the text are long and say nothing to a reader.
+    texts = {} if before.get("sources") == now.get("sources") else {"sources": "other content"}
+    others = differences(*({key: value for key, value in one.items() if key != "sources"} for one in (before, now)))
+    if others or texts:
+        differing = "; ".join([*(f"{key}: {value}" for key, value in texts.items()), *([others] if others else [])])
         raise InputError(
-            f"{output} was begun with other arguments: {', '.join(different)}; use them again, or another --output_dir"
+            f"{output} was begun with other arguments ({differing}); use them again, or another --output_dir"
         )
 
 
@@ -243,19 +241,6 @@ def _refuse_strangers(output: Path) -> None:
         strangers = sorted(path.name for path in output.iterdir() if path.name != BUILD)
         if strangers:
             raise InputError(f"--output_dir {output} is not empty (it has {strangers[0]}); name a new directory")
-
-
-@contextlib.contextmanager
-def _lock(output: Path, name: str) -> Iterator[bool]:
-    """Whether this process got the lock `name` of the build; the lock goes with the process."""
-    (output / BUILD).mkdir(parents=True, exist_ok=True)
-    with open(output / BUILD / f"{name}.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizing

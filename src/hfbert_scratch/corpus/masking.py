@@ -9,33 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
+from ..utils.hashing import hash64
 
 
-IGNORED_LABEL = -100
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LAST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _LAST_HALF = np.uint32(0xFFFF_FFFF)
 _COLUMNS = np.uint64(0xFFFF)
-
-
-def hash64(*values: Any) -> np.ndarray:
-    """Mix integers, or arrays that broadcast together, into uniform uint64 (the finaliser of SplitMix64, chained).
-
-    Source of the constants: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
-    """
-    state = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for value in values:
-            state = state + (np.asarray(value).astype(np.uint64, copy=False) * _GOLDEN + _GOLDEN)
-            # In place where it can be: a batch spends a good part of its time here.
-            for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-                mixed = state >> np.uint64(shift)
-                mixed ^= state
-                if factor != 1:
-                    mixed *= np.uint64(factor)
-                state = mixed
-    return state
 
 
 def number_to_predict(lengths: np.ndarray, masked_lm_prob: float, max_predictions_per_seq: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..text.readers import ReadingCounts, Source, read_documents
 from ..utils.errors import InputError
+from ..utils.hashing import GOLDEN, splitmix64
 from .shard_writing import Shard
 
 
@@ -170,7 +171,9 @@ def _validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) 
     A tiny corpus could miss one split, so the first shard gives at least one document (two for next-sentence
     prediction) to each: those with the smallest hashes to validation.
     """
-    hashes = _mix(digests ^ _mix(np.array([arguments.seed], dtype=np.uint64)))
+    golden = np.uint64(GOLDEN)
+    seed = splitmix64(np.array([arguments.seed], dtype=np.uint64) + golden)
+    hashes = splitmix64((digests ^ seed) + golden)
     chosen = hashes < np.uint64(int(arguments.validation_share * 2.0**64))
     if not first or arguments.validation_share == 0:
         return chosen
@@ -187,11 +190,3 @@ def _validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) 
     chosen[:] = False
     chosen[np.argsort(hashes, kind="stable")[:count]] = True
     return chosen
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """A bijection of 64-bit integers that looks random (the finalizer of SplitMix64, Steele et al. 2014)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -5,13 +5,12 @@ memory from there by every combination of layers and every restart.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from ..corpus.masking import IGNORED_LABEL
+from ..model.kernels_hfbert import IGNORED_LABEL
 from ..model.modeling_hfbert import cross_entropy
 from ..tasks import FeatureSettings, NerTask
 from ..tasks.ner import OUTSIDE
 from ..training.loop import StepBatch, own_micro_batches, prepare, train
 from ..training.run import Run, TrainingArguments
 from ..utils.errors import InputError
-from ..utils.files import read_json, write_json, writing
+from ..utils.files import lock, read_json, write_json, writing
 from .encoder import Row, encode_rows, weights_hash
 
 
@@ -127,7 +126,7 @@ def cached_word_vectors(
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in positions])]).astype(np.int64)
     known = np.concatenate([np.zeros(0, dtype=np.int64), *positions]) >= 0
     count = model.config.num_hidden_layers + 1
-    with writing(f"the feature cache {cache_dir}", "name another"), locked(cache_dir, key):
+    with writing(f"the feature cache {cache_dir}", "name another"), lock(cache_dir / f".{key}.lock", wait=True):
         if not directory.is_dir():
             size = count * len(known) * model.config.hidden_size * 2
             say(f"{len(known)} words through the frozen encoder, once: {size / 1e9:.2f} GB in {directory}")
@@ -140,15 +139,6 @@ def cached_word_vectors(
             os.replace(temporary, directory)
     layers = [np.load(directory / f"layer-{layer:02d}.npy", mmap_mode="r") for layer in range(count)]
     return WordVectors(layers, offsets, known)
-
-
-@contextmanager
-def locked(directory: Path, name: str) -> Iterator[None]:
-    """Let one process at a time through; the lock goes with the process, however it ends."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _word_rows(features: datasets.Dataset, positions: list[np.ndarray]) -> Iterator[Row]:
@@ -292,7 +282,7 @@ def tagging_data(
     if settings.max_seq_length > longest:
         raise InputError(f"max_seq_length is {settings.max_seq_length}; this model takes at most {longest}")
     settings = dataclasses.replace(settings, cache_dir=str(cache_dir / "tokens"))
-    with writing(f"the feature cache {cache_dir}", "name another"), locked(cache_dir, "tokens"):
+    with writing(f"the feature cache {cache_dir}", "name another"), lock(cache_dir / ".tokens.lock", wait=True):
         features = {split: task.features(rows, tokenizer, settings) for split, rows in raw.items()}
     vectors = {split: cached_word_vectors(model, rows, cache_dir, dtype=dtype) for split, rows in features.items()}
     identity = " ".join([weights_hash(model)[:16], str(dtype), *(rows._fingerprint for rows in features.values())])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..corpus.masking import IGNORED_LABEL
+from .kernels_hfbert import IGNORED_LABEL
 
 
 # What the model is told of a packed row beside its tokens, under transformers' names.

@@ -26,7 +26,7 @@ from .notes import collect_notes
 from .squad import SQUAD_TASKS, Answers, SquadTask
 from .summary import report_lines, summarize, summary_lines
 from .swag import SWAG_TASKS, SwagTask
-from .task import IGNORED_LABEL, Defaults, FeatureSettings, Task
+from .task import Defaults, FeatureSettings, Task
 
 
 TASKS: dict[str, Task] = {
@@ -44,7 +44,6 @@ def get_task(name: str) -> Task:
 
 
 __all__ = [
-    "IGNORED_LABEL",
     "SUBMISSION_FILES",
     "TASKS",
     "Answers",

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError, one_line
 from .column_files import OUTSIDE, TAG, read_columns
 from .data import SUFFIXES, Columns, check_single, read_file
 from .labels import are_unnamed, as_number, check_numbered, class_ids, label_maps, model_classes, warn_of_similar
 from .notes import warn
 from .task import (
-    IGNORED_LABEL,
     INPUT_FEATURES,
     Defaults,
     FeatureSettings,

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from ..corpus.masking import IGNORED_LABEL  # noqa: F401 - the tasks' own name for it
 from ..metrics import load_metric
 from ..text.tokenizer import tokenizer_hash
 from ..text.word_encoder import WordEncoder, decomposes

@@ -21,7 +21,6 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..corpus.masking import hash64
 from ..model.configuration_hfbert import HFBertConfig
 from ..model.gpu import compile_layers, train_on_gpu
 from ..model.onednn import train_with_onednn
@@ -29,6 +28,7 @@ from ..utils.arguments import save_arguments
 from ..utils.environment import fastest_attention
 from ..utils.errors import CheckpointError, DivergenceError, InputError, one_line
 from ..utils.files import write_json
+from ..utils.hashing import hash64
 from .checkpoints import load_optimizer
 from .cuda_graphs import RecordedPasses
 from .distributed import describe_processes

@@ -1,12 +1,12 @@
 """A training run in its directory: arguments, accelerator, lock, log, trackers, checkpoints, resume."""
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,7 +23,7 @@ from ..model.kernels_hfbert import has_varlen_kernel
 from ..utils.arguments import argument
 from ..utils.environment import PRECISIONS, create_accelerator, hardware, keep_freed_memory, versions
 from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
-from ..utils.files import read_json, write_json, write_text, writing
+from ..utils.files import differences, lock, read_json, write_json, write_text, writing
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .distributed import TIMEOUT_SECONDS, Stopping
 from .fsdp import is_sharded, whole_state, without_weights
@@ -180,7 +180,8 @@ class Run:
         self.stopping = Stopping(self.accelerator, arguments.max_time, is_budget=arguments.schedule == "time")
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
         if self.is_main:
-            self._lock = _lock_directory(self.directory)
+            self._lock = ExitStack()
+            self._lock.enter_context(_own_directory(self.directory))
         self.accelerator.wait_for_everyone()
 
     def __enter__(self) -> "Run":
@@ -375,32 +376,25 @@ class Run:
         return fixed | {"precision": precision} | ways
 
 
-def _lock_directory(directory: Path) -> Any:
-    """Take the directory for this run; the lock goes with the process, however it ends."""
-    with writing(f"output_dir {directory}", "choose another"):
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        raise OutputError(f"another run is writing to {directory} ({lock.read().strip()}); stop it first") from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
-    return lock
+@contextmanager
+def _own_directory(directory: Path) -> Iterator[None]:
+    """Keep other runs out of the directory. Raises OutputError if one is there or nothing can be written."""
+    path = directory / ".lock"
+    with ExitStack() as stack:
+        with writing(f"output_dir {directory}", "choose another"):
+            is_free = stack.enter_context(lock(path, wait=False))
+            if not is_free:
+                owner = path.read_text(encoding="utf-8")
+                raise OutputError(f"another run is writing to {directory} ({owner.strip()}); stop it first")
+            path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
 
 
 def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:
-    differing = [
-        f"{key}: {written.get(key)!r} there, {asked.get(key)!r} now"
-        for key in sorted(written.keys() | asked.keys())
-        if written.get(key) != asked.get(key)
-    ]
+    differing = differences(written, asked)
     if differing:
         raise CheckpointError(
-            f"{checkpoint} belongs to a run with other settings ({'; '.join(differing)}); "
-            "use those, or another output_dir"
+            f"{checkpoint} belongs to a run with other settings ({differing}); use those, or another output_dir"
         )
 
 

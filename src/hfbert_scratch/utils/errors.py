@@ -8,6 +8,10 @@ from collections.abc import Callable
 from functools import wraps
 
 
+# The exit code of a run that was stopped and goes on when it is started again: EX_TEMPFAIL of sysexits.h.
+STOPPED = 75
+
+
 class HFBertError(Exception):
     """Base of all errors that end a recipe in one sentence. `exit_code` is what the process returns."""
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and one sentence for one that cannot be written or read."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -40,6 +41,36 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock file `path`, making its directory where there is none; it goes with the process, however it ends.
+
+    Args:
+        path: the lock file. It stays behind when the lock is released.
+        wait: wait until the lock is free, or give up at once.
+
+    Yields:
+        Whether this process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """Name the settings in which two runs differ, for a sentence that refuses to mix them; empty if they agree."""
+    return "; ".join(
+        f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(there.keys() | now.keys())
+        if there.get(key) != now.get(key)
+    )
 
 
 def write_text(path: Path, text: str) -> None:
