@@ -8,9 +8,11 @@
 trust_remote_code. `--to hfbert` takes any stock checkpoint, old ones included, to train on or to fine-tune here.
 The outputs of both models are compared at the end; they are the same to the last bit.
 
-Supports: directories and models on the Hub, every head, safetensors and pytorch_model.bin, one file or shards; the
-original's directories of bert_config.json, vocab.txt and bert_model.ckpt, with hfbert-scratch[tensorflow] installed.
-Does not support: decoders with cross-attention, relative positions, other architectures, TensorFlow 2's layouts.
+Supports: directories and models on the Hub, every head, safetensors and pytorch_model.bin, one file or shards, also
+with the prefixes of DistributedDataParallel and torch.compile (module., _orig_mod.); the original's directories of
+bert_config.json, vocab.txt and bert_model.ckpt, with hfbert-scratch[tensorflow] installed.
+Does not support: decoders with cross-attention, relative positions, other architectures (RoBERTa, XLM-R, DistilBERT),
+TensorFlow 2's layouts.
 """
 
 import dataclasses

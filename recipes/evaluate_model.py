@@ -8,9 +8,10 @@ Every split but train is predicted, and scored where it has labels, also class b
 and predictions/. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order: --model_classes.
 Which task, and how its inputs are made, is read from the model's task.json where finetune.py wrote it.
 
-Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes (accelerate
-launch --multi_gpu --num_processes N, also on CPUs), with the same predictions whatever their number.
-Does not support: checkpoints whose head is new; train it with finetune.py first.
+Supports: our checkpoints and any BERT-like AutoModel checkpoint with a WordPiece tokenizer (DistilBERT, ELECTRA); one
+CPU, one GPU, several processes (accelerate launch --multi_gpu --num_processes N, also on CPUs), with the same
+predictions whatever their number.
+Does not support: checkpoints whose head is new; train it with finetune.py first. Other tokenizers (RoBERTa, XLM-R).
 
 Exit codes: 0 done, 2 unusable input, 7 output.
 """

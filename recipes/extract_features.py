@@ -8,8 +8,10 @@
 extract_features.py of google-research/bert writes; it is also by far the largest. Killed at any moment, the same
 command continues with the part it was at and ends with the same files.
 
-Supports: directories and Hub names that AutoModel opens as an encoder; CPU or one GPU; float32 and bfloat16.
-Does not support: several processes (split the text and give each an output_dir of its own); encoder-decoders.
+Supports: directories and Hub names that AutoModel opens as an encoder and that have a WordPiece tokenizer (BERT,
+DistilBERT, ELECTRA); CPU or one GPU; float32 and bfloat16.
+Does not support: several processes (split the text and give each an output_dir of its own); encoder-decoders; other
+tokenizers, as RoBERTa's and XLM-R's, which `hfbert_scratch.features.encode` takes from Python.
 """
 
 import dataclasses

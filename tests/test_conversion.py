@@ -257,6 +257,28 @@ def test_a_missing_head_is_named_and_a_spare_one_kept(tmp_path):
     assert_same_weights(tmp_path / "stock", tmp_path / "full")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("write", [ours, stock])
+def test_weights_named_by_a_wrapper_get_their_own_names(prefix, write, tmp_path):
+    write(tmp_path / "source")
+    plain = load_file(tmp_path / "source" / "model.safetensors")
+    edit_weights(tmp_path / "source", lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
+    convert = to_stock if write is ours else from_stock
+    result = convert(tmp_path / "source", tmp_path / "target")
+    assert result.largest_difference == 0.0
+    assert "without the prefixes of a wrapper" in result.notes[0]
+    assert load_file(tmp_path / "target" / "model.safetensors").keys() == plain.keys()
+
+
+def test_layers_that_were_compiled_alone_get_their_own_names(tmp_path):
+    stock(tmp_path / "source")
+    edit_weights(
+        tmp_path / "source",
+        lambda tensors: {k.replace("layer.0.", "layer.0._orig_mod."): v for k, v in tensors.items()},
+    )
+    assert from_stock(tmp_path / "source", tmp_path / "target").largest_difference == 0.0
+
+
 # ---------------------------------------------------------------------------------------------------- the original's
 
 # What google-research/bert calls the heads; their matrices are (outputs, hidden) there too.

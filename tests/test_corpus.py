@@ -393,4 +393,4 @@ def test_recipe(tmp_path, tokenizer, texts):
     assert len(SegmentPairs(made.split("validation"), max_seq_length=128, seed=0).group(0, 0)) > 0
     wrong = run(tmp_path / "corpus", "--validation_share", "0.2")
     assert wrong.returncode == 2
-    assert "validation_share (0.1 before, 0.2 now)" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert "validation_share: 0.1 there, 0.2 now" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -18,6 +18,7 @@ import torch
 import transformers
 from corpus_helpers import documents, small_tokenizer
 from helpers import TINY, make, pair
+from safetensors.torch import load_file, save_file
 from training_helpers import RECIPES, environment
 
 from hfbert_scratch.features.encoder import Row, encode, encode_rows, load_encoder, weights_hash
@@ -481,3 +482,38 @@ def test_bad_options_end_in_one_sentence_and_leave_nothing(monkeypatch, capsys, 
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- other encoders
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "hfbert_unpadded"])
+@pytest.mark.parametrize("layers", [(-1,), (0, -1)])
+def test_cls_of_a_left_to_right_model_is_the_vector_of_the_last_token(tokenizer, texts, attention, layers):
+    ours, stock = pair("base", vocab_size=len(tokenizer), left_to_right=True)
+    ours.set_attn_implementation(attention)
+    for model in (ours, stock):
+        found = encode(model, tokenizer, texts[:20], layers=layers, pooling="cls", batch_tokens=300)
+        for text, got in zip(texts, found, strict=False):
+            states = plain(stock, tokenizer, text).hidden_states
+            expected = torch.stack([states[layer][0, -1] for layer in layers]).numpy()
+            assert np.abs(got.vectors - expected).max() <= TOLERANCE
+
+
+def test_an_encoder_that_counts_positions_from_the_padding_is_cut_where_its_table_ends(tokenizer):
+    config = transformers.RobertaConfig(
+        **(TINY | {"vocab_size": len(tokenizer)}), pad_token_id=tokenizer.pad_token_id, type_vocab_size=2
+    )
+    model = transformers.RobertaModel(config).eval()
+    (got,) = encode(model, tokenizer, ["word " * 100])
+    assert len(got.input_ids) == LIMIT - tokenizer.pad_token_id - 1 and got.cut > 0
+
+
+def test_weights_named_by_a_wrapper_are_explained(tmp_path):
+    for model in pair("base"):
+        directory = tmp_path / type(model).__name__
+        model.save_pretrained(directory)
+        weights = load_file(directory / "model.safetensors")
+        save_file({f"module.{k}": v for k, v in weights.items()}, directory / "model.safetensors", {"format": "pt"})
+        with pytest.raises(InputError, match=r"a wrapper of the model named .*\(module\.embeddings"):
+            load_encoder(str(directory))

@@ -9,6 +9,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import tokenizers
 from corpus_helpers import documents, small_tokenizer, write_text
 from transformers import AutoTokenizer
 
@@ -364,3 +365,10 @@ def test_recipe(tmp_path):
     assert f"{record['vocab_size']} tokens instead of 90000" in done.stdout
     wrong = run_recipe("--text", tmp_path / "no.txt", "--output_dir", tmp_path / "p")
     assert wrong.returncode == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_a_tokenizer_of_another_algorithm_is_refused_with_those_that_are_supported(tmp_path):
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE({"<s>": 0, "a": 1}, []))
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="is a BPE tokenizer; only WordPiece ones are supported"):
+        load_tokenizer(tmp_path)

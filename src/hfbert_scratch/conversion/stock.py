@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from ..model import configuration_hfbert, kernels_hfbert, modeling_hfbert
 from ..model.configuration_hfbert import HEADS, HFBertConfig
 from ..model.loading import PICKLE, SAFETENSORS, is_local, read_config, shard_names
+from ..model.modeling_hfbert import WRAPPED
 from ..text.tokenizer import SPECIAL_TOKENS, write_vocabulary
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json, writing
@@ -78,6 +79,8 @@ class _Checkpoint:
     notes: list[str] = field(default_factory=list)
     # Whether the vocabulary projection is the word embeddings' matrix; False where the file shows that it is not.
     tied: bool = True
+    # Whether a wrapper of the model had named the tensors.
+    wrapped: bool = False
     # Parameters of the architecture that the file does not hold.
     missing: list[str] = field(default_factory=list)
 
@@ -129,7 +132,7 @@ def to_stock(source: str | Path, target: str | Path) -> Conversion:
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         _copy_tokenizer(checkpoint, directory)
         _complete_tokenizer(checkpoint, directory, config)
-        difference = _largest_difference((checkpoint.directory, name), (directory, stock_name), checkpoint.missing)
+        difference = _largest_difference(checkpoint, ours=(checkpoint.directory, name), stock=(directory, stock_name))
     return Conversion(Path(target), stock_name, difference, checkpoint.notes)
 
 
@@ -174,7 +177,7 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
         _copy_tokenizer(checkpoint, directory)
         _complete_tokenizer(checkpoint, directory, config)
         stock_name = _stock_architecture(checkpoint, name)
-        difference = _largest_difference((directory, name), (checkpoint.directory, stock_name), checkpoint.missing)
+        difference = _largest_difference(checkpoint, ours=(directory, name), stock=(checkpoint.directory, stock_name))
     return Conversion(Path(target), name, difference, checkpoint.notes)
 
 
@@ -261,13 +264,17 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _use_todays_names(checkpoint: _Checkpoint) -> None:
-    """One name per parameter, the one of today, as stock itself reads old files."""
+    """One name per parameter, the one of today, as stock itself reads old files; without a wrapper's prefixes."""
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
+        if WRAPPED.search(name):
+            checkpoint.wrapped, name = True, WRAPPED.sub("", name)
         if name.endswith("embeddings.position_ids"):
             continue
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         tensors[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = tensor
+    if checkpoint.wrapped:
+        checkpoint.notes.append("the weights are named without the prefixes of a wrapper (module., _orig_mod.)")
     # Of two names for the output bias, this is the one stock computes with.
     if _STOCK_BIAS in tensors:
         tensors[_BIAS] = tensors.pop(_STOCK_BIAS)
@@ -443,13 +450,18 @@ def random_batch(config: transformers.PreTrainedConfig, architecture: str, seed:
 
 
 @torch.no_grad()
-def _largest_difference(ours: tuple[Path, str], stock: tuple[Path, str], missing: list[str]) -> float:
-    """Load both (directory, class) and compare their outputs on a random padded batch; parameters in `missing` are
-    random in both, and made equal first. Raises RuntimeError unless every number is the same.
+def _largest_difference(checkpoint: _Checkpoint, ours: tuple[Path, str], stock: tuple[Path, str]) -> float:
+    """Load both (directory, class), one of them the `checkpoint`, and compare their outputs on a random padded batch;
+    parameters that the checkpoint lacks are random in both, and made equal first.
+
+    Raises RuntimeError unless every number is the same.
     """
-    our_model = getattr(modeling_hfbert, ours[1]).from_pretrained(ours[0], dtype=torch.float32)
-    stock_model = getattr(transformers, stock[1]).from_pretrained(stock[0], dtype=torch.float32)
-    for name in missing:
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if checkpoint.wrapped:
+        options["key_mapping"] = {WRAPPED.pattern: ""}
+    our_model = getattr(modeling_hfbert, ours[1]).from_pretrained(ours[0], **options)
+    stock_model = getattr(transformers, stock[1]).from_pretrained(stock[0], **options)
+    for name in checkpoint.missing:
         stock_model.get_parameter(name).copy_(our_model.get_parameter(name))
     inputs = random_batch(our_model.config, ours[1])
     left, right = our_model.eval()(**inputs), stock_model.eval()(**inputs)

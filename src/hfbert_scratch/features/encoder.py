@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 from ..model.inference import choose_attention, inference_copy
-from ..model.loading import check_directory, check_finite
+from ..model.loading import check_directory, check_finite, wrapper_note
 from ..utils.errors import InputError, one_line
 
 
@@ -89,7 +89,10 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> nn.Module:
         model.pooler = None
         missing = [key for key in missing if not key.startswith("pooler.")]
     if missing:
-        raise InputError(f"{name!r} has no weights for {', '.join(missing[:3])}: it is not a {type(model).__name__}")
+        raise InputError(
+            f"{name!r} has no weights for {', '.join(missing[:3])}: it is not a {type(model).__name__}"
+            + wrapper_note(info["unexpected_keys"])
+        )
     check_finite(model, name)
     model.eval().to(device)
     choose_attention(model)
@@ -112,11 +115,12 @@ def encode(
     model: an encoder or a model with a head, whose encoder is then used. texts: strings, or (A, B) for a pair; they
     are tokenized as `tokenizer(A, B)` does. layers: indices into transformers' `hidden_states`, 0 for the embeddings,
     -1 for the last layer. pooling: None for a vector per token; "mean" or "max" over all tokens with the special ones;
-    "cls" for the first; "pooler" for the model's own pooler_output (then layers must be (-1,)). max_seq_length: longer
-    sequences are cut, by default at what model and tokenizer take; `Features.cut` tells. batch_tokens: per forward
-    pass, padding included, by default `default_batch_tokens`; a sequence that is longer is a batch of its own. dtype:
-    to compute in, by default the model's own; for another one (bfloat16) a copy is made and yours stays as it is. For
-    many texts an `inference.inference_copy` of the model is faster.
+    "cls" for the first, in a left-to-right model for the last; "pooler" for the model's own pooler_output (then layers
+    must be (-1,)). max_seq_length: longer sequences are cut, by default at what model and tokenizer take;
+    `Features.cut` tells. batch_tokens: per forward pass, padding included, by default `default_batch_tokens`; a
+    sequence that is longer is a batch of its own. dtype: to compute in, by default the model's own; for another one
+    (bfloat16) a copy is made and yours stays as it is. For many texts an `inference.inference_copy` of the model is
+    faster.
     Vectors are float32 in any case; in float32 they differ from a forward pass of the text alone by rounding (at most
     1e-5).
 
@@ -244,8 +248,11 @@ def _tokenize(tokenizer: Any, texts: list[Text], **truncation: Any) -> Iterator[
 
 
 def _length_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int:
+    positions = getattr(model.config, "max_position_embeddings", math.inf)
+    # RoBERTa's family counts positions from behind the padding id, so some of its table is never used.
+    padding_idx = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
     # Tokenizers without a limit say 1e30.
-    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
+    limit = min(tokenizer.model_max_length, positions - (0 if padding_idx is None else padding_idx + 1))
     if asked is None:
         if limit > 1e9:
             raise InputError("neither model nor tokenizer says how long a sequence may be; give max_seq_length")
@@ -360,13 +367,19 @@ def _forward(encoder: nn.Module, rows: list[Row], layers: list[int], pooling: st
     device = encoder.device
     tensors = {k: torch.from_numpy(v).to(device, non_blocking=True) for k, v in inputs.items() if k in known}
     last = encoder.config.num_hidden_layers
+    # In each row the vector of "cls": left to right only the last token has seen the others.
+    is_causal = any(getattr(encoder.config, name, False) for name in ("left_to_right", "is_decoder"))
+    place = np.array([len(row.input_ids) - 1 if is_causal else 0 for row in rows])
+    summary = torch.from_numpy(np.arange(len(rows)) * width + place).to(device, non_blocking=True)
     if pooling in ("cls", "pooler") and layers == [last] and "read_positions" in known:  # of our own encoders
-        first = encoder(**tensors, read_positions=torch.arange(len(rows), device=device) * width, return_dict=True)
-        return (first.last_hidden_state.float() if pooling == "cls" else first.pooler_output)[:, None]
+        read = encoder(**tensors, read_positions=summary, return_dict=True)
+        return (read.last_hidden_state.float() if pooling == "cls" else read.pooler_output)[:, None]
     outputs = encoder(**tensors, output_hidden_states=layers != [last], return_dict=True)
     if pooling == "pooler":
         return outputs.pooler_output[:, None]
     states = [outputs.last_hidden_state if layer == last else outputs.hidden_states[layer] for layer in layers]
+    if pooling == "cls":
+        return torch.stack([state.flatten(0, 1)[summary].float() for state in states], dim=1)
     if pooling is not None:
         return torch.stack([_pool(state, tensors["attention_mask"], pooling) for state in states], dim=1)
     places = [
@@ -379,8 +392,6 @@ def _forward(encoder: nn.Module, rows: list[Row], layers: list[int], pooling: st
 
 def _pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """(rows, tokens, hidden) → (rows, hidden), in float32: a bfloat16 sum over tokens would lose digits."""
-    if pooling == "cls":
-        return states[:, 0].float()
     real = mask[..., None].bool()
     if pooling == "max":
         return states.float().masked_fill(~real, -math.inf).amax(dim=1)

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.utils import logging
@@ -145,6 +146,8 @@ class HFBertConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Run by @strict after construction and on saving. Raises ValueError naming the field and what it may hold."""
         super().validate_architecture()
+        # Also those set after construction: a file that names them could not be opened again.
+        self._refuse_what_is_not_here(vars(self))
         for name, largest in LARGEST.items():
             value = getattr(self, name)
             if not 1 <= value <= largest:
@@ -156,6 +159,8 @@ class HFBertConfig(PreTrainedConfig):
         for name in ("initializer_range", "layer_norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be a type of torch, such as 'float32' or 'bfloat16'")
         if self.chunk_size_feed_forward < 0:
             raise ValueError(f"chunk_size_feed_forward is {self.chunk_size_feed_forward}; 0 means no chunks")
         if self.hidden_size % self.num_attention_heads:

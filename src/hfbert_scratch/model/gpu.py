@@ -99,10 +99,10 @@ class _Dropout(HFBertDropout):
     computes it again instead of reading a mask.
     """
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0 or not torch.compiler.is_compiling():
-            return super().forward(values)
-        return torch.where(keep_mask(values.shape, self.p, values.device), values / (1 - self.p), 0.0)
+            return super().forward(input)
+        return torch.where(keep_mask(input.shape, self.p, input.device), input / (1 - self.p), 0.0)
 
 
 def keep_mask(shape: torch.Size, probability: float, device: torch.device) -> torch.Tensor:

@@ -103,10 +103,10 @@ class _Dropout(torch.autograd.Function):
 class HFBertDropout(nn.Dropout):
     """nn.Dropout, with cheaper random numbers in training on a CPU."""
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        if self.training and self.p > 0 and _takes_own_path(values):
-            return _Dropout.apply(values, self.p)
-        return super().forward(values)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training and self.p > 0 and _takes_own_path(input):
+            return _Dropout.apply(input, self.p)
+        return super().forward(input)
 
 
 # ---------------------------------------------------------------------------------------------------------------- GELU

@@ -4,6 +4,7 @@ Nothing in the directory is trusted: no code of it runs, no pickle is read, no f
 allocated before it is known that config.json asks for a size that can be.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
 from .configuration_hfbert import LARGEST
+from .modeling_hfbert import WRAPPED
 
 
 # What no number of a configuration exceeds that has no limit of its own. Layers are built one by one, even without
@@ -63,10 +65,18 @@ def open_model(
     if lost:
         raise InputError(
             f"--model {name} lacks {len(lost)} weights of its own encoder, the first {lost[0]}; "
-            "config.json and the weights do not belong together"
+            "config.json and the weights do not belong together" + wrapper_note(info["unexpected_keys"])
         )
     check_finite(model, name)
     return model, new
+
+
+def wrapper_note(names: Iterable[str]) -> str:
+    """The end of a sentence about weights that are missing, where a wrapper's prefix on `names` is the cause."""
+    wrapped = sorted(filter(WRAPPED.search, names))
+    if not wrapped:
+        return ""
+    return f"; a wrapper of the model named its weights ({wrapped[0]}): recipes/convert.py writes them without"
 
 
 def check_directory(name: str | Path) -> None:

@@ -7,6 +7,7 @@ How attention, dropout and the loss are computed fast is in kernels_hfbert.py. T
 travel with every checkpoint, so they import nothing else of this package.
 """
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ from .kernels_hfbert import (
 )
 
 
+# What DistributedDataParallel and torch.compile put before the names of weights.
+WRAPPED = re.compile(r"^(?:(?:module|_orig_mod)\.)+|_orig_mod\.")
 # An attention implementation like "sdpa", of our own: the padding of a batch is left out of all computation.
 UNPADDED = "hfbert_unpadded"
 
@@ -165,7 +168,9 @@ class HFBertSelfAttention(nn.Module):
     def __init__(self, config: HFBertConfig):
         super().__init__()
         self.config = config
+        self.num_attention_heads = config.num_attention_heads
         self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.all_head_size = config.hidden_size
         self.scaling = self.attention_head_size**-0.5
         self.is_causal = config.left_to_right
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -227,8 +232,8 @@ class HFBertResidual(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = HFBertDropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + input_tensor)
 
 
 class HFBertAttention(nn.Module):
@@ -267,6 +272,7 @@ class HFBertLayer(GradientCheckpointingLayer):
     def __init__(self, config: HFBertConfig):
         super().__init__()
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
+        self.seq_len_dim = 1
         self.attention = HFBertAttention(config)
         self.intermediate = HFBertIntermediate(config)
         self.output = HFBertResidual(config, config.intermediate_size)
@@ -278,13 +284,15 @@ class HFBertLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
-        return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, attended)
+        return apply_chunking_to_forward(
+            self.feed_forward_chunk, self.chunk_size_feed_forward, self.seq_len_dim, attended
+        )
 
-    def feed_forward(self, attended: torch.Tensor) -> torch.Tensor:
-        activated = self.intermediate(attended)
+    def feed_forward_chunk(self, attention_output: torch.Tensor) -> torch.Tensor:
+        activated = self.intermediate(attention_output)
         # Checkpointing has its own way with what is saved.
         with nullcontext() if self.gradient_checkpointing else gelu_not_saved(activated):
-            return self.output(activated, attended)
+            return self.output(activated, attention_output)
 
 
 class HFBertEncoder(nn.Module):
@@ -292,12 +300,14 @@ class HFBertEncoder(nn.Module):
 
     def __init__(self, config: HFBertConfig):
         super().__init__()
+        self.config = config
         self.layer = nn.ModuleList([HFBertLayer(config) for _ in range(config.num_hidden_layers)])
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        *,
         reading: Reading | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
@@ -317,9 +327,10 @@ class HFBertPooler(nn.Module):
     def __init__(self, config: HFBertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.Tanh()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+        return self.activation(self.dense(hidden_states[:, 0]))
 
 
 class HFBertPredictionHeadTransform(nn.Module):
@@ -440,6 +451,26 @@ class HFBertPreTrainedModel(PreTrainedModel):
     # do say so; with the others Trainer must divide by the accumulation steps itself.
     accepts_loss_kwargs = False
 
+    @staticmethod
+    def _load_pretrained_model(
+        model: "HFBertPreTrainedModel",
+        state_dict: dict[str, torch.Tensor] | None,
+        checkpoint_files: list[str] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load as any model, but refuse names of a wrapper, for which transformers would draw every weight anew."""
+        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        missing, wrapped = loaded[0].missing_keys, sorted(filter(WRAPPED.search, loaded[0].unexpected_keys))
+        if missing and wrapped:
+            found = WRAPPED.search(wrapped[0])
+            pattern = ("" if found.start() else "^") + re.escape(found[0])
+            raise ValueError(
+                f"a wrapper of the model named the checkpoint's weights ({wrapped[0]}); open it with "
+                f"from_pretrained(..., key_mapping={{{pattern!r}: ''}})"
+            )
+        return loaded
+
     def _encode(
         self, *inputs: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
@@ -471,6 +502,7 @@ class HFBertModel(HFBertPreTrainedModel):
 
     def __init__(self, config: HFBertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
+        self.gradient_checkpointing = False
         self.embeddings = HFBertEmbeddings(config)
         self.encoder = HFBertEncoder(config)
         self.pooler = HFBertPooler(config) if add_pooling_layer else None
@@ -491,6 +523,7 @@ class HFBertModel(HFBertPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        *,
         read_positions: torch.Tensor | tuple[()] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPooling:
@@ -516,6 +549,7 @@ class HFBertModel(HFBertPreTrainedModel):
         will not be read is left out of the last layer, but for its keys and values.
         Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
         """
+        _refuse_decoding(kwargs)
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
         shape = _checked_shape(ids, inputs_embeds)
         if isinstance(attention_mask, torch.Tensor):
@@ -615,6 +649,12 @@ class HFBertModel(HFBertPreTrainedModel):
         for name, tensor in ids.items():
             field = fields.get(name, "max_position_embeddings")
             size = getattr(self.config, field)
+            table = getattr(self.get_input_embeddings(), "weight", None)
+            if name == "input_ids" and table is not None and table.shape[0] != size:
+                return (
+                    f"the word embeddings hold {table.shape[0]} tokens and vocab_size is {size}; resize both with "
+                    "model.resize_token_embeddings(number of tokens)"
+                )
             bad = (tensor < 0) | (tensor >= size) if tensor is not None else torch.zeros(0)
             if bad.any():
                 row, column = bad.nonzero()[0].tolist()
@@ -833,6 +873,13 @@ def _check_label_shape(labels: torch.Tensor, given: torch.Tensor) -> None:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(given.shape[:2])}")
 
 
+def _refuse_decoding(kwargs: dict[str, Any]) -> None:
+    """An encoder would leave them out, and the caller would take the result for one that knows them."""
+    for name in ("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} is for decoders, and HFBert is an encoder: leave it out, or use stock bert")
+
+
 def _refuse_packed(task: str, kwargs: dict[str, Any]) -> None:
     """For heads whose softmax is over more than one vector, or one sequence."""
     if kwargs.get("cu_seq_lens_q") is not None:
@@ -880,7 +927,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """Load as any model, and let the output bias be the one stock computes with where a file holds two."""
-        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        loaded = HFBertPreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         stock_bias = _stock_output_bias(state_dict, checkpoint_files)
         if stock_bias is not None:
             predictions = model.cls.predictions
@@ -928,15 +975,17 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         num_items: torch.Tensor | int | None,
         skip_logits: bool,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None, torch.Tensor | None]:
-        """The base model's output on its five `inputs`, MLM logits and loss; the rest as in HFBertForPreTraining.
+    ) -> tuple[BaseModelOutputWithPooling, tuple[torch.Tensor, ...] | None, torch.Tensor | None]:
+        """The base model's output on its five `inputs`, the logits of all heads, MLM first, and the MLM loss; the rest
+        as in HFBertForPreTraining.
 
         The loss comes from the predicted positions alone. With skip_logits or config.sparse_prediction no others meet
         the vocabulary.
         """
+        self._check_sizes()
         if labels is None:
             outputs = self._encode(*inputs, **kwargs)
-            return outputs, self.cls.predictions(outputs.last_hidden_state), None
+            return outputs, self._logits(outputs), None
         input_ids, *_, inputs_embeds = inputs
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is not None:  # as HFBertModel will say
@@ -948,9 +997,25 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         outputs = self._encode(*inputs, read_positions=positions if sparse else None, **kwargs)
         if skip_logits:
             return outputs, None, self._prediction_loss(outputs.last_hidden_state, targets, num_items)
-        logits = self.cls.predictions(outputs.last_hidden_state)
-        chosen = logits if sparse or positions is None else _states_at(logits, positions)
+        logits = self._logits(outputs)
+        chosen = logits[0] if sparse or positions is None else _states_at(logits[0], positions)
         return outputs, logits, cross_entropy(chosen, targets, num_items)
+
+    def _logits(self, outputs: BaseModelOutputWithPooling) -> tuple[torch.Tensor, ...]:
+        """Those of every head, by one call of `cls`, whose hooks and replacements act as on stock's."""
+        raise NotImplementedError
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError where the vocabulary of the embeddings was resized and that of the head was not."""
+        predictions = getattr(self.cls, "predictions", None)
+        if not isinstance(predictions, HFBertLMPredictionHead):
+            return
+        weight, bias = getattr(predictions.decoder, "weight", None), predictions.bias
+        if weight is not None and weight.dim() == 2 and weight.shape[0] != bias.shape[0]:
+            raise ValueError(
+                f"the word embeddings hold {weight.shape[0]} tokens and the output bias {bias.shape[0]}; resize the "
+                "model with its head, model.resize_token_embeddings(number of tokens), not its encoder alone"
+            )
 
     def _prediction_loss(
         self, states: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None
@@ -1010,10 +1075,12 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         alone the time and memory of all others.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs, prediction_logits, masked_lm_loss = self._predict(
+        outputs, logits, masked_lm_loss = self._predict(
             inputs, labels, masked_positions, num_items_in_batch, skip_logits, **kwargs
         )
-        seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
+        if logits is None:
+            logits = (None, self.cls.seq_relationship(outputs.pooler_output))
+        prediction_logits, seq_relationship_logits = logits
         next_sentence_loss = None
         if next_sentence_label is not None:
             next_sentence_loss = cross_entropy(seq_relationship_logits, next_sentence_label, num_sequences_in_batch)
@@ -1027,6 +1094,9 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
             masked_lm_loss=masked_lm_loss,
             next_sentence_loss=next_sentence_loss,
         )
+
+    def _logits(self, outputs: BaseModelOutputWithPooling) -> tuple[torch.Tensor, ...]:
+        return self.cls(outputs.last_hidden_state, outputs.pooler_output)
 
 
 class HFBertForMaskedLM(HFBertMaskedPrediction):
@@ -1060,8 +1130,14 @@ class HFBertForMaskedLM(HFBertMaskedPrediction):
             inputs, labels, masked_positions, num_items_in_batch, skip_logits, **kwargs
         )
         return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=None if logits is None else logits[0],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
+
+    def _logits(self, outputs: BaseModelOutputWithPooling) -> tuple[torch.Tensor, ...]:
+        return (self.cls(outputs.last_hidden_state),)
 
 
 class HFBertForNextSentencePrediction(HFBertPreTrainedModel):
@@ -1264,7 +1340,8 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         super().__init__(config)
         self.bert = HFBertModel(config, add_pooling_layer=False)
         # Two outputs, start and end, whatever num_labels a classifier's configuration may carry.
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.num_labels = 2
+        self.qa_outputs = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple

@@ -55,6 +55,12 @@ def check_files(path: Path) -> None:
             raise InputError(f"{serialized} is truncated or damaged ({one_line(error)})") from None
         model = content.get("model") if isinstance(content, dict) else None
         vocab = model.get("vocab") if isinstance(model, dict) else None
+        kind = model.get("type") if isinstance(model, dict) else None
+        if kind is not None and kind != "WordPiece":
+            raise InputError(
+                f"{serialized} is a {kind} tokenizer; only WordPiece ones are supported, as BERT's, DistilBERT's and "
+                "ELECTRA's are, not those of RoBERTa and XLM-R"
+            )
         if not isinstance(vocab, dict):
             raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of train_tokenizer.py's")
         _check_special_tokens(serialized, set(vocab))
