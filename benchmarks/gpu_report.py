@@ -1,4 +1,4 @@
-"""Bring what benchmarks/gpu_run.py left into benchmarks/results_gpu.json and the README's GPU table.
+"""Bring what benchmarks/gpu_run.py left into benchmarks/results_gpu.json and the GPU table of docs/benchmarks.md.
 
     python benchmarks/gpu_report.py runs/gpu     # a folder with results.json and profile.txt
     python benchmarks/gpu_report.py              # only writes the table again
@@ -19,7 +19,7 @@ from hfbert_scratch.utils.files import read_json, write_json, write_text
 
 
 RESULTS = Path(__file__).parent / "results_gpu.json"
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- GPU table: python benchmarks/gpu_report.py -->\n", "<!-- end of GPU table -->\n"
 # Parts of a step by what a kernel's name holds, the first that fits. Names are the compiler's, cut to 100 characters.
 PARTS = (
@@ -110,12 +110,12 @@ def fastest_way(cases: dict[tuple[str, ...], dict[str, Any]], size: str, shape: 
 
 @command_line
 def main() -> None:
-    """Merge, then write the table into the README."""
+    """Merge, then write the table into docs/benchmarks.md."""
     for folder in sys.argv[1:]:
         add(Path(folder))
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    write_text(README, before + BEGIN + table() + END + rest.split(END)[1])
+    write_text(PAGE, before + BEGIN + table() + END + rest.split(END)[1])
     print(table())
 
 

@@ -1,6 +1,6 @@
 """All benchmarks one after another: fills results.json and draws results.png; `make bench`.
 
-    python benchmarks/run_all.py [--table]    # --table: only print the README's table from results.json
+    python benchmarks/run_all.py [--table]    # --table: only print the table of docs/benchmarks.md from results.json
 
 Nothing else should run beside it: with two cores, anything that does is measured too.
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def table() -> str:
-    """The README's table of results.json."""
+    """Return the table of docs/benchmarks.md, from results.json."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = [
         "| what | ratio: times as fast (lowest … highest of the pairs) | memory | tokens/s | date |",
