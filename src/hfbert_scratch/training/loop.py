@@ -35,6 +35,7 @@ from .distributed import describe_processes
 from .fsdp import autocast_forward, gathered, is_sharded, whole
 from .optimizers import create_optimizer, linear_schedule
 from .run import Run
+from .spinning import Spinning
 from .throughput import clock
 
 
@@ -180,6 +181,7 @@ def train(
     arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
     meter = _Meter(run, flops_per_token)
     one_pass = _forward_and_backward(run, model, forward)
+    spinning = Spinning(run.device)
     run.stopping.catch_signals()
     model.train()
     stop = False
@@ -200,6 +202,8 @@ def train(
         progress.step += 1
         progress.cursor = batch.cursor
         meter.end_step(batch, gradient_norm)
+        if note := spinning.look():
+            run.say(note)
 
         finished = is_finished(run)
         if finished or progress.step % arguments.log_every == 0:
@@ -214,6 +218,7 @@ def train(
                 run.save(model, optimizer, save_extra)
         if finished or stop:
             break
+    spinning.restore()
     if stop:
         run.say(f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there")
     return is_finished(run)
