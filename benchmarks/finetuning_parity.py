@@ -32,9 +32,10 @@ from hfbert_scratch.conversion.stock import from_stock
 from hfbert_scratch.evaluation import TaskData, majority_baseline, quietly
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.tasks import NerTask, SequenceTask
+from hfbert_scratch.training.accelerator import has_bfloat16
 from hfbert_scratch.training.optimizers import parameter_groups
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import hardware, has_bfloat16, versions
+from hfbert_scratch.utils.environment import hardware, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import read_json, write_json
 

@@ -33,12 +33,14 @@ from hfbert_scratch.evaluation import (
     quietly,
     read_task_file,
 )
+from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.loading import check_directory, check_fits
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task, report_lines
 from hfbert_scratch.tasks.data import read_text
 from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training.accelerator import compute_dtype, create_accelerator, precision_name
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import create_accelerator, fastest_attention, hardware, versions
+from hfbert_scratch.utils.environment import hardware, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import write_json, writing
 
@@ -136,7 +138,7 @@ def name_classes(model: nn.Module, names: list[str]) -> None:
 
 def set_attention(model: nn.Module, accelerator: Accelerator) -> None:
     """What is fastest without gradients."""
-    model.set_attn_implementation(fastest_attention(model, accelerator.device, accelerator.mixed_precision, 0.0))
+    model.set_attn_implementation(fastest_attention(model, accelerator.device, compute_dtype(accelerator), 0.0))
 
 
 def evaluate_splits(
@@ -160,7 +162,7 @@ def evaluate_splits(
         "data": summary,
         "examples": {split: len(data.raw[split]) for split in splits},
         "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
+        "precision": precision_name(compute_dtype(accelerator)),
         "hardware": hardware(accelerator.device),
         "versions": versions(),
     }

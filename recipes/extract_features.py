@@ -27,9 +27,10 @@ from hfbert_scratch.features.encoder import POOLINGS, default_batch_tokens, enco
 from hfbert_scratch.features.files import FORMATS, Layout, Part, TextFile, write_parts
 from hfbert_scratch.model.inference import inference_copy
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
+from hfbert_scratch.training.accelerator import fastest_precision
 from hfbert_scratch.training.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import fastest_precision, hardware, versions
+from hfbert_scratch.utils.environment import hardware, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import differences, read_json, write_json, writing
 

@@ -21,9 +21,9 @@ from hfbert_scratch.evaluation import Examples, TaskData, answer, call_model, lo
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches, fine_tune
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
 from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training.accelerator import create_accelerator
 from hfbert_scratch.training.optimizers import create_optimizer
 from hfbert_scratch.utils.arguments import parse_arguments
-from hfbert_scratch.utils.environment import create_accelerator
 
 
 KINDS = ("cola", "mrpc", "stsb", "swag", "conll2003", "squad", "squad_v2")

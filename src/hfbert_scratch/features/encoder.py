@@ -18,7 +18,8 @@ import torch
 import transformers
 from torch import nn
 
-from ..model.inference import choose_attention, inference_copy
+from ..model.attention import choose_attention
+from ..model.inference import inference_copy
 from ..model.loading import check_directory, check_finite, wrapper_note
 from ..utils.errors import InputError, one_line
 
