@@ -11,11 +11,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import transformers
 from torch import nn
 
 from ..model import modeling_hfbert
+from ..model.loading import drop_random_pooler, open_model
 from ..utils.directories import atomic_directory
 from ..utils.errors import InputError
 from ..utils.files import read_json
@@ -143,12 +143,10 @@ def _refuse_stock(source: str | Path) -> None:
 def _our_model(source: str | Path, architecture: str) -> transformers.PreTrainedModel:
     """Open our model in eval mode and float32, without a pooler if the checkpoint has none."""
     name = "HFBertForMaskedLM" if architecture == "BertLMHeadModel" else f"HF{architecture}"
-    model, info = getattr(modeling_hfbert, name).from_pretrained(
-        source, output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
-    )
-    missing = sorted(info["missing_keys"])
-    if missing and name == "HFBertModel" and all(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-    elif missing:
+    model, missing = open_model(getattr(modeling_hfbert, name), source)
+    if name == "HFBertModel":
+        missing = drop_random_pooler(model, missing)
+    if missing:
         raise InputError(f"{source} has no weights for {', '.join(missing[:3])} of {name}; train that head first")
+    model.set_attn_implementation("eager")  # exporters trace plain operations
     return model.eval()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ import transformers
 from torch import nn
 
 from ..model.inference import choose_attention, inference_copy
-from ..model.loading import check_directory, check_finite, wrapper_note
-from ..utils.errors import InputError, one_line
+from ..model.loading import drop_random_pooler, open_model
+from ..utils.errors import InputError
 
 
 POOLINGS = ("mean", "max", "cls", "pooler")
@@ -62,38 +63,21 @@ class Features:
     cut: int
 
 
-def load_encoder(name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """The encoder without a head of the checkpoint `name` (directory or Hub name), in eval mode on `device`.
+def load_encoder(name: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Open a checkpoint's encoder, without its head, for inference.
 
-    A checkpoint without pooler weights gives a model whose `pooler` is None, not a random one.
-    Raises InputError when it cannot be loaded or lacks other weights.
+    Args:
+        name: a checkpoint directory or a name on the Hub, of any encoder that AutoModel opens.
+        device: the device to put it on.
+
+    Returns:
+        The encoder in eval mode and float32. Its `pooler` is None if the checkpoint has no weights for one.
+
+    Raises:
+        InputError: if the checkpoint cannot be opened or lacks other weights.
     """
-    check_directory(name)
-    logging = transformers.logging
-    verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # What a head leaves over is no news here, and what is missing is an error below.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, info = transformers.AutoModel.from_pretrained(
-            name, output_loading_info=True, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers, safetensors and the Hub raise many types
-        raise InputError(f"no encoder can be loaded from {name!r} ({one_line(error)})") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress_bar:
-            logging.enable_progress_bar()
-    missing = sorted(info["missing_keys"])
-    if any(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-        missing = [key for key in missing if not key.startswith("pooler.")]
-    if missing:
-        raise InputError(
-            f"{name!r} has no weights for {', '.join(missing[:3])}: it is not a {type(model).__name__}"
-            + wrapper_note(info["unexpected_keys"])
-        )
-    check_finite(model, name)
+    model, new = open_model(transformers.AutoModel, name)
+    drop_random_pooler(model, new)
     model.eval().to(device)
     choose_attention(model)
     return model
