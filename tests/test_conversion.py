@@ -331,7 +331,7 @@ def original(directory, model, words, reader, monkeypatch):
     else:
         for ending in ("index", "data-00000-of-00001"):
             (directory / f"bert_model.ckpt.{ending}").touch()
-        monkeypatch.setattr(tensorflow_checkpoint, "_variables", lambda prefix: variables)
+        monkeypatch.setattr(tensorflow_checkpoint, "read_variables", lambda prefix: variables)
 
 
 READERS = ["in its stead", pytest.param("tensorflow", marks=pytest.mark.tensorflow)]
@@ -381,7 +381,7 @@ def test_originals_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     (source / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     refused("original: the weights lack 16 parameters of the encoder")
     (source / "bert_config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(tensorflow_checkpoint, "_variables", lambda prefix: {"model/w": np.ones(3)})
+    monkeypatch.setattr(tensorflow_checkpoint, "read_variables", lambda prefix: {"model/w": np.ones(3)})
     refused("holds no variables of the original BERT")
     (source / "bert_model.ckpt-9.index").touch()
     refused(r"holds several checkpoints \(bert_model.ckpt-9, bert_model.ckpt\); leave one")

@@ -407,7 +407,7 @@ def test_a_part_that_failed_leaves_the_earlier_ones_and_continuing_gives_the_sam
     from hfbert_scratch.features import files as feature_files
 
     assert call(monkeypatch, command(inputs, tmp_path / "whole", format=format)) == 0
-    writer = feature_files._WRITERS[format]
+    writer = feature_files.WRITERS[format]
     write = writer.write
 
     def fail(self, index, features):

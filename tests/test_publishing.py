@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
     return directory
 
 
-def publication(runs, target, kind="pretraining", **options):
+def card_arguments(runs, target, kind="pretraining", **options):
     settings = {"run": str(runs / kind), "output_dir": str(target), "license": "apache-2.0"} | options
     return CardArguments(**settings)
 
@@ -55,9 +55,11 @@ def publication(runs, target, kind="pretraining", **options):
 def test_a_repository_says_what_the_records_say_and_opens(kind, runs, tmp_path, monkeypatch):
     if kind == "pretraining":  # the demo's test opens such a one
         monkeypatch.setattr(repository, "check_loads", lambda *_: None)
-    wishes = publication(runs, tmp_path / "out", kind, power_watts=100.0, datasets=["me/texts"], data="Own texts.")
-    run = open_run(wishes.run)
-    files = {str(path.relative_to(tmp_path / "out")) for path in build_repository(run, wishes)}
+    statements = card_arguments(
+        runs, tmp_path / "out", kind, power_watts=100.0, datasets=["me/texts"], data="Own texts."
+    )
+    run = open_run(statements.run)
+    files = {str(path.relative_to(tmp_path / "out")) for path in build_repository(run, statements)}
     assert {path.name for path in run.model.iterdir()} < files
     assert {"README.md", "curves.png", "modeling_hfbert.py", "model.safetensors", "tokenizer.json"} <= files
 
@@ -90,20 +92,20 @@ def test_a_repository_says_what_the_records_say_and_opens(kind, runs, tmp_path, 
 
 
 def test_without_a_stated_power_there_is_no_estimate(runs, tmp_path):
-    wishes = publication(runs, tmp_path / "out")
-    run = open_run(wishes.run)
-    assert carbon(run, wishes) is None
-    assert "the power drawn was not stated" in build_card(run, wishes).content
+    statements = card_arguments(runs, tmp_path / "out")
+    run = open_run(statements.run)
+    assert carbon(run, statements) is None
+    assert "the power drawn was not stated" in build_card(run, statements).content
 
 
 def test_the_start_of_a_finetuning_run_is_a_base_model_only_if_it_is_a_name(runs, tmp_path):
-    wishes = publication(runs, tmp_path / "out", "mrpc")
-    run = open_run(wishes.run)
-    assert "base_model" not in publishing.card_data(run, wishes).to_dict()
+    statements = card_arguments(runs, tmp_path / "out", "mrpc")
+    run = open_run(statements.run)
+    assert "base_model" not in publishing.card_data(run, statements).to_dict()
     run.record["arguments"]["model"] = "google-bert/bert-base-uncased"
-    assert publishing.card_data(run, wishes).to_dict()["base_model"] == "google-bert/bert-base-uncased"
-    assert "from google-bert/bert-base-uncased" in build_card(run, wishes).content
-    named = dataclasses.replace(wishes, base_model="me/base")
+    assert publishing.card_data(run, statements).to_dict()["base_model"] == "google-bert/bert-base-uncased"
+    assert "from google-bert/bert-base-uncased" in build_card(run, statements).content
+    named = dataclasses.replace(statements, base_model="me/base")
     assert publishing.card_data(run, named).to_dict()["base_model"] == "me/base"
 
 
@@ -154,9 +156,9 @@ def demo_run():
 
 def test_the_card_at_the_top_is_the_one_that_publish_writes_for_the_demo(monkeypatch):
     monkeypatch.syspath_prepend(str(CARD.parent / "recipes"))
-    statements = importlib.import_module("demo").CARD
-    wishes = CardArguments(run="runs/demo/pretraining", output_dir="runs/demo/repository", **statements)
-    assert str(build_card(demo_run(), wishes, pictures=False)) == CARD.read_text(encoding="utf-8")
+    words = importlib.import_module("demo").CARD
+    statements = CardArguments(run="runs/demo/pretraining", output_dir="runs/demo/repository", **words)
+    assert str(build_card(demo_run(), statements, pictures=False)) == CARD.read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
@@ -191,9 +193,9 @@ def test_what_cannot_be_published_is_named(kind, runs, tmp_path):
     damage, message = BAD_RUNS[kind]
     shutil.copytree(runs / "pretraining", tmp_path / "run")
     damage(tmp_path / "run")
-    wishes = publication(runs, tmp_path / "out", run=str(tmp_path / "run"))
+    statements = card_arguments(runs, tmp_path / "out", run=str(tmp_path / "run"))
     with pytest.raises(InputError, match=message) as caught:
-        build_repository(open_run(wishes.run), wishes)
+        build_repository(open_run(statements.run), statements)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists(), "nothing may be left behind"
 
@@ -209,7 +211,7 @@ def test_what_cannot_be_published_is_named(kind, runs, tmp_path):
 )
 def test_bad_wishes(options, message, runs, tmp_path):
     with pytest.raises(InputError, match=message):
-        publication(runs, tmp_path / "out", **options)
+        card_arguments(runs, tmp_path / "out", **options)
 
 
 # ---------------------------------------------------------------------------------------------------- the recipe

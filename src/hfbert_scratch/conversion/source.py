@@ -53,7 +53,7 @@ class ExportSource:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The outputs' names, those of the ONNX graph."""
+        """The names of the outputs, in the model's order and as in the ONNX graph."""
         if self.architecture == "BertModel" and self.model.pooler is None:
             return ("last_hidden_state",)
         return _OUTPUTS.get(self.architecture, ("logits",))

@@ -65,7 +65,7 @@ def write_as_stock(source: str | Path, target: Path) -> list[str]:
     if not isinstance(config, dict):
         raise InputError(f"{directory / CONFIG_FILE} must hold a JSON object, not a {type(config).__name__}")
     tensors, unknown = {}, []
-    for variable, value in _variables(_prefix(directory)).items():
+    for variable, value in read_variables(_prefix(directory)).items():
         if _TRAINING_STATE.search(variable):
             continue
         name = stock_name(variable)
@@ -119,7 +119,8 @@ def _prefix(directory: Path) -> Path:
     return prefix
 
 
-def _variables(prefix: Path) -> dict[str, np.ndarray]:
+def read_variables(prefix: Path) -> dict[str, np.ndarray]:
+    """Read all variables of a TensorFlow checkpoint. Raises InputError if it is damaged or TensorFlow is missing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         import tensorflow

@@ -275,7 +275,7 @@ class ParquetWriter:
         self.waiting, self.size = [], 0
 
 
-_WRITERS: dict[str, Callable[[Path, FeatureSchema], Writer]] = {
+WRITERS: dict[str, Callable[[Path, FeatureSchema], Writer]] = {
     "jsonl": JsonLinesWriter,
     "npz": NpzWriter,
     "parquet": ParquetWriter,
@@ -337,7 +337,7 @@ def write_parts(
         temporary = directory / f".writing-{final.name}"
         tokens = cut_texts = 0
         with writing(final, "what is finished stays: start again"):
-            writer = _WRITERS[format](temporary, schema)
+            writer = WRITERS[format](temporary, schema)
             for index, features in enumerate(encode(chunk), start=number * part_texts):
                 writer.write(index, features)
                 tokens += len(features.input_ids)
