@@ -1,4 +1,4 @@
-"""Texts from a file, and their features in part files: jsonl as the original writes it, npz, or Parquet."""
+"""Read texts from a file; write their features to files in the original's jsonl, npz or Parquet."""
 
 import gzip
 import hashlib
@@ -130,7 +130,7 @@ class TextFile:
 
 
 class Writer(Protocol):
-    """One part file while it is written."""
+    """A feature file that is being written."""
 
     def write(self, index: int, features: Features) -> None:
         """Add the features of text number `index`."""
@@ -140,8 +140,15 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the files say about the vectors: the layers as the user named them, the pooling, the tokens' strings."""
+class FeatureSchema:
+    """Facts about the vectors that the files state.
+
+    Attributes:
+        layers: the layers as the user named them.
+        pooling: the pooling, or None for token vectors.
+        hidden_size: the length of a vector.
+        token_strings: translates ids to tokens.
+    """
 
     layers: tuple[int, ...]
     pooling: str | None
@@ -149,7 +156,7 @@ class Layout:
     token_strings: Callable[[list[int]], list[str]]
 
     def tokens(self, features: Features) -> list[str]:
-        """The pieces of a text, special tokens included."""
+        """Return a text's tokens, special ones included."""
         return self.token_strings(features.input_ids.tolist())
 
 
@@ -159,17 +166,17 @@ class JsonLinesWriter:
     Pooled vectors have no token: {"linex_index", "layers": [{"index", "values"}]}.
     """
 
-    def __init__(self, path: Path, layout: Layout):
-        self.layout = layout
+    def __init__(self, path: Path, schema: FeatureSchema):
+        self.schema = schema
         self.file = path.open("w", encoding="utf-8", newline="\n")
 
     def write(self, index: int, features: Features) -> None:
         values = np.round(features.vectors.astype(np.float64), _DIGITS)
         line: dict[str, Any] = {"linex_index": index}
-        if self.layout.pooling is not None:
+        if self.schema.pooling is not None:
             line["layers"] = self._layers(values)
         else:
-            tokens = self.layout.tokens(features)
+            tokens = self.schema.tokens(features)
             line["features"] = [
                 {"token": token, "layers": self._layers(values[:, place])} for place, token in enumerate(tokens)
             ]
@@ -180,34 +187,36 @@ class JsonLinesWriter:
 
     def _layers(self, values: np.ndarray) -> list[dict[str, Any]]:
         return [
-            {"index": layer, "values": row} for layer, row in zip(self.layout.layers, values.tolist(), strict=True)
+            {"index": layer, "values": row} for layer, row in zip(self.schema.layers, values.tolist(), strict=True)
         ]
 
 
 class NpzWriter:
-    """What np.load opens lazily: `vectors_N` (layers, tokens, hidden_size), `input_ids_N` and `cut_tokens_N` for text
-    number N; pooled: `vectors` (texts, layers, hidden_size), `linex_index` and `cut_tokens` (texts,). And `layers`.
+    """An archive that np.load opens lazily; np.savez would need all arrays in memory and store the time of day.
+
+    For text number N: `vectors_N` [layers, tokens, hidden_size], `input_ids_N` and `cut_tokens_N`. Pooled: `vectors`
+    [texts, layers, hidden_size], `linex_index` and `cut_tokens` [texts]. And `layers`.
     """
 
-    def __init__(self, path: Path, layout: Layout):
-        self.layout = layout
+    def __init__(self, path: Path, schema: FeatureSchema):
+        self.schema = schema
         self.file = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
         self.pooled: list[tuple[int, Features]] = []
 
     def write(self, index: int, features: Features) -> None:
-        if self.layout.pooling is not None:
+        if self.schema.pooling is not None:
             self.pooled.append((index, features))
             return
         self._add(f"vectors_{index}", features.vectors)
         self._add(f"input_ids_{index}", features.input_ids)
-        self._add(f"cut_tokens_{index}", np.array(features.cut))
+        self._add(f"cut_tokens_{index}", np.array(features.num_truncated))
 
     def close(self) -> None:
-        if self.layout.pooling is not None:
+        if self.schema.pooling is not None:
             self._add("vectors", np.stack([features.vectors for _, features in self.pooled]))
             self._add("linex_index", np.array([index for index, _ in self.pooled]))
-            self._add("cut_tokens", np.array([features.cut for _, features in self.pooled]))
-        self._add("layers", np.array(self.layout.layers))
+            self._add("cut_tokens", np.array([features.num_truncated for _, features in self.pooled]))
+        self._add("layers", np.array(self.schema.layers))
         self.file.close()
 
     def _add(self, name: str, array: np.ndarray) -> None:
@@ -219,19 +228,19 @@ class NpzWriter:
 class ParquetWriter:
     """Columns linex_index, tokens, cut_tokens, and layer_N for each layer: a list of vectors, or one if pooled."""
 
-    def __init__(self, path: Path, layout: Layout):
-        self.layout = layout
-        vector = pa.list_(pa.float32(), layout.hidden_size)
-        kind = vector if layout.pooling is not None else pa.list_(vector)
-        self.schema = pa.schema(
+    def __init__(self, path: Path, schema: FeatureSchema):
+        self.schema = schema
+        vector = pa.list_(pa.float32(), schema.hidden_size)
+        kind = vector if schema.pooling is not None else pa.list_(vector)
+        self.arrow_schema = pa.schema(
             [
                 ("linex_index", pa.int64()),
                 ("tokens", pa.list_(pa.string())),
                 ("cut_tokens", pa.int32()),
-                *((f"layer_{layer}", kind) for layer in layout.layers),
+                *((f"layer_{layer}", kind) for layer in schema.layers),
             ]
         )
-        self.file = pq.ParquetWriter(path, self.schema, compression="zstd")
+        self.file = pq.ParquetWriter(path, self.arrow_schema, compression="zstd")
         self.waiting: list[tuple[int, Features]] = []
         self.size = 0
 
@@ -251,22 +260,22 @@ class ParquetWriter:
         rows = [features for _, features in self.waiting]
         columns = [
             pa.array([index for index, _ in self.waiting], pa.int64()),
-            pa.array([self.layout.tokens(features) for features in rows], pa.list_(pa.string())),
-            pa.array([features.cut for features in rows], pa.int32()),
+            pa.array([self.schema.tokens(features) for features in rows], pa.list_(pa.string())),
+            pa.array([features.num_truncated for features in rows], pa.int32()),
         ]
-        for place in range(len(self.layout.layers)):
-            vectors = [features.vectors[place].reshape(-1, self.layout.hidden_size) for features in rows]
+        for place in range(len(self.schema.layers)):
+            vectors = [features.vectors[place].reshape(-1, self.schema.hidden_size) for features in rows]
             flat = pa.array(np.concatenate(vectors).reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(flat, self.layout.hidden_size)
-            if self.layout.pooling is None:
+            column = pa.FixedSizeListArray.from_arrays(flat, self.schema.hidden_size)
+            if self.schema.pooling is None:
                 offsets = np.concatenate([[0], np.cumsum([len(part) for part in vectors])])
                 column = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column)
             columns.append(column)
-        self.file.write_table(pa.table(columns, schema=self.schema))
+        self.file.write_table(pa.table(columns, schema=self.arrow_schema))
         self.waiting, self.size = [], 0
 
 
-_WRITERS: dict[str, Callable[[Path, Layout], Writer]] = {
+WRITERS: dict[str, Callable[[Path, FeatureSchema], Writer]] = {
     "jsonl": JsonLinesWriter,
     "npz": NpzWriter,
     "parquet": ParquetWriter,
@@ -274,8 +283,15 @@ _WRITERS: dict[str, Callable[[Path, Layout], Writer]] = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """A finished part file: its name and what is in it. cut_texts: how many texts were truncated."""
+class FeatureFile:
+    """A finished file.
+
+    Attributes:
+        file: its name.
+        texts: the number of texts in it.
+        tokens: the number of tokens in it.
+        cut_texts: the number of truncated texts in it.
+    """
 
     file: str
     texts: int
@@ -286,19 +302,31 @@ class Part:
 def write_parts(
     directory: Path,
     format: str,
-    layout: Layout,
+    schema: FeatureSchema,
     texts: Iterable[Text],
     encode: Callable[[Iterable[Text]], Iterator[Features]],
     part_texts: int,
     done: int = 0,
-) -> Iterator[Part | Features]:
-    """Write the features of `texts`, `part_texts` to a file, leaving out the first `done` parts, which are there.
+) -> Iterator[FeatureFile | Features]:
+    """Write the features of texts to files.
 
-    Yields each text's features when they are written, and a `Part` when its file is whole. Every part is encoded by
-    itself and appears under its name only when it is complete, so that a run that was killed and continued leaves
-    the same bytes as one that was not.
+    Every file is encoded separately and gets its name only when it is complete. So a run that was killed and
+    continued leaves the same bytes as an uninterrupted one.
 
-    Raises OutputError when the directory cannot be written.
+    Args:
+        directory: where the files go.
+        format: one of FORMATS.
+        schema: facts about the vectors.
+        texts: all texts, those of finished files included.
+        encode: encodes the texts of a file.
+        part_texts: texts in a file.
+        done: the number of files that are finished; they are skipped.
+
+    Yields:
+        Each text's features when they are written, and a `FeatureFile` when its file is complete.
+
+    Raises:
+        OutputError: if the directory cannot be written.
     """
     remaining = itertools.islice(texts, done * part_texts, None)
     for number in itertools.count(done):
@@ -309,12 +337,12 @@ def write_parts(
         temporary = directory / f".writing-{final.name}"
         tokens = cut_texts = 0
         with writing(final, "what is finished stays: start again"):
-            writer = _WRITERS[format](temporary, layout)
+            writer = WRITERS[format](temporary, schema)
             for index, features in enumerate(encode(chunk), start=number * part_texts):
                 writer.write(index, features)
                 tokens += len(features.input_ids)
-                cut_texts += features.cut > 0
+                cut_texts += features.num_truncated > 0
                 yield features
             writer.close()
             os.replace(temporary, final)
-        yield Part(final.name, len(chunk), tokens, cut_texts)
+        yield FeatureFile(final.name, len(chunk), tokens, cut_texts)

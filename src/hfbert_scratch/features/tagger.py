@@ -32,7 +32,7 @@ from ..training.loop import StepBatch, own_micro_batches, prepare, train
 from ..training.run import Run, TrainingArguments
 from ..utils.errors import InputError
 from ..utils.files import lock, read_json, write_json, writing
-from .encoder import Row, encode_rows, weights_hash
+from .encoder import EncoderInput, encode_inputs, weights_hash
 
 
 @dataclass(frozen=True)
@@ -134,22 +134,22 @@ def cached_word_vectors(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             rows = _word_rows(features, positions)
-            encoded = encode_rows(model, rows, layers=range(count), batch_tokens=batch_tokens, dtype=dtype)
+            encoded = encode_inputs(model, rows, layers=range(count), batch_tokens=batch_tokens, dtype=dtype)
             _write_layers(temporary, encoded, positions, count, (len(known), model.config.hidden_size))
             os.replace(temporary, directory)
     layers = [np.load(directory / f"layer-{layer:02d}.npy", mmap_mode="r") for layer in range(count)]
     return WordVectors(layers, offsets, known)
 
 
-def _word_rows(features: datasets.Dataset, positions: list[np.ndarray]) -> Iterator[Row]:
+def _word_rows(features: datasets.Dataset, positions: list[np.ndarray]) -> Iterator[EncoderInput]:
     columns = features.select_columns(["input_ids", "token_type_ids"]).with_format("numpy")
     for row, wanted in zip(columns, positions, strict=True):
-        yield Row(row["input_ids"], row["token_type_ids"], wanted[wanted >= 0])
+        yield EncoderInput(row["input_ids"], row["token_type_ids"], wanted[wanted >= 0])
 
 
 def _write_layers(
     directory: Path,
-    encoded: Iterator[tuple[Row, np.ndarray]],
+    encoded: Iterator[tuple[EncoderInput, np.ndarray]],
     positions: list[np.ndarray],
     count: int,
     shape: tuple[int, int],
