@@ -32,8 +32,10 @@ from lddl_functions import LDDLFunctions
 from one_core import compare_with_part, use_one_core
 from original_script import OriginalScript
 
-from hfbert_scratch.corpus.build import BuildArguments, Corpus, build_corpus
-from hfbert_scratch.pretraining import PairSettings, write_static_instances
+from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.shards import BuildArguments
+from hfbert_scratch.corpus.static import PairSettings, write_static_instances
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line

@@ -17,9 +17,8 @@ from harness import compare, record
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling
 
-from hfbert_scratch.corpus.segment_pairs import Documents
-from hfbert_scratch.corpus.shard_writing import write_documents
-from hfbert_scratch.pretraining import PairSettings, collate
+from hfbert_scratch.corpus.dataset import Documents, write_documents
+from hfbert_scratch.corpus.static import PairSettings, collate
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line

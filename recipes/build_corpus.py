@@ -16,7 +16,8 @@ Does not support: near-duplicate removal, language or quality filters, sentence 
 import dataclasses
 import os
 
-from hfbert_scratch.corpus.build import BuildArguments, build_corpus
+from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.shards import BuildArguments
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line

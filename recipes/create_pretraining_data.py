@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfbert_scratch.corpus.build import Corpus
-from hfbert_scratch.pretraining import PairSettings, write_static_instances
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.static import PairSettings, write_static_instances
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import versions

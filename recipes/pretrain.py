@@ -27,10 +27,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
-from hfbert_scratch.corpus.build import Corpus
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.static import PairSettings
 from hfbert_scratch.model.loading import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import (
-    PairSettings,
     Phase,
     PretrainingBatches,
     PretrainingEvaluation,

@@ -20,10 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hfbert_scratch.text.readers import Source, find_sources, names_of, read_documents
-from hfbert_scratch.text.tokenizer import Progress, TextLosses, save_tokenizer, tokenizer_hash, train_wordpiece
+from hfbert_scratch.text.tokenizer import TextLosses, save_tokenizer, tokenizer_hash, train_wordpiece
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import write_json, writing
+from hfbert_scratch.utils.progress import Progress
 
 
 @dataclasses.dataclass

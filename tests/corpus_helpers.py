@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hfbert_scratch.corpus.build import BuildArguments, Corpus, build_corpus
-from hfbert_scratch.corpus.segment_pairs import Documents
-from hfbert_scratch.corpus.shard_writing import write_documents
+from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.dataset import Corpus, Documents, write_documents
+from hfbert_scratch.corpus.shards import BuildArguments
 from hfbert_scratch.text.tokenizer import train_wordpiece
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from corpus_helpers import FailingSegmenter, build, documents, small_tokenizer, write_text
 
-from hfbert_scratch.corpus import shard_forming, shard_writing
-from hfbert_scratch.corpus.build import BuildArguments, Corpus, build_corpus
+from hfbert_scratch.corpus import shards
+from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.corpus.segment_pairs import SegmentPairs
+from hfbert_scratch.corpus.shards import BuildArguments
 from hfbert_scratch.text.sentences import split_sentences
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError, OutputError
@@ -123,7 +125,7 @@ def test_open_refuses_what_it_was_not_built_for(corpus, tokenizer, tmp_path, tex
 
 
 def test_same_result_for_any_number_of_processes_and_hosts(tmp_path, tokenizer, monkeypatch, texts):
-    monkeypatch.setattr(shard_forming, "shard_size", lambda sources: 6_000)
+    monkeypatch.setattr(shards, "shard_size", lambda sources: 6_000)
     one = build(tmp_path, texts, tokenizer, "one")
     assert one.split("train").num_shards > 5
     source = str(tmp_path / "one.txt")
@@ -146,10 +148,10 @@ def test_same_result_for_any_number_of_processes_and_hosts(tmp_path, tokenizer, 
 
 
 def test_an_interrupted_build_goes_on(tmp_path, tokenizer, monkeypatch, texts):
-    monkeypatch.setattr(shard_forming, "shard_size", lambda sources: 6_000)
+    monkeypatch.setattr(shards, "shard_size", lambda sources: 6_000)
     build(tmp_path, texts, tokenizer, "whole")
     arguments = BuildArguments(text=(str(tmp_path / "whole.txt"),), tokenizer="small")
-    write, written = shard_writing.ShardWriter.write, []
+    write, written = shards.ShardWriter.write, []
 
     def failing(self, shard):
         if shard.number == 3:
@@ -157,7 +159,7 @@ def test_an_interrupted_build_goes_on(tmp_path, tokenizer, monkeypatch, texts):
         written.append(shard.number)
         return write(self, shard)
 
-    monkeypatch.setattr(shard_writing.ShardWriter, "write", failing)
+    monkeypatch.setattr(shards.ShardWriter, "write", failing)
     with pytest.raises(
         OutputError, match="the corpus .* cannot be written .No space left on device.; finished shards are kept"
     ):
@@ -166,7 +168,7 @@ def test_an_interrupted_build_goes_on(tmp_path, tokenizer, monkeypatch, texts):
         Corpus.open(tmp_path / "again")
     with pytest.raises(InputError, match=r"begun with other arguments \(seed: 0 there, 1 now\)"):
         build_corpus(BuildArguments(arguments.text, "small", seed=1), tokenizer, tmp_path / "again")
-    monkeypatch.setattr(shard_writing.ShardWriter, "write", lambda self, s: written.append(s.number) or write(self, s))
+    monkeypatch.setattr(shards.ShardWriter, "write", lambda self, s: written.append(s.number) or write(self, s))
     build_corpus(arguments, tokenizer, tmp_path / "again")
     assert sorted(written) == list(range(max(written) + 1))  # none twice
     assert same_files(tmp_path / "whole", tmp_path / "again")
@@ -241,7 +243,7 @@ def test_duplicates(tmp_path, tokenizer, texts):
 
 def test_digests_against_a_set():
     rng = np.random.default_rng(0)
-    digests, known = shard_forming._Digests(), set()
+    digests, known = shards._Digests(), set()
     for _ in range(200):
         batch = rng.integers(0, 3000, rng.integers(1, 60)).astype(np.uint64)
         new = digests.add(batch)

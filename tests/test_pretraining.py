@@ -24,9 +24,9 @@ from training_helpers import arguments, finish, launcher, make_inputs, pretrain_
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hfbert_scratch import HFBertForPreTraining
-from hfbert_scratch.corpus.build import Corpus
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.static import PairSettings
 from hfbert_scratch.model import gpu, modeling_hfbert
-from hfbert_scratch.pretraining import PairSettings
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training import distributed as processes
 from hfbert_scratch.training import loop as training

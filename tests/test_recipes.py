@@ -16,9 +16,9 @@ from corpus_helpers import documents, write_text
 from training_helpers import RECIPES, environment, make_inputs
 from transformers import default_data_collator
 
-from hfbert_scratch.corpus.build import Corpus
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.static import PairSettings, collate
 from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
-from hfbert_scratch.pretraining import PairSettings, collate
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import parse_arguments
 

@@ -8,6 +8,7 @@ import pytest
 from corpus_helpers import numbered_documents, random_lengths
 
 from hfbert_scratch.corpus import segment_pairs
+from hfbert_scratch.corpus.dataset import Documents
 from hfbert_scratch.corpus.segment_pairs import Cursor, Instances, SegmentPairs
 from hfbert_scratch.utils.errors import InputError
 
@@ -279,7 +280,7 @@ def test_a_lone_document_joins_its_neighbours(tmp_path):
             place.mkdir()
             numbered_documents(place, all_lengths[sum(counts[:number]) :][:count])
             files.append(place / "data-00000.arrow")
-        documents = segment_pairs.Documents(files, {"pad": 0, "cls": 2, "sep": 3})
+        documents = Documents(files, {"pad": 0, "cls": 2, "sep": 3})
         assert documents.num_documents == sum(counts)
         assert all(len(documents.shard(number).documents) > 2 for number in range(documents.num_shards))
         assert len(SegmentPairs(documents, max_seq_length=32, seed=0).group(0, 0)) > 0
@@ -297,11 +298,11 @@ def test_refusals(tmp_path):
         SegmentPairs(one, max_seq_length=32, seed=0)
     assert len(SegmentPairs(one, max_seq_length=32, seed=0, next_sentence=False).group(0, 0)) == 1
     with pytest.raises(InputError, match="no document"):
-        SegmentPairs(segment_pairs.Documents([], {}), max_seq_length=32, seed=0)
+        SegmentPairs(Documents([], {}), max_seq_length=32, seed=0)
     with pytest.raises(InputError, match="no room"):
         SegmentPairs(one, max_seq_length=3, seed=0, next_sentence=False)
     with pytest.raises(InputError, match="short_seq_prob"):
         SegmentPairs(one, max_seq_length=32, seed=0, next_sentence=False, short_seq_prob=1.5)
     (tmp_path / "data-00000.arrow").write_bytes(b"torn")
     with pytest.raises(InputError, match="data-00000.arrow is missing or damaged"):
-        segment_pairs.Documents([tmp_path / "data-00000.arrow"], {})
+        Documents([tmp_path / "data-00000.arrow"], {})

@@ -11,13 +11,11 @@ hosts, and a build that was interrupted goes on behind its finished shards.
 
 import contextlib
 import dataclasses
-import hashlib
 import multiprocessing
 import os
 import platform
 import shutil
 import time
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,111 +24,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ..text.readers import Source, find_sources, names_of
 from ..text.sample import TextSample
 from ..text.sentences import split_sentences
-from ..text.tokenizer import Progress, check_tokenizer, tokenizer_hash
-from ..text.tokenizer_checks import NOTABLE
+from ..text.tokenizer import check_tokenizer, tokenizer_hash
 from ..utils.errors import InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, writing
-from .segment_pairs import Documents
-from .shard_forming import BuildArguments, Counts, form_shards
-from .shard_writing import (
-    BUILD,
+from ..utils.progress import Progress
+from .dataset import BUILD, FORMAT, MANIFEST, Corpus, Documents, describe_for_datasets, open_batch, write_batch
+from .shards import (
+    BuildArguments,
+    Counts,
     Segmenter,
     Shard,
     ShardWriter,
+    form_shards,
     is_written,
-    open_batch,
     piece_path,
     record_path,
-    write_batch,
 )
 from .statistics import check_corpus, describe_pairs, describe_split
 
 
-FORMAT = 1  # of the directory; raised when what is written changes
-MANIFEST = "manifest.json"
-# What opening a corpus and training on it read from there.
-_NEEDED = ("tokenizer_hash", "vocab_size", "max_seq_length", "special_ids", "arguments", "identity", "splits", "pairs")
-
 # Tokens of a file of the validation split.
 _VALIDATION_TOKENS = 1 << 24
-# Tokens looked at to see how many continue a word.
-_WORD_SAMPLE = 1 << 20
-
-
-class Corpus:
-    """A finished corpus: `manifest` as a dict, and its splits."""
-
-    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
-        self.directory, self.manifest = directory, manifest
-
-    @classmethod
-    def open(cls, directory: str | Path, tokenizer: Any | None = None, max_seq_length: int | None = None) -> "Corpus":
-        """Open the corpus in `directory`; with `tokenizer` and `max_seq_length`, check that it was built for them.
-
-        Raises InputError if there is no finished corpus, it was built with another tokenizer, or for shorter
-        sequences.
-        """
-        directory = Path(directory)
-        if not directory.is_dir():
-            raise InputError(f"no corpus directory {directory}; build one with recipes/build_corpus.py")
-        if not (directory / MANIFEST).is_file():
-            if (directory / BUILD).is_dir():
-                raise InputError(f"the corpus {directory} is unfinished; run the same build_corpus command again")
-            raise InputError(
-                f"{directory} is not a corpus: it has no {MANIFEST}; build it with recipes/build_corpus.py"
-            )
-        manifest = read_json(directory / MANIFEST, "corpus")
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise InputError(f"{directory / MANIFEST} is not a manifest of format {FORMAT}; build the corpus again")
-        lacking = [name for name in _NEEDED if name not in manifest]
-        if lacking:
-            raise InputError(f"{directory / MANIFEST} has no {', '.join(lacking)}; build the corpus again")
-        if tokenizer is not None and tokenizer_hash(tokenizer) != manifest["tokenizer_hash"]:
-            raise InputError(
-                f"the corpus {directory} was built with another tokenizer ({manifest['arguments']['tokenizer']}, "
-                f"hash {manifest['tokenizer_hash'][:12]}, {manifest['vocab_size']} tokens) than the one given (hash "
-                f"{tokenizer_hash(tokenizer)[:12]}); use that one or build the corpus again"
-            )
-        longest = manifest["max_seq_length"]
-        if max_seq_length is not None and max_seq_length > longest:
-            raise InputError(
-                f"max_seq_length {max_seq_length} is longer than the {longest} the corpus {directory} was built for; "
-                f"build it again with --max_seq_length {max_seq_length}"
-            )
-        return cls(directory, manifest)
-
-    def split(self, name: str) -> Documents:
-        """The documents of the split `name` ("train" or "validation")."""
-        if name not in self.manifest["splits"]:
-            raise InputError(
-                f"the corpus {self.directory} has no split {name!r}, only {', '.join(self.manifest['splits'])}; "
-                "build it with --validation_share above 0, from 4 documents or more (2 with --no_nsp)"
-            )
-        names = self.manifest["splits"][name]["files"]
-        outside = next((file for file in names if Path(file).name != file), None)
-        if outside is not None:
-            raise InputError(f"{self.directory / MANIFEST} points outside its directory: {outside!r}")
-        files = [self.directory / name / file for file in names]
-        return Documents(files, self.manifest["special_ids"])
-
-    def whole_word_note(self, tokenizer: Any) -> str | None:
-        """Say where whole-word masking does nothing: in ideographs, and where few words have several pieces."""
-        tokens = self.split("train").tokens(0)[:_WORD_SAMPLE]
-        pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        continues = np.array([piece.startswith("##") for piece in pieces])[tokens].mean()
-        ideographs = np.array([unicodedata.name(piece[:1], "").startswith("CJK ") for piece in pieces])[tokens].mean()
-        if continues >= NOTABLE and ideographs < 10 * NOTABLE:
-            return None
-        return (
-            f"whole_word hardly changes which tokens are masked together: {continues:.1%} of the corpus's tokens "
-            f"continue a word (##), and {ideographs:.0%} are ideographs, each of which is a word to BERT's tokenizer"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------- building
@@ -427,29 +346,3 @@ def _collect_validation(output: Path, shards: int) -> list[str]:
     if batches:
         write()
     return files
-
-
-def describe_for_datasets(output: Path, files: dict[str, list[str]]) -> None:
-    """Write the JSON files `datasets.load_from_disk` looks for; `files` names each split's Arrow files."""
-    import datasets
-
-    kept = [split for split, names in files.items() if names]
-    for split, names in files.items():
-        directory = output / split
-        if split not in kept:
-            shutil.rmtree(directory)
-            continue
-        features = datasets.Features.from_arrow_schema(open_batch(directory / names[0]).schema)
-        datasets.DatasetInfo(features=features).write_to_directory(str(directory), pretty_print=True)
-        digest = hashlib.sha256("".join(f"{name}{(directory / name).stat().st_size}" for name in names).encode())
-        state = {
-            "_data_files": [{"filename": name} for name in names],
-            "_fingerprint": digest.hexdigest()[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": split,
-        }
-        write_json(directory / "state.json", state)
-    write_json(output / "dataset_dict.json", {"splits": kept})

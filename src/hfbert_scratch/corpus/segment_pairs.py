@@ -9,14 +9,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from ..utils.errors import InputError
-from .shard_writing import open_batch
+from .dataset import Documents, Shard
 
 
 # Shards whose rows are shuffled together: 8 shards of 64 MB of text are about a million rows of 128.
@@ -25,69 +23,6 @@ SHARDS_PER_GROUP = 8
 _DRY_SHARDS, _DRY_DOCUMENTS, _DRY_PASSES = 4, 2_000, 12
 # Streams of random numbers, told apart by the last entry of the seed.
 _SHARD_ORDER, _DRAW, _ROW_ORDER, _DRY = range(4)
-
-
-class Shard(NamedTuple):
-    """A run of documents. Sentence i is tokens[sentences[i]:sentences[i + 1]], document d its sentences likewise."""
-
-    tokens: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped
-    sentences: np.ndarray  # (sentences + 1,) int64, offsets into tokens
-    documents: np.ndarray  # (documents + 1,) int64, offsets into sentences
-
-
-class Documents:
-    """The documents of one split, as zero-copy views of its Arrow files.
-
-    `files` are Arrow streams of one record batch with the columns tokens (list of unsigned integers) and
-    sentence_lengths (list of int32); `special_ids` has pad, cls and sep.
-    """
-
-    def __init__(self, files: Sequence[Path], special_ids: dict[str, int]) -> None:
-        self.special_ids = special_ids
-        # A shard needs another document to take a random B from, so a lone one joins its neighbour (by copy).
-        self._batches: list[list[pa.RecordBatch]] = []
-        lone = False
-        for batch in (open_batch(file) for file in files):
-            if lone or (self._batches and batch.num_rows < 2):
-                self._batches[-1].append(batch)
-            else:
-                self._batches.append([batch])
-            lone = sum(part.num_rows for part in self._batches[-1]) < 2
-        self.num_documents = sum(batch.num_rows for parts in self._batches for batch in parts)
-        self._tokens = [_joined([_values(batch, "tokens") for batch in parts]) for parts in self._batches]
-        # Token positions count on from shard to shard.
-        self.first_tokens = np.cumsum([0, *(len(tokens) for tokens in self._tokens)], dtype=np.int64)
-        self.num_tokens = int(self.first_tokens[-1])
-        self.num_shards = len(self._batches)
-
-    def tokens(self, shard: int) -> np.ndarray:
-        """The token ids of a shard, (tokens,)."""
-        return self._tokens[shard]
-
-    def shard(self, shard: int) -> Shard:
-        """The arrays of a shard; the offsets are computed, the tokens are not read."""
-        parts = self._batches[shard]
-        lengths = _joined([_values(batch, "sentence_lengths") for batch in parts])
-        counts = _joined([np.diff(_offsets(batch, "sentence_lengths")) for batch in parts])
-        return Shard(self._tokens[shard], _cumulative(lengths), _cumulative(counts))
-
-
-def _values(batch: pa.RecordBatch, column: str) -> np.ndarray:
-    return batch.column(column).flatten().to_numpy(zero_copy_only=True)
-
-
-def _offsets(batch: pa.RecordBatch, column: str) -> np.ndarray:
-    return batch.column(column).offsets.to_numpy(zero_copy_only=True)
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _cumulative(lengths: np.ndarray) -> np.ndarray:
-    result = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=result[1:])
-    return result
 
 
 class Cursor(NamedTuple):

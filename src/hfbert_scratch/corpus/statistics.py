@@ -6,7 +6,8 @@ import numpy as np
 
 from ..text.sample import TextSample
 from ..utils.errors import InputError
-from .segment_pairs import Documents, SegmentPairs
+from .dataset import Documents
+from .segment_pairs import SegmentPairs
 
 
 # Sequence lengths of the two phases of BERT's pretraining.
