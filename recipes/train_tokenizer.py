@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from hfbert_scratch.text.readers import Source, find_sources, names_of, read_documents
+from hfbert_scratch.text.readers import TextSource, describe_sources, find_sources, read_documents
 from hfbert_scratch.text.tokenizer import TextLosses, save_tokenizer, tokenizer_hash, train_wordpiece
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
@@ -46,7 +46,7 @@ class TokenizerArguments:
 class Text:
     """The documents of `sources`, readable several times, with progress."""
 
-    def __init__(self, arguments: TokenizerArguments, sources: list[Source]) -> None:
+    def __init__(self, arguments: TokenizerArguments, sources: list[TextSource]) -> None:
         self.arguments, self.sources = arguments, sources
         self.bytes = self.documents = self.passes = 0
 
@@ -64,7 +64,7 @@ class Text:
         self.bytes = progress.done
         print(progress.line(), flush=True)
         if not self.documents:
-            raise InputError(f"{names_of(self.sources)} holds no text")
+            raise InputError(f"{describe_sources(self.sources)} holds no text")
 
 
 @command_line

@@ -18,7 +18,7 @@ from corpus_helpers import document, documents, words
 
 from hfbert_scratch.features.files import TextFile
 from hfbert_scratch.text import readers as text_sources
-from hfbert_scratch.text.readers import ReadingCounts, find_sources, read_documents
+from hfbert_scratch.text.readers import ReadStats, find_sources, read_documents
 from hfbert_scratch.text.sentences import MAX_SENTENCE, split_sentences
 from hfbert_scratch.utils.errors import InputError
 
@@ -95,8 +95,8 @@ def test_parquet_and_datasets(tmp_path):
     texts = documents(300)
     table = pa.table({"text": [*texts, None], "n": range(301)})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=100)
-    counts = ReadingCounts()
-    assert read(tmp_path / "t.parquet", counts=counts) == texts
+    counts = ReadStats()
+    assert read(tmp_path / "t.parquet", stats=counts) == texts
     assert counts.null_texts == 1
     with pytest.raises(InputError, match=r"no column 'body', only 'text', 'n'; see --text_column"):
         read(tmp_path / "t.parquet", text_column="body")
@@ -155,8 +155,8 @@ def test_bad_jsonl(tmp_path, line):
 def test_jsonl_details(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('\ufeff{"text": "a\\r\\nb"}\r\n\r\n{"text": null}\n{"text": " "}\n{"text": "\\ud83d\\ude00"}')
-    counts = ReadingCounts()
-    assert read(path, counts=counts) == ["a\nb", "😀"]
+    counts = ReadStats()
+    assert read(path, stats=counts) == ["a\nb", "😀"]
     assert counts.null_texts == 1
     path.write_text('{"text": "x\\ud800y"}')
     assert read(path, encoding_errors="replace") == ["x\ufffdy"]
@@ -248,8 +248,8 @@ def test_long_lines_and_documents_are_cut(tmp_path, monkeypatch):
         for suffix in (".txt", ".jsonl"):
             path = tmp_path / f"t{suffix}"
             path.write_text(content if suffix == ".txt" else json.dumps({"text": content}))
-            counts = ReadingCounts()
-            pieces = read(path, counts=counts)
+            counts = ReadStats()
+            pieces = read(path, stats=counts)
             assert "".join(pieces) == content
             assert all(len(piece) <= 1000 for piece in pieces)
             assert counts.cut_documents == len(pieces) - 1 > 0

@@ -1,6 +1,5 @@
 """What pretraining adds to the training loop: its batches, and its evaluation against token counts alone."""
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .corpus.arguments import PretrainingDataArguments
+from .corpus.masking import collate
 from .corpus.segment_pairs import Cursor, Instances
-from .corpus.static import PairSettings, collate
 from .model.kernels_hfbert import IGNORED_LABEL
 from .model.packing import pack
 from .training.loop import StepBatch, own_micro_batches
@@ -42,7 +42,13 @@ class PretrainingBatches:
     """
 
     def __init__(
-        self, run: Run, documents: Any, tokenizer: Any, phases: list[Phase], settings: PairSettings, progress: Progress
+        self,
+        run: Run,
+        documents: Any,
+        tokenizer: Any,
+        phases: list[Phase],
+        arguments: PretrainingDataArguments,
+        progress: Progress,
     ):
         self.phases = phases
         self.progress = progress
@@ -52,8 +58,8 @@ class PretrainingBatches:
         self.pin = run.device.type == "cuda"
         self.packing = run.packing
         self.pad_token_id = tokenizer.pad_token_id
-        self.pairs = [settings.pairs(documents, phase.max_seq_length) for phase in phases]
-        self.collators = [settings.collator(tokenizer, phase.max_seq_length) for phase in phases]
+        self.samplers = [arguments.sampler(documents, phase.max_seq_length) for phase in phases]
+        self.collators = [arguments.collator(tokenizer, phase.max_seq_length) for phase in phases]
         self.own = [own_micro_batches(run, phase.batch_size, phase.micro_batch_size) for phase in phases]
 
     def __iter__(self) -> Iterator[StepBatch]:
@@ -62,17 +68,17 @@ class PretrainingBatches:
             if step >= phase.last_step:
                 continue
             start = Cursor(*saved["cursor"]) if saved and saved["phase"] == number else None
-            for instances, cursor in self.pairs[number].batches(phase.batch_size, start):
+            for instances, cursor in self.samplers[number].batches(phase.batch_size, start):
                 yield self._step_batch(number, instances, cursor)
                 step += 1
                 if step == phase.last_step:
                     break
 
     def _step_batch(self, number: int, instances: Instances, cursor: Cursor) -> StepBatch:
-        phase, pairs, collator = self.phases[number], self.pairs[number], self.collators[number]
+        phase, sampler, collator = self.phases[number], self.samplers[number], self.collators[number]
         first, share = self.own[number]
         own = instances[first * phase.micro_batch_size : (first + share) * phase.micro_batch_size]
-        batch, lengths = collate(pairs, collator, own)
+        batch, lengths = collate(sampler, collator, own)
         if not self.static_shapes:
             batch.pop("masked_positions", None)
         counts = {"num_items_in_batch": int((batch["labels"] != IGNORED_LABEL).sum())}
@@ -129,7 +135,7 @@ class PretrainingEvaluation:
         train_documents: Any,
         documents: Any,
         tokenizer: Any,
-        settings: PairSettings,
+        arguments: PretrainingDataArguments,
         *,
         max_seq_length: int,
         batch_size: int,
@@ -137,13 +143,13 @@ class PretrainingEvaluation:
     ):
         self.run = run
         # Validation does not change with the run's seed, so that runs can be compared.
-        settings = dataclasses.replace(settings, seed=0)
-        pairs, collator = settings.pairs(documents, max_seq_length), settings.collator(tokenizer, max_seq_length)
+        sampler = arguments.sampler(documents, max_seq_length, seed=0)
+        collator = arguments.collator(tokenizer, max_seq_length, seed=0)
         self.batches: list[dict[str, torch.Tensor]] = []
         rows = 0
-        for instances, _ in pairs.batches(batch_size, epochs=1):
+        for instances, _ in sampler.batches(batch_size, epochs=1):
             instances = instances[: max_rows - rows]
-            batch, _ = collate(pairs, collator, instances)
+            batch, _ = collate(sampler, collator, instances)
             batch.pop("masked_positions", None)
             self.batches.append({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()})
             rows += len(instances)

@@ -10,7 +10,6 @@ hosts, and a build that was interrupted goes on behind its finished shards.
 """
 
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import platform
@@ -26,24 +25,33 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..text.readers import Source, find_sources, names_of
+from ..text.readers import TextSource, describe_sources, find_sources
 from ..text.sample import TextSample
 from ..text.sentences import split_sentences
 from ..text.tokenizer import check_tokenizer, tokenizer_hash
 from ..utils.errors import InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, writing
 from ..utils.progress import Progress
-from .dataset import BUILD, FORMAT, MANIFEST, Corpus, Documents, describe_for_datasets, open_batch, write_batch
+from .arguments import BuildArguments
+from .dataset import (
+    BUILD,
+    FORMAT,
+    MANIFEST,
+    Corpus,
+    TokenizedDocuments,
+    describe_for_datasets,
+    open_batch,
+    write_batch,
+)
 from .shards import (
-    BuildArguments,
-    Counts,
+    BuildStats,
     Segmenter,
-    Shard,
     ShardWriter,
-    form_shards,
+    TextShard,
     is_written,
     piece_path,
     record_path,
+    shard_documents,
 )
 from .statistics import check_corpus, describe_pairs, describe_split
 
@@ -86,34 +94,34 @@ def build_corpus(
     sources = find_sources(arguments.text)
     identity = _identity(arguments, tokenizer, sources, segmenter)
     if (output / MANIFEST).is_file():
-        return _finished(output, identity)
-    _refuse_strangers(output)
+        return _open_finished(output, identity)
+    _check_output_dir(output)
     with (
         writing(f"the corpus {output}", "finished shards are kept, the same command goes on"),
         lock(output / BUILD / f"host-{host_index}.lock", wait=False) as alone,
     ):
         if not alone:
             raise OutputError(f"another build is writing to {output}; wait for it, or end it")
-        _claim(output, identity)
-        counts = Counts()
-        shards = form_shards(arguments, sources, counts)
+        _start_or_resume(output, identity)
+        stats = BuildStats()
+        shards = shard_documents(arguments, sources, stats)
         workers = _Workers(output, tokenizer, segmenter, num_proc)
         _tokenize_shards(output, shards, workers, num_hosts, host_index, sources)
-        if counts.documents == 0:
-            raise InputError(f"{names_of(sources)} holds no text")
+        if stats.documents == 0:
+            raise InputError(f"{describe_sources(sources)} holds no text")
         if (output / MANIFEST).is_file():
-            return _finished(output, identity)
+            return _open_finished(output, identity)
         with lock(output / BUILD / "completion.lock", wait=False) as first:
-            records = _records(output, counts.shards) if first else None
+            records = _read_records(output, stats.shards) if first else None
             if records is None:
                 print(f"{output}: this host is done; the last host to finish completes the corpus", flush=True)
                 return None
-            return _complete(output, arguments, tokenizer, identity, counts, records, time.monotonic() - start)
+            return _finalize(output, arguments, tokenizer, identity, stats, records, time.monotonic() - start)
 
 
-def _finished(output: Path, identity: dict[str, Any]) -> Corpus:
+def _open_finished(output: Path, identity: dict[str, Any]) -> Corpus:
     corpus = Corpus.open(output)
-    _refuse_differences(output, corpus.manifest["identity"], identity)
+    _require_same_build(output, corpus.manifest["identity"], identity)
     return corpus
 
 
@@ -121,10 +129,10 @@ def _finished(output: Path, identity: dict[str, Any]) -> Corpus:
 
 
 def _identity(
-    arguments: BuildArguments, tokenizer: Any, sources: list[Source], segmenter: Segmenter
+    arguments: BuildArguments, tokenizer: Any, sources: list[TextSource], segmenter: Segmenter
 ) -> dict[str, Any]:
     """What must be the same when a build goes on. Text counts by content, not by path."""
-    identity = dataclasses.asdict(arguments)
+    identity = arguments.as_manifest()
     del identity["text"], identity["tokenizer"]
     identity["tokenizer_hash"] = tokenizer_hash(tokenizer)
     identity["segmenter"] = getattr(segmenter, "__qualname__", type(segmenter).__qualname__)
@@ -132,7 +140,7 @@ def _identity(
     return identity
 
 
-def _refuse_differences(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _require_same_build(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     # The digests of the text are long and say nothing to a reader.
     texts = {} if before.get("sources") == now.get("sources") else {"sources": "other content"}
     others = differences(*({key: value for key, value in one.items() if key != "sources"} for one in (before, now)))
@@ -143,18 +151,18 @@ def _refuse_differences(output: Path, before: dict[str, Any], now: dict[str, Any
         )
 
 
-def _claim(output: Path, identity: dict[str, Any]) -> None:
+def _start_or_resume(output: Path, identity: dict[str, Any]) -> None:
     """Make `output` the directory of this build, or find that it is so already."""
     begun = output / BUILD / "identity.json"
     if begun.is_file():
-        _refuse_differences(output, read_json(begun, "corpus build"), identity)
+        _require_same_build(output, read_json(begun, "corpus build"), identity)
     else:
         write_json(begun, identity)
     for split in ("train", "validation"):
         (output / split).mkdir(exist_ok=True)
 
 
-def _refuse_strangers(output: Path) -> None:
+def _check_output_dir(output: Path) -> None:
     """Before anything is written there: a directory that is no build's must be empty, or not be there."""
     if output.is_dir() and not (output / BUILD / "identity.json").is_file():
         strangers = sorted(path.name for path in output.iterdir() if path.name != BUILD)
@@ -173,12 +181,12 @@ class _Workers:
         self._setup = (str(output), tokenizer.backend_tokenizer.to_str(), len(tokenizer), segmenter)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Callable[[Shard], Future]]:
+    def running(self) -> Iterator[Callable[[TextShard], Future]]:
         """A function that starts the work on a shard."""
         if self.num_proc == 1:
             writer = ShardWriter(*self._setup)
 
-            def now(shard: Shard) -> Future:
+            def now(shard: TextShard) -> Future:
                 done: Future = Future()
                 done.set_result(writer.write(shard))
                 return done
@@ -211,12 +219,17 @@ def _start_worker(*setup: Any) -> None:
     _worker = ShardWriter(*setup)
 
 
-def _write_shard(shard: Shard) -> int:
+def _write_shard(shard: TextShard) -> int:
     return _worker.write(shard)
 
 
 def _tokenize_shards(
-    output: Path, shards: Iterator[Shard], workers: _Workers, num_hosts: int, host_index: int, sources: list[Source]
+    output: Path,
+    shards: Iterator[TextShard],
+    workers: _Workers,
+    num_hosts: int,
+    host_index: int,
+    sources: list[TextSource],
 ) -> None:
     """Have every unfinished shard of this host written."""
     packed = any(source.compression or source.format != "text" for source in sources)
@@ -235,7 +248,7 @@ def _tokenize_shards(
     print(progress.line(), flush=True)
 
 
-def _records(output: Path, shards: int) -> list[dict[str, Any]] | None:
+def _read_records(output: Path, shards: int) -> list[dict[str, Any]] | None:
     """The records of all shards, None while some are missing."""
     if not all(is_written(output, number) for number in range(shards)):
         return None
@@ -245,39 +258,39 @@ def _records(output: Path, shards: int) -> list[dict[str, Any]] | None:
 # ---------------------------------------------------------------------------------------------------- completing
 
 
-def _complete(
+def _finalize(
     output: Path,
     arguments: BuildArguments,
     tokenizer: Any,
     identity: dict[str, Any],
-    counts: Counts,
+    stats: BuildStats,
     records: list[dict[str, Any]],
     seconds: float,
 ) -> Corpus:
     """Collect the validation split, count and check everything, and write the manifest."""
     special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
     files = {
-        "train": _without_empty(output / "train", [f"data-{number:05d}.arrow" for number in range(counts.shards)]),
-        "validation": _collect_validation(output, counts.shards),
+        "train": _without_empty(output / "train", [f"data-{number:05d}.arrow" for number in range(stats.shards)]),
+        "validation": _collect_validation(output, stats.shards),
     }
     documents = {
-        name: Documents([output / name / file for file in names], special_ids)
+        name: TokenizedDocuments([output / name / file for file in names], special_ids)
         for name, names in files.items()
         if names
     }
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "arguments": dataclasses.asdict(arguments) | {"text": list(arguments.text)},
+        "arguments": arguments.as_manifest(),
         "seed": arguments.seed,
         "max_seq_length": arguments.max_seq_length,
         "tokenizer_hash": identity["tokenizer_hash"],
         "vocab_size": len(tokenizer),
         "special_ids": special_ids,
-        "documents_read": counts.documents,
-        "duplicates": counts.duplicates,
-        "duplicate_rate": round(counts.duplicates / counts.documents, 6),
-        "null_texts": counts.reading.null_texts,
-        "cut_documents": counts.reading.cut_documents,
+        "documents_read": stats.documents,
+        "duplicates": stats.duplicates,
+        "duplicate_rate": round(stats.duplicates / stats.documents, 6),
+        "null_texts": stats.reading.null_texts,
+        "cut_documents": stats.reading.cut_documents,
         "documents_without_tokens": sum(record["without_text"] for record in records),
         "documents_with_literal_special_tokens": sum(record["literal_special_tokens"] for record in records),
         # Records of earlier versions have no sample.
@@ -293,7 +306,7 @@ def _complete(
         for name, split in documents.items()
     }
     manifest["warnings"] = check_corpus(manifest, arguments.next_sentence, arguments.validation_share)
-    manifest |= _effort(counts, records, seconds)
+    manifest |= _timings(stats, records, seconds)
     manifest["identity"] = identity
     manifest["sources"] = [
         {"name": source.name, **content}
@@ -305,11 +318,11 @@ def _complete(
     return Corpus.open(output)
 
 
-def _effort(counts: Counts, records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _timings(stats: BuildStats, records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """How much text took how long, by stage and process, and with which versions."""
     spent = {stage: sum(record["seconds"][stage] for record in records) for stage in ("split", "tokenize", "write")}
-    spent = {"read": counts.seconds, **spent, "all": seconds}
-    megabytes = counts.bytes / 1e6
+    spent = {"read": stats.seconds, **spent, "all": seconds}
+    megabytes = stats.bytes / 1e6
     return {
         "megabytes": round(megabytes, 3),
         "seconds": round(seconds, 2),

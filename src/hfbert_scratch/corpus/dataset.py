@@ -31,7 +31,7 @@ BUILD = ".build"
 _WORD_SAMPLE = 1 << 20
 
 
-class Shard(NamedTuple):
+class ShardArrays(NamedTuple):
     """A run of documents. Sentence i is tokens[sentences[i]:sentences[i + 1]], document d its sentences likewise."""
 
     tokens: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped
@@ -39,7 +39,7 @@ class Shard(NamedTuple):
     documents: np.ndarray  # (documents + 1,) int64, offsets into sentences
 
 
-class Documents:
+class TokenizedDocuments:
     """The documents of one split, as zero-copy views of its Arrow files.
 
     `files` are Arrow streams of one record batch with the columns tokens (list of unsigned integers) and
@@ -68,12 +68,12 @@ class Documents:
         """The token ids of a shard, (tokens,)."""
         return self._tokens[shard]
 
-    def shard(self, shard: int) -> Shard:
+    def shard(self, shard: int) -> ShardArrays:
         """The arrays of a shard; the offsets are computed, the tokens are not read."""
         parts = self._batches[shard]
         lengths = _joined([_values(batch, "sentence_lengths") for batch in parts])
         counts = _joined([np.diff(_offsets(batch, "sentence_lengths")) for batch in parts])
-        return Shard(self._tokens[shard], _cumulative(lengths), _cumulative(counts))
+        return ShardArrays(self._tokens[shard], _cumulative(lengths), _cumulative(counts))
 
 
 def _values(batch: pa.RecordBatch, column: str) -> np.ndarray:
@@ -136,7 +136,7 @@ class Corpus:
             )
         return cls(directory, manifest)
 
-    def split(self, name: str) -> Documents:
+    def split(self, name: str) -> TokenizedDocuments:
         """The documents of the split `name` ("train" or "validation")."""
         if name not in self.manifest["splits"]:
             raise InputError(
@@ -148,7 +148,7 @@ class Corpus:
         if outside is not None:
             raise InputError(f"{self.directory / MANIFEST} points outside its directory: {outside!r}")
         files = [self.directory / name / file for file in names]
-        return Documents(files, self.manifest["special_ids"])
+        return TokenizedDocuments(files, self.manifest["special_ids"])
 
     def whole_word_note(self, tokenizer: Any) -> str | None:
         """Say where whole-word masking does nothing: in ideographs, and where few words have several pieces."""

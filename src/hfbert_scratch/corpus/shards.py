@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..text.readers import ReadingCounts, Source, read_documents
+from ..text.readers import ReadStats, TextSource, read_documents
 from ..text.sample import inspect_sentences
 from ..text.sentences import bounded, split_sentences
 from ..text.tokenizer import SPECIAL_TOKENS
@@ -24,49 +24,22 @@ from ..text.word_encoder import WordEncoder, decomposes
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.hashing import GOLDEN, splitmix64
+from .arguments import BuildArguments
 from .dataset import BUILD, write_documents
 
 
 Segmenter = Callable[[str], list[str]]
 
-# Documents are hashed, compared and handed on in portions of so many bytes.
-_PORTION = 1 << 23
+# Documents are hashed, compared and handed on in chunks of so many bytes.
+_CHUNK_BYTES = 1 << 23
 # Documents of a shard, however long they are: random segments need some to choose from.
 _MIN_DOCUMENTS = 8
 # Characters tokenized in one call, which bounds the memory of its result.
 _ENCODER_BATCH, _TOKENIZER_BATCH = 1 << 22, 1 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class BuildArguments:
-    """What decides the content of a corpus; a build that is continued must have the same."""
-
-    text: tuple[str, ...]
-    tokenizer: str
-    text_column: str = "text"
-    encoding_errors: str = "strict"
-    validation_share: float = 0.01
-    max_seq_length: int = 512
-    next_sentence: bool = True
-    drop_duplicates: bool = True
-    seed: int = 0
-    shard_mb: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation_share < 1:
-            raise InputError(f"--validation_share must be at least 0 and below 1, not {self.validation_share}")
-        if self.max_seq_length < 5:
-            raise InputError(f"--max_seq_length {self.max_seq_length} leaves no room for text; the smallest is 5")
-        if self.seed < 0:
-            raise InputError(f"--seed must not be negative, not {self.seed}")
-        if not 0 <= self.shard_mb <= 512:
-            raise InputError(
-                f"--shard_mb must be between 1 and 512, or 0 to let it follow the text, not {self.shard_mb}"
-            )
-
-
 @dataclasses.dataclass
-class Shard:
+class TextShard:
     """Documents on their way to a worker: UTF-8 text, and which of them are for validation."""
 
     number: int
@@ -79,10 +52,10 @@ class Shard:
 
 
 @dataclasses.dataclass
-class Counts:
+class BuildStats:
     """What reading and forming shards counted."""
 
-    reading: ReadingCounts = dataclasses.field(default_factory=ReadingCounts)
+    reading: ReadStats = dataclasses.field(default_factory=ReadStats)
     documents: int = 0
     duplicates: int = 0
     bytes: int = 0
@@ -90,7 +63,7 @@ class Counts:
     seconds: float = 0.0
 
 
-class _Digests:
+class _DigestSet:
     """A growing set of 64-bit document digests: 8 bytes each, in sorted runs of falling length.
 
     Two different documents among 10⁸ share a digest with a probability of 0.0003; one of them would be dropped.
@@ -116,7 +89,7 @@ class _Digests:
         return new
 
 
-def form_shards(arguments: BuildArguments, sources: list[Source], counts: Counts) -> Iterator[Shard]:
+def shard_documents(arguments: BuildArguments, sources: list[TextSource], stats: BuildStats) -> Iterator[TextShard]:
     """Read everything; yield shards of about the same size, without duplicates, the split drawn."""
     size = arguments.shard_mb * 1_000_000 or shard_size(sources)
     documents: list[bytes] = []
@@ -124,14 +97,14 @@ def form_shards(arguments: BuildArguments, sources: list[Source], counts: Counts
     waiting: tuple[list[bytes], np.ndarray] | None = None
     held = 0
 
-    def shard(content: tuple[list[bytes], np.ndarray]) -> Shard:
-        counts.shards += 1
-        return Shard(counts.shards - 1, content[0], _validation(arguments, content[1], first=counts.shards == 1))
+    def shard(content: tuple[list[bytes], np.ndarray]) -> TextShard:
+        stats.shards += 1
+        return TextShard(stats.shards - 1, content[0], _validation(arguments, content[1], first=stats.shards == 1))
 
-    for portion, digests in _portions(arguments, sources, counts, min(size, _PORTION)):
-        documents += portion
+    for chunk, digests in _chunks(arguments, sources, stats, min(size, _CHUNK_BYTES)):
+        documents += chunk
         hashes.append(digests)
-        held += sum(map(len, portion))
+        held += sum(map(len, chunk))
         if held >= size and len(documents) >= _MIN_DOCUMENTS:
             if waiting is not None:
                 yield shard(waiting)
@@ -151,44 +124,44 @@ def form_shards(arguments: BuildArguments, sources: list[Source], counts: Counts
         yield shard(waiting)
 
 
-def shard_size(sources: list[Source]) -> int:
+def shard_size(sources: list[TextSource]) -> int:
     """Bytes of text in a shard: 64 shards if that makes them 8 to 64 MB."""
     return int(min(max(sum(source.size for source in sources) / 64, 8e6), 64e6))
 
 
-def _portions(
-    arguments: BuildArguments, sources: list[Source], counts: Counts, size: int
+def _chunks(
+    arguments: BuildArguments, sources: list[TextSource], stats: BuildStats, size: int
 ) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """Portions of about `size` bytes, their new documents and the digests of these (uint64)."""
-    known = _Digests()
+    """Chunks of about `size` bytes, their new documents and the digests of these (uint64)."""
+    known = _DigestSet()
     texts = read_documents(
         sources,
         text_column=arguments.text_column,
         encoding_errors=arguments.encoding_errors,
-        counts=counts.reading,
+        stats=stats.reading,
     )
     while True:
         start = time.monotonic()
-        portion: list[bytes] = []
+        chunk: list[bytes] = []
         held = 0
         for text in texts:
-            portion.append(text.encode("utf-8"))
-            held += len(portion[-1])
-            if held >= size or len(portion) >= 10_000:
+            chunk.append(text.encode("utf-8"))
+            held += len(chunk[-1])
+            if held >= size or len(chunk) >= 10_000:
                 break
-        if not portion:
+        if not chunk:
             return
         digests = np.frombuffer(
-            b"".join(hashlib.blake2b(document.strip(), digest_size=8).digest() for document in portion), dtype="<u8"
+            b"".join(hashlib.blake2b(document.strip(), digest_size=8).digest() for document in chunk), dtype="<u8"
         )
         new = known.add(digests)
-        counts.duplicates += len(portion) - int(new.sum())
+        stats.duplicates += len(chunk) - int(new.sum())
         if not arguments.drop_duplicates:
             new[:] = True
-        counts.documents += len(portion)
-        counts.bytes += held
-        counts.seconds += time.monotonic() - start
-        yield list(itertools.compress(portion, new)), digests[new]
+        stats.documents += len(chunk)
+        stats.bytes += held
+        stats.seconds += time.monotonic() - start
+        yield list(itertools.compress(chunk, new)), digests[new]
 
 
 def _validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) -> np.ndarray:
@@ -232,7 +205,7 @@ class ShardWriter:
         self.segmenter = segmenter
         self.encoder = WordEncoder(self.tokenizer, self.dtype) if decomposes(self.tokenizer) else None
 
-    def write(self, shard: Shard) -> int:
+    def write(self, shard: TextShard) -> int:
         """Write the shard's train file, the documents for validation and, last, its record; return its bytes."""
         start = time.monotonic()
         sentences, counts, literal = self._split(shard)
@@ -265,7 +238,7 @@ class ShardWriter:
         write_json(record_path(self.output, shard.number), record)
         return shard.size
 
-    def _split(self, shard: Shard) -> tuple[list[str], np.ndarray, int]:
+    def _split(self, shard: TextShard) -> tuple[list[str], np.ndarray, int]:
         sentences: list[str] = []
         counts = np.zeros(len(shard.documents), dtype=np.int64)
         literal = 0

@@ -6,8 +6,8 @@ import numpy as np
 
 from ..text.sample import TextSample
 from ..utils.errors import InputError
-from .dataset import Documents
-from .segment_pairs import SegmentPairs
+from .dataset import TokenizedDocuments
+from .segment_pairs import SegmentPairSampler
 
 
 # Sequence lengths of the two phases of BERT's pretraining.
@@ -16,7 +16,7 @@ PHASE_LENGTHS = (128, 512)
 _DESCRIBED_SHARDS = 16
 
 
-def describe_split(documents: Documents, vocab_size: int, unk_id: int) -> dict[str, Any]:
+def describe_split(documents: TokenizedDocuments, vocab_size: int, unk_id: int) -> dict[str, Any]:
     """Sizes, histograms and the unigram baseline of a split.
 
     The entropy (nats) and the accuracy of the most frequent token are what a masked language model reaches that only
@@ -49,7 +49,7 @@ def describe_split(documents: Documents, vocab_size: int, unk_id: int) -> dict[s
     }
 
 
-def describe_pairs(documents: Documents, longest: int, next_sentence: bool) -> dict[str, Any]:
+def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: bool) -> dict[str, Any]:
     """Statistics of one pass at the usual lengths up to `longest`, as balanced and (not_next_rate_original) original.
 
     tokens_truncated_rate: tokens drawn and taken away again; padding_rate: of rows padded to the length.
@@ -58,27 +58,27 @@ def describe_pairs(documents: Documents, longest: int, next_sentence: bool) -> d
     if next_sentence and documents.num_documents < 2:
         return described
     for length in sorted({*(length for length in PHASE_LENGTHS if length <= longest), longest}):
-        pairs = SegmentPairs(documents, max_seq_length=length, seed=0, next_sentence=next_sentence)
+        sampler = SegmentPairSampler(documents, max_seq_length=length, seed=0, next_sentence=next_sentence)
         shards = documents.num_shards
         chosen = sorted({number * shards // _DESCRIBED_SHARDS for number in range(_DESCRIBED_SHARDS)})
-        drawn = [pairs.draw(0, shard) for shard in chosen]
+        drawn = [sampler.sample_shard(0, shard) for shard in chosen]
         used = np.concatenate([rows.a_length + rows.b_length for rows in drawn])
-        lost = sum(int(rows.lost.sum()) for rows in drawn)
+        truncated = sum(int(rows.num_truncated.sum()) for rows in drawn)
         scale = documents.num_tokens / sum(len(documents.tokens(shard)) for shard in chosen)
         entry: dict[str, Any] = {
             "instances": round(len(used) * scale),
             "counted_shards": len(chosen),
-            "mean_length": round(float(used.mean()) + length - pairs.room, 2),
-            "full_rows": round(float((used == pairs.room).mean()), 4),
-            "rows_under_half": round(float((used < pairs.room / 2).mean()), 4),
-            "padding_rate": round(float(1 - (used.mean() + length - pairs.room) / length), 4),
-            "tokens_truncated_rate": round(lost / (lost + int(used.sum())), 4),
+            "mean_length": round(float(used.mean()) + length - sampler.max_num_tokens, 2),
+            "full_rows": round(float((used == sampler.max_num_tokens).mean()), 4),
+            "rows_under_half": round(float((used < sampler.max_num_tokens / 2).mean()), 4),
+            "padding_rate": round(float(1 - (used.mean() + length - sampler.max_num_tokens) / length), 4),
+            "tokens_truncated_rate": round(truncated / (truncated + int(used.sum())), 4),
             "tokens_per_corpus_token": round(float(used.sum()) * scale / documents.num_tokens, 4),
         }
         if next_sentence:
-            single = pairs.single_sentence_share(0.5)
+            single = sampler.single_sentence_share(0.5)
             entry["one_sentence_chunks"] = round(single, 4)
-            entry["not_next_coin"] = round(pairs.coin, 4)
+            entry["not_next_coin"] = round(sampler.not_next_probability, 4)
             entry["not_next_rate"] = round(float(np.concatenate([rows.label for rows in drawn]).mean()), 4)
             entry["not_next_rate_original"] = round(single + (1 - single) * 0.5, 4)
         described[str(length)] = entry

@@ -42,7 +42,7 @@ _BLOCK = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TextSource:
     """One thing to read documents from: a file, a directory saved by `datasets`, or a data set of the Hub."""
 
     name: str
@@ -72,14 +72,14 @@ class Source:
 
 
 @dataclasses.dataclass
-class ReadingCounts:
+class ReadStats:
     """What a pass over the sources met besides good documents; filled while reading."""
 
     null_texts: int = 0
     cut_documents: int = 0
 
 
-def find_sources(paths: Iterable[str]) -> list[Source]:
+def find_sources(paths: Iterable[str]) -> list[TextSource]:
     """The sources behind `paths`, in a fixed order: the given one, sorted within a directory or a glob.
 
     A path is a file (of unknown suffix: plain text), a directory (searched for known suffixes), a directory written
@@ -87,11 +87,11 @@ def find_sources(paths: Iterable[str]) -> list[Source]:
 
     Raises InputError for a path that is missing, an empty directory, or a pattern that matches nothing.
     """
-    sources: list[Source] = []
+    sources: list[TextSource] = []
     for text in paths:
         path = Path(text)
         if text.startswith("hub:"):
-            sources.append(Source(text, "hub"))
+            sources.append(TextSource(text, "hub"))
         elif path.is_dir():
             sources += _in_directory(path)
         elif path.is_file():
@@ -115,34 +115,34 @@ def find_sources(paths: Iterable[str]) -> list[Source]:
     return sources
 
 
-def names_of(sources: Sequence[Source]) -> str:
+def describe_sources(sources: Sequence[TextSource]) -> str:
     """How a message calls all of them."""
     return sources[0].name if len(sources) == 1 else f"{sources[0].name} … {sources[-1].name} ({len(sources)} sources)"
 
 
 def read_documents(
-    sources: Iterable[Source],
+    sources: Iterable[TextSource],
     *,
     text_column: str = "text",
     encoding_errors: str = "strict",
-    counts: ReadingCounts | None = None,
+    stats: ReadStats | None = None,
 ) -> Iterator[str]:
     """Yield the documents of `sources` one after another, with LF line ends; blank documents are left out.
 
-    `encoding_errors="replace"` turns bytes that are not UTF-8 into U+FFFD instead of refusing the file. `counts` is
+    `encoding_errors="replace"` turns bytes that are not UTF-8 into U+FFFD instead of refusing the file. `stats` is
     filled while reading.
 
     Raises InputError naming the file and the line, row or byte for anything that cannot be read.
     """
     if encoding_errors not in ENCODING_ERRORS:
         raise InputError(f"--encoding_errors must be one of {', '.join(ENCODING_ERRORS)}, not {encoding_errors!r}")
-    counts = ReadingCounts() if counts is None else counts
-    readers: dict[str, Callable[[Source], Iterator[str]]] = {
-        "text": lambda source: _read_text(source, encoding_errors, counts),
-        "jsonl": lambda source: _read_jsonl(source, text_column, encoding_errors, counts),
-        "parquet": lambda source: _read_parquet(source, text_column, encoding_errors, counts),
-        "datasets": lambda source: _read_saved_dataset(source, text_column, counts),
-        "hub": lambda source: _read_hub(source, text_column, counts),
+    stats = ReadStats() if stats is None else stats
+    readers: dict[str, Callable[[TextSource], Iterator[str]]] = {
+        "text": lambda source: _read_text(source, encoding_errors, stats),
+        "jsonl": lambda source: _read_jsonl(source, text_column, encoding_errors, stats),
+        "parquet": lambda source: _read_parquet(source, text_column, encoding_errors, stats),
+        "datasets": lambda source: _read_saved_dataset(source, text_column, stats),
+        "hub": lambda source: _read_hub(source, text_column, stats),
     }
     for source in sources:
         for document in readers[source.format](source):
@@ -152,13 +152,13 @@ def read_documents(
                     document = document.replace("\r", "\n")
             if document.isspace() or not document:
                 continue
-            yield from _cut(document, counts)
+            yield from _cut(document, stats)
 
 
 # ---------------------------------------------------------------------------------------------------- finding files
 
 
-def _file_source(path: Path) -> Source:
+def _file_source(path: Path) -> TextSource:
     suffix, compression = path.suffix.lower(), None
     if suffix in COMPRESSIONS:
         compression = COMPRESSIONS[suffix]
@@ -166,10 +166,10 @@ def _file_source(path: Path) -> Source:
     kind = FORMATS.get(suffix, "text")
     if kind == "parquet" and compression:
         raise InputError(f"{path}: Parquet compresses by itself; unpack the file first")
-    return Source(str(path), kind, compression)
+    return TextSource(str(path), kind, compression)
 
 
-def _in_directory(path: Path) -> list[Source]:
+def _in_directory(path: Path) -> list[TextSource]:
     if (path / "dataset_dict.json").is_file():
         content = read_json(path / "dataset_dict.json", "the data set's splits")
         splits = content.get("splits") if isinstance(content, dict) else None
@@ -181,7 +181,7 @@ def _in_directory(path: Path) -> list[Source]:
             )
         path = path / "train"
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return [Source(str(path), "datasets")]
+        return [TextSource(str(path), "datasets")]
     try:
         files = sorted(
             file
@@ -214,7 +214,7 @@ def _open(path: Path | str) -> io.BufferedReader:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _stream(source: Source) -> io.BufferedReader:
+def _stream(source: TextSource) -> io.BufferedReader:
     file = _open(source.name)
     if source.compression == "gzip":
         return io.BufferedReader(gzip.GzipFile(fileobj=file), buffer_size=_BLOCK)  # type: ignore[type-var]
@@ -223,7 +223,7 @@ def _stream(source: Source) -> io.BufferedReader:
     return file
 
 
-def _pieces(source: Source, limit: int, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
+def _pieces(source: TextSource, limit: int, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, lines with their line ends); longer lines than `limit` are cut, or refused if `whole`.
 
     With `whole` one line at a time, otherwise as many as have been read; a part of a line that was cut comes alone.
@@ -288,7 +288,7 @@ def _decode(data: bytes, errors: str, where: Callable[[int], str]) -> str:
 # ---------------------------------------------------------------------------------------------------- one per format
 
 
-def _read_text(source: Source, errors: str, counts: ReadingCounts) -> Iterator[str]:
+def _read_text(source: TextSource, errors: str, stats: ReadStats) -> Iterator[str]:
     held: list[str] = []  # lines of the document so far
     size, number = 0, 1
     unpacked = " of the unpacked text" if source.compression else ""
@@ -305,7 +305,7 @@ def _read_text(source: Source, errors: str, counts: ReadingCounts) -> Iterator[s
             # One by one only where the document may have to be cut.
             for lines in [part] if size + len(part) <= MAX_DOCUMENT else _LINE.findall(part):
                 if held and size + len(lines) > MAX_DOCUMENT:
-                    counts.cut_documents += 1
+                    stats.cut_documents += 1
                     yield "".join(held)
                     held, size = [], 0
                 if lines:
@@ -333,7 +333,7 @@ def _between_blank_lines(text: str) -> list[str]:
     return [*parts, text[begin:]]
 
 
-def _read_jsonl(source: Source, column: str, errors: str, counts: ReadingCounts) -> Iterator[str]:
+def _read_jsonl(source: TextSource, column: str, errors: str, stats: ReadStats) -> Iterator[str]:
     for number, (offset, data) in enumerate(_pieces(source, MAX_JSON_LINE, whole=True), start=1):
         place = f"{source.name}: line {number}"
         line = _decode(data, errors, lambda start, o=offset, p=place: f"{p}, byte {o + start},")
@@ -344,12 +344,12 @@ def _read_jsonl(source: Source, column: str, errors: str, counts: ReadingCounts)
             raise InputError(f"{place} is a {type(row).__name__}; every line must be an object with {column!r}")
         if column not in row:
             raise InputError(f"{place} has no field {column!r}, only {_listed(row)}; see --text_column")
-        text = _text_or_none(row[column], place, column, counts)
+        text = _text_or_none(row[column], place, column, stats)
         if text is not None:
             yield _without_surrogates(text, errors, place)
 
 
-def _read_parquet(source: Source, column: str, errors: str, counts: ReadingCounts) -> Iterator[str]:
+def _read_parquet(source: TextSource, column: str, errors: str, stats: ReadStats) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -368,7 +368,7 @@ def _read_parquet(source: Source, column: str, errors: str, counts: ReadingCount
                     place = f"{source.name}: row {row},"
                     row += 1
                     if value is None:
-                        counts.null_texts += 1
+                        stats.null_texts += 1
                     else:
                         yield _decode(value, errors, lambda start, p=place: f"{p} byte {start},")
     except (pa.ArrowInvalid, OSError) as error:
@@ -377,7 +377,7 @@ def _read_parquet(source: Source, column: str, errors: str, counts: ReadingCount
         raise InputError(f"{source.name} is not a readable Parquet file ({one_line(error)})") from None
 
 
-def _read_saved_dataset(source: Source, column: str, counts: ReadingCounts) -> Iterator[str]:
+def _read_saved_dataset(source: TextSource, column: str, stats: ReadStats) -> Iterator[str]:
     import datasets
 
     try:
@@ -385,10 +385,10 @@ def _read_saved_dataset(source: Source, column: str, counts: ReadingCounts) -> I
     except Exception as error:  # datasets and pyarrow raise many types for a damaged directory
         raise InputError(f"{source.name} is not a readable data set ({one_line(error)})") from None
     _check_column(source.name, column, dataset.column_names)
-    yield from _read_rows(source, dataset.select_columns([column]), column, counts)
+    yield from _read_rows(source, dataset.select_columns([column]), column, stats)
 
 
-def _read_hub(source: Source, column: str, counts: ReadingCounts) -> Iterator[str]:
+def _read_hub(source: TextSource, column: str, stats: ReadStats) -> Iterator[str]:
     import datasets
 
     name, configuration, split = (source.name.removeprefix("hub:").split(":") + [None, None])[:3]
@@ -399,20 +399,20 @@ def _read_hub(source: Source, column: str, counts: ReadingCounts) -> Iterator[st
     if dataset.column_names is not None:
         _check_column(source.name, column, dataset.column_names)
         dataset = dataset.select_columns([column])
-    yield from _read_rows(source, dataset, column, counts)
+    yield from _read_rows(source, dataset, column, stats)
 
 
-def _read_rows(source: Source, rows: Iterable[dict], column: str, counts: ReadingCounts) -> Iterator[str]:
+def _read_rows(source: TextSource, rows: Iterable[dict], column: str, stats: ReadStats) -> Iterator[str]:
     for number, row in enumerate(rows):
         place = f"{source.name}: row {number}"
-        text = _text_or_none(row[column], place, column, counts)
+        text = _text_or_none(row[column], place, column, stats)
         if text is not None:
             yield text
 
 
-def _text_or_none(value: object, place: str, column: str, counts: ReadingCounts) -> str | None:
+def _text_or_none(value: object, place: str, column: str, stats: ReadStats) -> str | None:
     if value is None:
-        counts.null_texts += 1
+        stats.null_texts += 1
         return None
     if not isinstance(value, str):
         raise InputError(f"{place}: field {column!r} is a {type(value).__name__}, not a string; see --text_column")
@@ -432,13 +432,13 @@ def _without_surrogates(text: str, errors: str, place: str) -> str:
     return text
 
 
-def _cut(document: str, counts: ReadingCounts) -> Iterator[str]:
+def _cut(document: str, stats: ReadStats) -> Iterator[str]:
     """Pieces of at most `MAX_DOCUMENT` characters, cut behind a line if there is one, else behind a blank."""
     start = 0
     while len(document) - start > MAX_DOCUMENT:
         end = start + MAX_DOCUMENT
         cut = document.rfind("\n", start, end) + 1 or document.rfind(" ", start, end) + 1 or end
-        counts.cut_documents += 1
+        stats.cut_documents += 1
         yield document[start:cut]
         start = cut
     yield document[start:] if start else document
