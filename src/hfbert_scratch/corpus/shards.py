@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ..text.readers import ReadStats, TextSource, read_documents
 from ..text.sample import inspect_sentences
 from ..text.sentences import bounded, split_sentences
 from ..text.tokenizer import SPECIAL_TOKENS
-from ..text.word_encoder import WordEncoder, decomposes
+from ..text.word_encoder import batches_of_characters, plain_backend, text_encoder
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.hashing import GOLDEN, splitmix64
@@ -35,7 +34,7 @@ _CHUNK_BYTES = 1 << 23
 # Documents of a shard, however long they are: random segments need some to choose from.
 _MIN_DOCUMENTS = 8
 # Characters tokenized in one call, which bounds the memory of its result.
-_ENCODER_BATCH, _TOKENIZER_BATCH = 1 << 22, 1 << 20
+_BATCH_CHARACTERS = 1 << 22
 
 
 @dataclasses.dataclass
@@ -196,14 +195,10 @@ class ShardWriter:
 
     def __init__(self, output: str, tokenizer: str, vocab_size: int, segmenter: Segmenter) -> None:
         self.output = Path(output)
-        self.tokenizer = Tokenizer.from_str(tokenizer)
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        # "[SEP]" in the text is three words, not the special token.
-        self.tokenizer.encode_special_tokens = True
+        self.tokenizer = plain_backend(tokenizer)
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self.segmenter = segmenter
-        self.encoder = WordEncoder(self.tokenizer, self.dtype) if decomposes(self.tokenizer) else None
+        self.encode = text_encoder(self.tokenizer, self.dtype)
 
     def write(self, shard: TextShard) -> int:
         """Write the shard's train file, the documents for validation and, last, its record; return its bytes."""
@@ -259,29 +254,11 @@ class ShardWriter:
         """All token ids one after another, and the number of each sentence (0 where nothing is left of it)."""
         ids: list[np.ndarray] = [np.zeros(0, self.dtype)]
         lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
-        if self.encoder is not None:
-            for batch in _batches(sentences, _ENCODER_BATCH):
-                flat, count = self.encoder.encode(batch)
-                ids.append(flat)
-                lengths.append(count)
-            return np.concatenate(ids), np.concatenate(lengths)
-        for batch in _batches(sentences, _TOKENIZER_BATCH):
-            encoded = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
-            count = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        for batch in batches_of_characters(sentences, _BATCH_CHARACTERS):
+            flat, count = self.encode(batch)
+            ids.append(flat)
             lengths.append(count)
-            ids.append(np.fromiter(itertools.chain.from_iterable(encoded), dtype=self.dtype, count=int(count.sum())))
         return np.concatenate(ids), np.concatenate(lengths)
-
-
-def _batches(sentences: list[str], size: int) -> Iterator[list[str]]:
-    """`sentences` in runs of about `size` characters."""
-    ends = np.cumsum(np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences)))
-    begin = 0
-    while begin < len(sentences):
-        held = int(ends[begin - 1]) if begin else 0
-        end = int(np.searchsorted(ends, held + size)) + 1
-        yield sentences[begin:end]
-        begin = end
 
 
 def piece_path(output: Path, split: str, number: int) -> Path:
