@@ -18,6 +18,7 @@ from corpus_helpers import document, documents, words
 
 from hfbert_scratch.features.files import TextFile
 from hfbert_scratch.text import readers as text_sources
+from hfbert_scratch.text import streams
 from hfbert_scratch.text.readers import ReadStats, find_sources, read_documents
 from hfbert_scratch.text.sentences import MAX_SENTENCE, split_sentences
 from hfbert_scratch.utils.errors import InputError
@@ -84,7 +85,7 @@ def test_documents_do_not_depend_on_what_is_read_at_once(tmp_path, monkeypatch, 
     parts = ["a", "bc def", " ", "\n", "\n", "\n\n", "\r\n", "\t", "\x0b", "\x1c", "\x85", "\u2028", "é中", " " * 12]
     path = tmp_path / f"t.txt{suffix}"
     for block in (2, 3, 7, 20, 1 << 18):
-        monkeypatch.setattr(text_sources, "_BLOCK", block)
+        monkeypatch.setattr(streams, "BLOCK", block)
         for _ in range(150):
             text = "".join(rng.choices(parts, k=rng.randint(0, 30)))
             path.write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
@@ -136,8 +137,8 @@ def test_hub_names(monkeypatch):
 
 BAD_LINES = {
     '{"text": "a"': r"t.jsonl: line 2 is not JSON",
-    "[1, 2]": r"line 2 is a list; every line must be an object with 'text'",
-    '{"body": "a"}': r"line 2 has no field 'text', only 'body'; see --text_column",
+    "[1, 2]": r"line 2 is a list; every row must be an object",
+    '{"body": "a"}': r"line 2 has no column 'text', only 'body'; see --text_column",
     '{"text": 5}': r"line 2: field 'text' is a int, not a string",
     '{"text": "\\ud800"}': r"line 2 escapes half of a surrogate pair",
     "[" * 100_000: r"line 2 is nested too deeply",
@@ -254,7 +255,7 @@ def test_long_lines_and_documents_are_cut(tmp_path, monkeypatch):
             assert all(len(piece) <= 1000 for piece in pieces)
             assert counts.cut_documents == len(pieces) - 1 > 0
     assert all(piece.endswith((" ", pieces[-1][-1])) for piece in pieces)
-    monkeypatch.setattr(text_sources, "MAX_JSON_LINE", 500)
+    monkeypatch.setattr(streams, "MAX_WHOLE_LINE", 500)
     with pytest.raises(InputError, match="the line at byte 0 is longer than 500 bytes"):
         read(tmp_path / "t.jsonl")
 
