@@ -3,9 +3,9 @@
     python recipes/build_corpus.py --text data/*.txt --tokenizer runs/tokenizer --output_dir runs/corpus --num_proc 8
 
 reads the same sources as train_tokenizer.py and leaves a directory that `datasets.load_from_disk` opens, with
-manifest.json beside the splits: what is in it, and what to expect of a model that only knows token frequencies.
-An interrupted build goes on with the same command. On several hosts with a shared file system, run the same command
-on each, with --num_hosts and --host_index, or under a launcher that sets WORLD_SIZE and RANK.
+manifest.json beside the splits: its content, and the results of a model that only knows token frequencies.
+The same command continues an interrupted build. On several hosts with a shared file system, run it on each, with
+--num_hosts and --host_index, or under a launcher that sets WORLD_SIZE and RANK.
 
 Supports: text of any size in bounded memory, several processes and hosts with the same result, removal of exact
 duplicates, a validation split by document, corpora without next-sentence pairs (--no_nsp).

@@ -1,10 +1,10 @@
-"""Write pretraining data the way the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
+"""Write pretraining data as the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
 
     python recipes/create_pretraining_data.py --corpus runs/corpus --tokenizer runs/tokenizer --output_dir runs/static
 
 leaves a directory that `datasets.load_from_disk` opens, with the columns any BertForPreTraining takes, for training
 with other people's loops (transformers' Trainer with its default collator, for one). pretrain.py does not need it: it
-draws the same rows from the corpus while training, in a few bytes a token for any number of epochs.
+samples the same instances from the corpus while training, from a few bytes per token for any number of epochs.
 
 Supports: the masking and pair options of pretrain.py. Does not support: resuming.
 """
@@ -33,7 +33,7 @@ class StaticArguments(PretrainingDataArguments):
     output_dir: str = argument(help="a new directory")
     max_seq_length: int = argument(128, help="tokens in a sequence, special ones included")
     dupe_factor: int = argument(10, help="passes over the corpus, each with fresh pairs and masks (original: 10)")
-    # The labels of a left-to-right model are next tokens, which other loops shift by themselves.
+    # Not an option here: other training loops make the labels of a left-to-right model themselves.
     left_to_right: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class StaticArguments(PretrainingDataArguments):
 
 @command_line
 def main() -> None:
-    """Draw, mask, write."""
+    """Sample, mask, write."""
     arguments = parse_arguments(StaticArguments, description=__doc__)
     output, start = Path(arguments.output_dir), time.monotonic()
     if output.exists() and any(output.iterdir()):

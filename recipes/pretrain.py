@@ -103,7 +103,7 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
 def build_model(
     arguments: PretrainingArguments, tokenizer: Any, say: Callable[[str], None]
 ) -> HFBertForPreTraining | HFBertForMaskedLM:
-    """The model to train: from `--model`, or freshly initialised from the seed; weights that it lacks are said."""
+    """Open `--model`, naming the weights it lacks, or initialise a model from the seed."""
     model_class = HFBertForMaskedLM if arguments.no_nsp else HFBertForPreTraining
     dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
     try:

@@ -1,4 +1,4 @@
-"""What pretraining adds to the training loop: its batches, and its evaluation against token counts alone."""
+"""Pretraining on top of the training loop: batches of a run, and evaluation against a unigram baseline."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,14 @@ from .training.run import Progress, Run, check_divides
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run with one sequence length; `last_step` is the number of steps done when it ends."""
+    """A stretch of a run with one sequence length.
+
+    Args:
+        max_seq_length: tokens of an instance, special ones included.
+        batch_size: instances per optimizer step, over all processes.
+        micro_batch_size: instances per forward pass; divides `batch_size`.
+        last_step: optimizer steps of the run when the phase ends.
+    """
 
     max_seq_length: int
     batch_size: int
@@ -33,12 +40,21 @@ class Phase:
 
 
 class PretrainingBatches:
-    """The batches of a run from `progress` on, through its phases: a function of the seed and the step alone.
+    """Iterate over the optimizer steps of a run from `progress` on, through its phases.
 
-    Every process draws the same global batches (indices, 40 bytes a row) and makes token ids only of its own
-    micro-batches, a contiguous share of the global batch's.
+    A batch is a function of the seed and the step. Every process samples the same global batches (spans, 40 bytes per
+    instance) and gathers the token ids of its own micro-batches, a contiguous part of the global batch.
 
-    Raises InputError when the processes cannot share a phase's micro-batches evenly.
+    Args:
+        run: its device and options decide shapes, packing and the local micro-batches.
+        documents: the train split.
+        tokenizer: the corpus's.
+        phases: in order.
+        arguments: options of pairs and masks.
+        progress: the steps done so far, and the cursor of a resumed run.
+
+    Raises:
+        InputError: if the processes cannot share a phase's micro-batches evenly.
     """
 
     def __init__(
@@ -52,8 +68,8 @@ class PretrainingBatches:
     ):
         self.phases = phases
         self.progress = progress
-        # Shapes that do not depend on the data: for devices that run ahead of the host, and for compiled graphs. On a
-        # CPU nothing is gained by them, and the padded predictions would cost.
+        # Shapes independent of the data suit devices that run ahead of the host, and compiled graphs. A CPU gains
+        # nothing from them and would compute the padded predictions.
         self.static_shapes = run.device.type != "cpu" or bool(run.compile)
         self.pin = run.device.type == "cuda"
         self.packing = run.packing
@@ -110,23 +126,33 @@ def loss_without_logits(model: nn.Module, inputs: dict[str, Any], totals: dict[s
 
 
 def packed_multiple(rows: int, max_seq_length: int) -> int:
-    """What a packed row's tokens are rounded up to a multiple of, where its shapes should be few: 1/32 of the padded
-    batch's. Half of that is padding on average, and a run with many sequences in a batch sees two or three shapes.
+    """Return the multiple to round packed rows up to, so that their shapes are few: 1/32 of the padded batch's tokens.
+
+    Half of a multiple is padding on average; a run with many sequences per batch sees two or three shapes.
     """
     return -(-rows * max_seq_length // 32)
 
 
 def pinned(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same in memory that a GPU copies from while the host goes on."""
+    """Copy tensors to pinned memory, from which a GPU copies without blocking the host."""
     return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 class PretrainingEvaluation:
-    """MLM and NSP on held-out documents: the same rows and the same masks every time.
+    """Evaluate MLM and NSP on held-out documents, with the same instances and masks every time.
 
-    `baseline` is what the training text's token counts alone give on these very positions: the loss of predicting by
-    frequency and the accuracy of always answering the most frequent token. A model has learned something about context
-    only when it is past both.
+    `baseline` is the result of the training text's token counts on the same positions: the loss of predicting by
+    frequency, and the accuracy of always answering the most frequent token. A model that uses context beats both.
+
+    Args:
+        run: its accelerator shares the batches among the processes.
+        train_documents: the train split, for the baseline.
+        documents: the validation split.
+        tokenizer: the corpus's.
+        arguments: options of pairs and masks; the seed is fixed to 0.
+        max_seq_length: tokens of an instance.
+        batch_size: instances per forward pass.
+        max_rows: most instances to evaluate.
     """
 
     def __init__(
@@ -158,8 +184,11 @@ class PretrainingEvaluation:
         self.baseline = self._unigram_baseline(train_documents, len(tokenizer)) | {"rows": rows}
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Evaluate: `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with NSP
-        `eval_next_sentence_loss` and `eval_next_sentence_accuracy`.
+        """Evaluate `model`.
+
+        Returns:
+            `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with next-sentence
+            prediction `eval_next_sentence_loss` and `eval_next_sentence_accuracy`.
         """
         accelerator = self.run.accelerator
         unwrapped = accelerator.unwrap_model(model)
@@ -181,14 +210,14 @@ class PretrainingEvaluation:
         return metrics
 
     def is_past_plateau(self, metrics: dict[str, float]) -> bool:
-        """Whether the model is clearly better than token counts: twice their accuracy, and half a nat less loss."""
+        """Tell whether the model clearly beats token counts: twice their accuracy, and half a nat less loss."""
         return (
             metrics.get("eval_masked_lm_accuracy", 0.0) >= 2 * self.baseline["accuracy"]
             and metrics["eval_masked_lm_loss"] <= self.baseline["loss"] - 0.5
         )
 
     def describe(self, metrics: dict[str, float]) -> str:
-        """One line: the figures beside the unigram baseline."""
+        """Describe the metrics beside the unigram baseline in one line."""
         times = metrics["eval_masked_lm_accuracy"] / max(self.baseline["accuracy"], 1e-9)
         text = (
             f"held-out: MLM loss {metrics['eval_masked_lm_loss']:.3f} (unigram {self.baseline['loss']:.3f}), "
@@ -203,7 +232,7 @@ class PretrainingEvaluation:
         next_sentence_label = batch.pop("next_sentence_label", None)
         predicted = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)
         outputs = model.bert(**batch, read_positions=predicted)
-        # The head on the predicted positions alone: a dense head would compute vocab_size logits for every token.
+        # Only predicted positions pass the head: a dense head would compute vocab_size logits for every token.
         logits = model.cls.predictions(outputs.last_hidden_state).float()
         sums = [*_loss_and_right(logits, labels.flatten()[predicted])]
         if next_sentence_label is None:
@@ -213,7 +242,7 @@ class PretrainingEvaluation:
         return torch.stack(sums)
 
     def _unigram_baseline(self, documents: Any, vocab_size: int) -> dict[str, float]:
-        counts = np.ones(vocab_size)  # add one: a held-out token may be new
+        counts = np.ones(vocab_size)  # add-one smoothing: a held-out token may be new
         for shard in range(documents.num_shards):
             counts += np.bincount(documents.tokens(shard), minlength=vocab_size)
         targets = np.concatenate([batch["labels"][batch["labels"] != IGNORED_LABEL].numpy() for batch in self.batches])

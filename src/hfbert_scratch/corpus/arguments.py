@@ -46,7 +46,7 @@ class BuildArguments:
 
     @property
     def next_sentence(self) -> bool:
-        """Whether the corpus serves next-sentence prediction."""
+        """True if the corpus serves next-sentence prediction."""
         return not self.no_nsp
 
     def as_manifest(self) -> dict[str, Any]:

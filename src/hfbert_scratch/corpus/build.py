@@ -1,12 +1,11 @@
-"""Build a pretraining corpus: text → documents → sentences → token ids → Arrow, with a manifest that is checked.
+"""Build a pretraining corpus: text → documents → sentences → token ids → Arrow files, and a checked manifest.
 
-The directory opens with `datasets.load_from_disk`: splits train and validation, one row a document with `tokens` and
-`sentence_lengths`. manifest.json, written last, says what is inside. Segment pairs are drawn from it while training
-(segment_pairs.py), so one corpus serves every sequence length, epoch and seed.
+One process reads the text, drops duplicates and forms shards; worker processes split, tokenize and write them. The
+content of a shard depends only on the text and the arguments, so the result is the same for any number of processes
+or hosts, and an interrupted build continues after its finished shards. manifest.json is written last.
 
-One process reads the text, drops duplicates and forms shards; worker processes split, tokenize and write them. What a
-shard holds depends on the text and the arguments alone, so the result is the same for any number of processes or
-hosts, and a build that was interrupted goes on behind its finished shards.
+Segment pairs are sampled while training (segment_pairs.py), so one corpus serves every sequence length, epoch and
+seed.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ from ..text.sentences import split_sentences
 from ..text.tokenizer import check_tokenizer, tokenizer_hash
 from ..utils.errors import InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, writing
-from ..utils.progress import Progress
+from ..utils.progress import ProgressReporter
 from .arguments import BuildArguments
 from .dataset import (
     BUILD,
@@ -56,11 +55,8 @@ from .shards import (
 from .statistics import check_corpus, describe_pairs, describe_split
 
 
-# Tokens of a file of the validation split.
+# Tokens per file of the validation split.
 _VALIDATION_TOKENS = 1 << 24
-
-
-# ---------------------------------------------------------------------------------------------------- building
 
 
 def build_corpus(
@@ -73,15 +69,25 @@ def build_corpus(
     host_index: int = 0,
     segmenter: Segmenter = split_sentences,
 ) -> Corpus | None:
-    """Build the corpus `output_dir` from `arguments.text`, or go on with it, or open it when it is finished.
+    """Build a corpus, or continue an interrupted build, or open it if it is finished.
 
-    `tokenizer` is a transformers tokenizer with BERT's special tokens. `segmenter` takes a document and returns its
-    sentences; with several processes it must be a function that can be imported. Several hosts run the same call with
-    their `host_index` on a shared file system: each reads all text and writes the shards index, index + num_hosts, …;
-    the one that finds all shards finished completes the corpus, the others return None.
+    Args:
+        arguments: the text and the options that decide the content.
+        tokenizer: a transformers tokenizer with BERT's special tokens.
+        output_dir: a new directory, or that of the same build.
+        num_proc: worker processes. With 1, the work is done in this process.
+        num_hosts: hosts that run the same call on a shared file system. Each reads all text and writes every
+            `num_hosts`-th shard.
+        host_index: the number of this host, from 0.
+        segmenter: splits a document into sentences; importable from its module if there are several processes.
 
-    Raises InputError for unusable text or arguments, for a corpus nothing can be learnt from, and for a directory
-    that holds something else; OutputError if it cannot be written.
+    Returns:
+        The corpus. None if other hosts have unfinished shards; the last host completes the corpus.
+
+    Raises:
+        InputError: if the text or an argument is unusable, the corpus is unfit for pretraining (see `check_corpus`),
+            or the directory holds something else.
+        OutputError: if the directory cannot be written, or another build is writing there.
     """
     check_tokenizer(tokenizer, arguments.tokenizer)
     if not 0 <= host_index < num_hosts:
@@ -120,18 +126,16 @@ def build_corpus(
 
 
 def _open_finished(output: Path, identity: dict[str, Any]) -> Corpus:
+    """Open the finished corpus if this build is the one that made it."""
     corpus = Corpus.open(output)
     _require_same_build(output, corpus.manifest["identity"], identity)
     return corpus
 
 
-# ---------------------------------------------------------------------------------------------------- the directory
-
-
 def _identity(
     arguments: BuildArguments, tokenizer: Any, sources: list[TextSource], segmenter: Segmenter
 ) -> dict[str, Any]:
-    """What must be the same when a build goes on. Text counts by content, not by path."""
+    """Collect the settings that must not change when a build continues. Text counts by content, not by path."""
     identity = arguments.as_manifest()
     del identity["text"], identity["tokenizer"]
     identity["tokenizer_hash"] = tokenizer_hash(tokenizer)
@@ -141,7 +145,7 @@ def _identity(
 
 
 def _require_same_build(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    # The digests of the text are long and say nothing to a reader.
+    """Raise InputError if the build in `output` has other settings; the digests of the text are not printed."""
     texts = {} if before.get("sources") == now.get("sources") else {"sources": "other content"}
     others = differences(*({key: value for key, value in one.items() if key != "sources"} for one in (before, now)))
     if others or texts:
@@ -152,7 +156,7 @@ def _require_same_build(output: Path, before: dict[str, Any], now: dict[str, Any
 
 
 def _start_or_resume(output: Path, identity: dict[str, Any]) -> None:
-    """Make `output` the directory of this build, or find that it is so already."""
+    """Make `output` the directory of this build, or check that it already is."""
     begun = output / BUILD / "identity.json"
     if begun.is_file():
         _require_same_build(output, read_json(begun, "corpus build"), identity)
@@ -163,18 +167,15 @@ def _start_or_resume(output: Path, identity: dict[str, Any]) -> None:
 
 
 def _check_output_dir(output: Path) -> None:
-    """Before anything is written there: a directory that is no build's must be empty, or not be there."""
+    """Refuse a non-empty directory that does not belong to a build."""
     if output.is_dir() and not (output / BUILD / "identity.json").is_file():
         strangers = sorted(path.name for path in output.iterdir() if path.name != BUILD)
         if strangers:
             raise InputError(f"--output_dir {output} is not empty (it has {strangers[0]}); name a new directory")
 
 
-# ---------------------------------------------------------------------------------------------------- tokenizing
-
-
 class _Workers:
-    """Processes that turn shards into files; with one, the work is done in this process."""
+    """A pool of processes that write shards; with `num_proc` 1, this process writes them."""
 
     def __init__(self, output: Path, tokenizer: Any, segmenter: Segmenter, num_proc: int) -> None:
         self.num_proc = num_proc
@@ -182,7 +183,7 @@ class _Workers:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Callable[[TextShard], Future]]:
-        """A function that starts the work on a shard."""
+        """Start the workers; yield a function that submits a shard."""
         if self.num_proc == 1:
             writer = ShardWriter(*self._setup)
 
@@ -193,8 +194,8 @@ class _Workers:
 
             yield now
             return
-        # Not forked from here: the tokenizer's and Arrow's threads do not survive it. The server they are forked from
-        # has imported everything once and started nothing.
+        # A plain fork would break the threads of the tokenizer and of Arrow. The fork server has imported everything
+        # once and started no thread.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         pool = ProcessPoolExecutor(self.num_proc, context, _start_worker, self._setup)
@@ -214,7 +215,7 @@ _worker: "ShardWriter"
 
 def _start_worker(*setup: Any) -> None:
     global _worker
-    # The processes are the parallelism.
+    # Parallelism comes from the processes.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker = ShardWriter(*setup)
 
@@ -231,16 +232,18 @@ def _tokenize_shards(
     host_index: int,
     sources: list[TextSource],
 ) -> None:
-    """Have every unfinished shard of this host written."""
+    """Write every unfinished shard of this host, and report the progress."""
     packed = any(source.compression or source.format != "text" for source in sources)
-    progress = Progress("corpus", total=0 if packed or num_hosts > 1 else sum(source.size for source in sources))
+    progress = ProgressReporter(
+        "corpus", total=0 if packed or num_hosts > 1 else sum(source.size for source in sources)
+    )
     running: deque[Future] = deque()
     with workers.running() as start:
         for shard in shards:
             if shard.number % num_hosts != host_index or is_written(output, shard.number):
                 continue
             running.append(start(shard))
-            # As many shards in memory as there are processes, and one to go on with.
+            # Bounds the memory: one shard per process, and the next.
             while len(running) > workers.num_proc:
                 progress.add(running.popleft().result())
         while running:
@@ -249,13 +252,10 @@ def _tokenize_shards(
 
 
 def _read_records(output: Path, shards: int) -> list[dict[str, Any]] | None:
-    """The records of all shards, None while some are missing."""
+    """Read the records of all shards; None if some are missing."""
     if not all(is_written(output, number) for number in range(shards)):
         return None
     return [read_json(record_path(output, number), "corpus build") for number in range(shards)]
-
-
-# ---------------------------------------------------------------------------------------------------- completing
 
 
 def _finalize(
@@ -319,7 +319,7 @@ def _finalize(
 
 
 def _timings(stats: BuildStats, records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """How much text took how long, by stage and process, and with which versions."""
+    """Summarise the amount of text, the speed of every stage, and the versions of the libraries."""
     spent = {stage: sum(record["seconds"][stage] for record in records) for stage in ("split", "tokenize", "write")}
     spent = {"read": stats.seconds, **spent, "all": seconds}
     megabytes = stats.bytes / 1e6
@@ -333,12 +333,12 @@ def _timings(stats: BuildStats, records: list[dict[str, Any]], seconds: float) -
 
 
 def _without_empty(directory: Path, files: list[str]) -> list[str]:
-    """`files` without those of no document, which would be in the way of everyone who reads them."""
+    """Drop the files without documents, which would disturb readers."""
     return [file for file in files if open_batch(directory / file).num_rows]
 
 
 def _collect_validation(output: Path, shards: int) -> list[str]:
-    """Join the shards' validation documents into files of some million tokens; return the files' names."""
+    """Join the shards' validation documents into files of some million tokens; return their names."""
     files: list[str] = []
     batches: list[pa.RecordBatch] = []
     held = 0

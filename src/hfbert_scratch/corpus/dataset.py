@@ -1,7 +1,7 @@
-"""The format of a corpus on disk: Arrow files of tokenized documents, opened as flat arrays, and their manifest.
+"""Write and open a corpus on disk: Arrow files of tokenized documents, and their manifest.
 
-The directory opens with `datasets.load_from_disk`: splits train and validation, one row a document with `tokens` and
-`sentence_lengths`. manifest.json says what is inside.
+The directory opens with `datasets.load_from_disk`: splits train and validation, one document per row, columns `tokens`
+and `sentence_lengths`. manifest.json describes the content.
 """
 
 import hashlib
@@ -20,19 +20,23 @@ from ..utils.errors import InputError, one_line
 from ..utils.files import atomic, read_json, write_json
 
 
-FORMAT = 1  # of the directory; raised when what is written changes
+FORMAT = 1  # version of the directory format
 MANIFEST = "manifest.json"
-# What opening a corpus and training on it read from there.
+# Keys that opening a corpus and training on it need.
 _NEEDED = ("tokenizer_hash", "vocab_size", "max_seq_length", "special_ids", "arguments", "identity", "splits", "pairs")
-# Directory of the records and other files that are gone when the corpus is finished.
+# Directory of the records and other temporary files of a build.
 BUILD = ".build"
 
-# Tokens looked at to see how many continue a word.
+# Tokens sampled to count how many continue a word.
 _WORD_SAMPLE = 1 << 20
 
 
 class ShardArrays(NamedTuple):
-    """A run of documents. Sentence i is tokens[sentences[i]:sentences[i + 1]], document d its sentences likewise."""
+    """The documents of a shard as flat arrays.
+
+    Sentence i is tokens[sentences[i]:sentences[i + 1]]; document d has the sentences from documents[d] up to
+    documents[d + 1].
+    """
 
     tokens: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped
     sentences: np.ndarray  # (sentences + 1,) int64, offsets into tokens
@@ -42,13 +46,18 @@ class ShardArrays(NamedTuple):
 class TokenizedDocuments:
     """The documents of one split, as zero-copy views of its Arrow files.
 
-    `files` are Arrow streams of one record batch with the columns tokens (list of unsigned integers) and
-    sentence_lengths (list of int32); `special_ids` has pad, cls and sep.
+    Args:
+        files: Arrow streams of one record batch each, with the columns tokens (list of unsigned integers) and
+            sentence_lengths (list of int32).
+        special_ids: token ids of pad, cls and sep.
+
+    Raises:
+        InputError: if a file is missing or damaged.
     """
 
     def __init__(self, files: Sequence[Path], special_ids: dict[str, int]) -> None:
         self.special_ids = special_ids
-        # A shard needs another document to take a random B from, so a lone one joins its neighbour (by copy).
+        # A random B needs a second document, so a single-document shard joins its neighbour (by copy).
         self._batches: list[list[pa.RecordBatch]] = []
         lone = False
         for batch in (open_batch(file) for file in files):
@@ -59,17 +68,17 @@ class TokenizedDocuments:
             lone = sum(part.num_rows for part in self._batches[-1]) < 2
         self.num_documents = sum(batch.num_rows for parts in self._batches for batch in parts)
         self._tokens = [_joined([_values(batch, "tokens") for batch in parts]) for parts in self._batches]
-        # Token positions count on from shard to shard.
+        # (shards + 1,) position of each shard's first token in the split.
         self.first_tokens = np.cumsum([0, *(len(tokens) for tokens in self._tokens)], dtype=np.int64)
         self.num_tokens = int(self.first_tokens[-1])
         self.num_shards = len(self._batches)
 
     def tokens(self, shard: int) -> np.ndarray:
-        """The token ids of a shard, (tokens,)."""
+        """Return the token ids of a shard, (tokens,)."""
         return self._tokens[shard]
 
     def shard(self, shard: int) -> ShardArrays:
-        """The arrays of a shard; the offsets are computed, the tokens are not read."""
+        """Return the arrays of a shard. The offsets are computed, the tokens are not read."""
         parts = self._batches[shard]
         lengths = _joined([_values(batch, "sentence_lengths") for batch in parts])
         counts = _joined([np.diff(_offsets(batch, "sentence_lengths")) for batch in parts])
@@ -102,10 +111,15 @@ class Corpus:
 
     @classmethod
     def open(cls, directory: str | Path, tokenizer: Any | None = None, max_seq_length: int | None = None) -> "Corpus":
-        """Open the corpus in `directory`; with `tokenizer` and `max_seq_length`, check that it was built for them.
+        """Open a finished corpus.
 
-        Raises InputError if there is no finished corpus, it was built with another tokenizer, or for shorter
-        sequences.
+        Args:
+            directory: where it was built.
+            tokenizer: check that the corpus was built with this one.
+            max_seq_length: check that the corpus was built for sequences of this length.
+
+        Raises:
+            InputError: if there is no finished corpus, or a check fails.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -137,7 +151,14 @@ class Corpus:
         return cls(directory, manifest)
 
     def split(self, name: str) -> TokenizedDocuments:
-        """The documents of the split `name` ("train" or "validation")."""
+        """Open a split.
+
+        Args:
+            name: "train" or "validation".
+
+        Raises:
+            InputError: if the corpus has no such split, or one of its files is missing or damaged.
+        """
         if name not in self.manifest["splits"]:
             raise InputError(
                 f"the corpus {self.directory} has no split {name!r}, only {', '.join(self.manifest['splits'])}; "
@@ -151,7 +172,7 @@ class Corpus:
         return TokenizedDocuments(files, self.manifest["special_ids"])
 
     def whole_word_note(self, tokenizer: Any) -> str | None:
-        """Say where whole-word masking does nothing: in ideographs, and where few words have several pieces."""
+        """Return a warning if whole-word masking has hardly any effect: ideographs, or few words of several pieces."""
         tokens = self.split("train").tokens(0)[:_WORD_SAMPLE]
         pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         continues = np.array([piece.startswith("##") for piece in pieces])[tokens].mean()
@@ -165,7 +186,14 @@ class Corpus:
 
 
 def write_documents(path: Path, tokens: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> None:
-    """Write documents as an Arrow stream of one batch; `counts` has the sentences of each (0: not written)."""
+    """Write documents as an Arrow stream of one batch.
+
+    Args:
+        path: the file.
+        tokens: (tokens,) ids of all documents.
+        lengths: (sentences,) tokens of each sentence.
+        counts: (documents,) sentences of each document. Documents without any are left out.
+    """
     counts = counts[counts > 0]
     sentence_offsets = np.concatenate([[0], np.cumsum(counts)])
     token_offsets = np.concatenate([[0], np.cumsum(lengths)])[sentence_offsets]
@@ -181,13 +209,13 @@ def write_documents(path: Path, tokens: np.ndarray, lengths: np.ndarray, counts:
 
 
 def write_batch(path: Path, batch: pa.RecordBatch) -> None:
-    """Write `batch` as an Arrow stream, the format of `datasets`; one batch, so that its columns are flat arrays."""
+    """Write an Arrow stream, the format of `datasets`, of one batch, so that its columns are flat arrays."""
     with atomic(path) as file, pa.ipc.new_stream(file, batch.schema) as stream:
         stream.write_batch(batch)
 
 
 def open_batch(path: Path) -> pa.RecordBatch:
-    """The batch in `path`, memory-mapped. Raises InputError if the file is missing or damaged."""
+    """Open the batch in `path`, memory-mapped; raise InputError if the file is missing or damaged."""
     try:
         with pa.ipc.open_stream(pa.memory_map(str(path), "r")) as stream:
             return stream.read_next_batch()
@@ -196,7 +224,7 @@ def open_batch(path: Path) -> pa.RecordBatch:
 
 
 def describe_for_datasets(output: Path, files: dict[str, list[str]]) -> None:
-    """Write the JSON files `datasets.load_from_disk` looks for; `files` names each split's Arrow files."""
+    """Write the JSON files of `datasets.load_from_disk`; `files` maps splits to their Arrow files."""
     import datasets
 
     kept = [split for split, names in files.items() if names]

@@ -1,9 +1,8 @@
 """Shards of a corpus: text cut into shards by one process, each split, tokenized and written by a worker.
 
-What a shard holds depends on the text and the arguments alone. Every process that builds a corpus can therefore go
-through the same shards and work on those it is to, or those that are not finished. A file appears under its name only
-when it is complete, and the record of a shard only when its files are there, so that a build can be interrupted at any
-moment.
+The content of a shard depends only on the text and the arguments. Every process that builds a corpus can therefore
+iterate over the same shards and work on its own ones, or on the unfinished ones. A file appears under its name only
+when it is complete, and the record of a shard only after its files, so a build can be interrupted at any moment.
 """
 
 import dataclasses
@@ -27,19 +26,20 @@ from .arguments import BuildArguments
 from .dataset import BUILD, write_documents
 
 
+# A document → its sentences.
 Segmenter = Callable[[str], list[str]]
 
-# Documents are hashed, compared and handed on in chunks of so many bytes.
+# Documents are hashed and compared in chunks of this many bytes.
 _CHUNK_BYTES = 1 << 23
-# Documents of a shard, however long they are: random segments need some to choose from.
+# Fewest documents of a shard, however long: random segments need a choice.
 _MIN_DOCUMENTS = 8
-# Characters tokenized in one call, which bounds the memory of its result.
+# Characters tokenized in one call, which bounds the memory of the result.
 _BATCH_CHARACTERS = 1 << 22
 
 
 @dataclasses.dataclass
 class TextShard:
-    """Documents on their way to a worker: UTF-8 text, and which of them are for validation."""
+    """Documents for a worker: UTF-8 text, and a flag for those of the validation split."""
 
     number: int
     documents: list[bytes]
@@ -47,12 +47,13 @@ class TextShard:
 
     @property
     def size(self) -> int:
+        """Bytes of text."""
         return sum(map(len, self.documents))
 
 
 @dataclasses.dataclass
 class BuildStats:
-    """What reading and forming shards counted."""
+    """Counts of reading the text and forming shards; filled on the way."""
 
     reading: ReadStats = dataclasses.field(default_factory=ReadStats)
     documents: int = 0
@@ -63,16 +64,16 @@ class BuildStats:
 
 
 class _DigestSet:
-    """A growing set of 64-bit document digests: 8 bytes each, in sorted runs of falling length.
+    """A growing set of 64-bit document digests, as sorted runs of falling length: 8 bytes per document.
 
-    Two different documents among 10⁸ share a digest with a probability of 0.0003; one of them would be dropped.
+    The probability that two different documents among 10⁸ share a digest, so that one is dropped, is 0.0003.
     """
 
     def __init__(self) -> None:
         self._runs: list[np.ndarray] = []
 
     def add(self, digests: np.ndarray) -> np.ndarray:
-        """Add `digests` and return which of them were not there before (the first of equal ones counts as new)."""
+        """Add `digests` and return a mask of the new ones (of equal ones the first), (digests,) bool."""
         values, first = np.unique(digests, return_index=True)
         known = np.zeros(len(values), dtype=bool)
         for run in self._runs:
@@ -89,7 +90,16 @@ class _DigestSet:
 
 
 def shard_documents(arguments: BuildArguments, sources: list[TextSource], stats: BuildStats) -> Iterator[TextShard]:
-    """Read everything; yield shards of about the same size, without duplicates, the split drawn."""
+    """Read all text and yield shards of about the same size, without duplicates and with the validation flags.
+
+    Args:
+        arguments: options of the build.
+        sources: the text.
+        stats: filled while reading.
+
+    Raises:
+        InputError: if a source cannot be read, or has too few documents for two splits.
+    """
     size = arguments.shard_mb * 1_000_000 or shard_size(sources)
     documents: list[bytes] = []
     hashes: list[np.ndarray] = []
@@ -124,14 +134,14 @@ def shard_documents(arguments: BuildArguments, sources: list[TextSource], stats:
 
 
 def shard_size(sources: list[TextSource]) -> int:
-    """Bytes of text in a shard: 64 shards if that makes them 8 to 64 MB."""
+    """Choose the bytes of text in a shard: a 64th of the text, between 8 and 64 MB."""
     return int(min(max(sum(source.size for source in sources) / 64, 8e6), 64e6))
 
 
 def _chunks(
     arguments: BuildArguments, sources: list[TextSource], stats: BuildStats, size: int
 ) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """Chunks of about `size` bytes, their new documents and the digests of these (uint64)."""
+    """Yield the new documents of every `size` bytes of text, and their digests, (documents,) uint64."""
     known = _DigestSet()
     texts = read_documents(
         sources,
@@ -164,10 +174,10 @@ def _chunks(
 
 
 def _validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) -> np.ndarray:
-    """Which documents are for validation: those whose hash with the seed falls below the share.
+    """Choose the validation documents, (documents,) bool: their hash with the seed is below the share.
 
-    A tiny corpus could miss one split, so the first shard gives at least one document (two for next-sentence
-    prediction) to each: those with the smallest hashes to validation.
+    A tiny corpus could miss one split. So the first shard has at least one document in each (two for next-sentence
+    prediction): the smallest hashes go to validation.
     """
     golden = np.uint64(GOLDEN)
     seed = splitmix64(np.array([arguments.seed], dtype=np.uint64) + golden)
@@ -178,7 +188,7 @@ def _validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) 
     needed = 2 if arguments.next_sentence else 1
     if len(digests) < 2 * needed:
         if len(digests) == 1:
-            return np.zeros(1, dtype=bool)  # one document: the check of the finished corpus says what to do
+            return np.zeros(1, dtype=bool)  # a single document: check_corpus names the remedy
         raise InputError(
             f"--text holds {len(digests)} different documents, too few for a train and a validation split"
             f"{' of 2 each, as next-sentence prediction needs (--no_nsp: 1 each)' if needed == 2 else ''}; "
@@ -191,7 +201,7 @@ def _validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) 
 
 
 class ShardWriter:
-    """Splits, tokenizes and writes shards."""
+    """Split, tokenize and write shards, in a worker process."""
 
     def __init__(self, output: str, tokenizer: str, vocab_size: int, segmenter: Segmenter) -> None:
         self.output = Path(output)
@@ -201,13 +211,14 @@ class ShardWriter:
         self.encode = text_encoder(self.tokenizer, self.dtype)
 
     def write(self, shard: TextShard) -> int:
-        """Write the shard's train file, the documents for validation and, last, its record; return its bytes."""
+        """Write the shard's train file, its validation documents and, last, its record; return its bytes of text."""
         start = time.monotonic()
         sentences, counts, literal = self._split(shard)
         split = time.monotonic()
         tokens, lengths = self._tokenize(sentences)
         sample = inspect_sentences(self.tokenizer, sentences, tokens, lengths)
         tokenized = time.monotonic()
+        # (sentences,) each: the document of every sentence with tokens left, and its length.
         document = np.repeat(np.arange(len(counts)), counts)[lengths > 0]
         lengths = lengths[lengths > 0]
         for name, chosen in (("train", ~shard.validation), ("validation", shard.validation)):
@@ -234,6 +245,7 @@ class ShardWriter:
         return shard.size
 
     def _split(self, shard: TextShard) -> tuple[list[str], np.ndarray, int]:
+        """Return all sentences, (documents,) sentences of each, and the documents with special tokens as text."""
         sentences: list[str] = []
         counts = np.zeros(len(shard.documents), dtype=np.int64)
         literal = 0
@@ -251,7 +263,7 @@ class ShardWriter:
         return [piece for sentence in self.segmenter(text) for piece in bounded(sentence)]
 
     def _tokenize(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """All token ids one after another, and the number of each sentence (0 where nothing is left of it)."""
+        """Return all token ids concatenated, and (sentences,) the tokens of each, which may be 0."""
         ids: list[np.ndarray] = [np.zeros(0, self.dtype)]
         lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
         for batch in batches_of_characters(sentences, _BATCH_CHARACTERS):
@@ -262,15 +274,16 @@ class ShardWriter:
 
 
 def piece_path(output: Path, split: str, number: int) -> Path:
-    """Train files stay where they are written; the few validation documents of a shard are collected in the end."""
+    """Return a shard's file of a split. Train files stay; the few validation documents are collected in the end."""
     return output / ("train" if split == "train" else BUILD) / f"data-{number:05d}.arrow"
 
 
 def record_path(output: Path, number: int) -> Path:
+    """Return the file of a shard's record."""
     return output / BUILD / f"shard-{number:05d}.json"
 
 
 def is_written(output: Path, number: int) -> bool:
-    """Whether shard `number` is finished."""
+    """Tell whether shard `number` is finished."""
     pieces = (piece_path(output, split, number) for split in ("train", "validation"))
     return record_path(output, number).is_file() and all(piece.is_file() for piece in pieces)

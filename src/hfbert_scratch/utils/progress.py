@@ -1,10 +1,16 @@
-"""Progress of a pass over text, a line at a time."""
+"""Report the progress of a pass over text."""
 
 import time
 
 
-class Progress:
-    """Counts text that goes by and prints a line at the start, and one with rate and remaining time now and then."""
+class ProgressReporter:
+    """Count processed bytes; print a line at the start and then, now and again, one with rate and remaining time.
+
+    Args:
+        label: the beginning of every line.
+        total: bytes of the whole pass; 0 if unknown.
+        every: seconds between lines.
+    """
 
     def __init__(self, label: str, total: int = 0, every: float = 10.0) -> None:
         self.label, self.total, self.every = label, total, every
@@ -23,7 +29,7 @@ class Progress:
         return self.done / 1e6 / max(self.seconds, 1e-9)
 
     def add(self, size: int) -> None:
-        """Note `size` more bytes."""
+        """Count `size` more bytes."""
         self.done += size
         now = time.monotonic()
         if now - self._last >= self.every:
@@ -31,7 +37,7 @@ class Progress:
             print(self.line(), flush=True)
 
     def line(self) -> str:
-        """The current state in one line."""
+        """Describe the current state in one line."""
         text = f"{self.label}: {self.done / 1e6:,.1f} MB, {self.rate:.1f} MB/s"
         if self.total > self.done > 0:
             text += (
