@@ -287,9 +287,9 @@ def test_text_files_give_their_lines_and_pairs(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"", "holds no texts"),
-        ("a.txt", b"good\nb\xffd\n", "line 2 is not valid UTF-8"),
-        ("a.txt.gz", b"not gzip", "truncated or cannot be read"),
-        ("a.txt.gz", gzip.compress(b"good\n" * 50, mtime=0)[:-6], "truncated or cannot be read"),
+        ("a.txt", b"good\nb\xffd\n", "line 2, byte 6, is not valid UTF-8"),
+        ("a.txt.gz", b"not gzip", "truncated or damaged"),
+        ("a.txt.gz", gzip.compress(b"good\n" * 50, mtime=0)[:-6], "truncated or damaged"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 is a list"),
         ("a.jsonl", b'{"txt": "a"}\n', "line 1 has no column 'text', only 'txt'"),

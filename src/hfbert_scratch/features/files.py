@@ -1,14 +1,11 @@
 """Read texts from a file; write their features to files in the original's jsonl, npz or Parquet."""
 
-import gzip
 import hashlib
-import io
 import itertools
 import json
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..text.streams import with_lf
-from ..utils.errors import InputError, one_line
-from ..utils.files import parse_json, writing
+from ..text.readers import file_source
+from ..text.rows import open_parquet, parse_row, require_column
+from ..text.streams import read_lines
+from ..utils.errors import InputError
+from ..utils.files import writing
 from .encoder import Features, Text
 
 
@@ -32,16 +31,19 @@ _ROW_GROUP_BYTES = 1 << 26
 _PAIR = re.compile(r"^(.*) \|\|\| (.*)$", re.DOTALL)
 
 
-# --------------------------------------------------------------------------------------------------------- reading
-
-
 @dataclass(frozen=True)
 class TextFile:
-    """Texts to be encoded, one a line or row; iterating streams them as strings or pairs of strings.
+    """Texts to encode, one per line or row; iterating streams strings or pairs of strings.
 
-    path: .jsonl and .parquet have `text_column` and, for pairs, `pair_column`; anything else is plain UTF-8 text with
-    one text a line, blank ones included, in which " ||| " separates the two texts of a pair (extract_features.py of
-    google-research/bert). Text and jsonl may also be .gz. Raises InputError naming the line of what is unusable.
+    Args:
+        path: .jsonl and .parquet files have columns; any other file is plain UTF-8 text with one text per line, blank
+            lines included, and " ||| " between the two texts of a pair (extract_features.py of google-research/bert).
+            Text and .jsonl may be packed as .gz or .zst.
+        text_column: the column of the texts.
+        pair_column: the column of the second texts of pairs.
+
+    Raises:
+        InputError: if there is no such file; while iterating, for an unusable line or row, which is named.
     """
 
     path: Path
@@ -53,13 +55,21 @@ class TextFile:
             raise InputError(f"--text {self.path}: no such file")
 
     def __iter__(self) -> Iterator[Text]:
-        kind = self.path.with_suffix("").suffix if self.path.suffix == ".gz" else self.path.suffix
-        if kind == ".parquet":
+        source = file_source(self.path)
+        if source.format == "parquet":
             return self._parquet()
-        return self._jsonl() if kind in (".jsonl", ".ndjson") else self._plain()
+        lines = read_lines(self.path, source.compression)
+        return self._jsonl(lines) if source.format == "jsonl" else self._plain(lines)
 
     def check(self) -> tuple[int, str]:
-        """Read it all once: the number of texts, and a fingerprint of them. InputError if there is none."""
+        """Read all texts once.
+
+        Returns:
+            The number of texts, and a hash of them (64 hex digits).
+
+        Raises:
+            InputError: if a text is unusable, or there is none.
+        """
         digest = hashlib.sha256()
         count = 0
         for text in self:
@@ -69,64 +79,37 @@ class TextFile:
             raise InputError(f"{self.path} holds no texts")
         return count, digest.hexdigest()
 
-    def _lines(self) -> Iterator[tuple[str, str]]:
-        """(place, line without its end); LF ends a line, or CR where the file begins with lines that end so."""
-        opener: Callable[..., Any] = gzip.open if self.path.suffix == ".gz" else open
-        try:
-            with opener(self.path, "rb") as file:
-                for number, line in enumerate(with_lf(io.BufferedReader(file, 1 << 18), str(self.path)), start=1):
-                    where = f"{self.path}: line {number}"
-                    try:
-                        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    except UnicodeDecodeError as error:
-                        raise InputError(
-                            f"{where} is not valid UTF-8 (byte {error.start}); convert it first"
-                        ) from None
-                    yield where, text.removesuffix("\n").removesuffix("\r")
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{self.path} is truncated or cannot be read ({error})") from None
-
-    def _plain(self) -> Iterator[Text]:
-        for _, line in self._lines():
+    def _plain(self, lines: Iterable[tuple[str, str]]) -> Iterator[Text]:
+        for _, line in lines:
             pair = _PAIR.match(line.strip())
             yield (pair[1], pair[2]) if pair else line.strip()
 
-    def _jsonl(self) -> Iterator[Text]:
-        for where, line in self._lines():
-            if not line.strip():
-                continue
-            row = parse_json(line, where)
-            if not isinstance(row, dict):
-                raise InputError(f"{where} is a {type(row).__name__}; it must be an object with {self.text_column!r}")
-            yield self._text(row, where)
+    def _jsonl(self, lines: Iterable[tuple[str, str]]) -> Iterator[Text]:
+        for place, line in lines:
+            if line.strip():
+                yield self._text(parse_row(line, place), place)
 
     def _parquet(self) -> Iterator[Text]:
-        names = [self.text_column, *([self.pair_column] if self.pair_column else [])]
-        try:
-            with pq.ParquetFile(self.path) as file:
-                present = file.schema_arrow.names
-                chosen = [name for name in names if name in present]
-                number = 0
-                if len(chosen) < len(names):
-                    self._text(dict.fromkeys(present), str(self.path))
-                for batch in file.iter_batches(1024, columns=chosen):
-                    for row in batch.to_pylist():
-                        yield self._text(row, f"{self.path}: row {number}")
-                        number += 1
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path} is not a readable Parquet file ({one_line(error)})") from None
+        with open_parquet(self.path) as file:
+            for column in self._columns:
+                require_column(column, file.schema_arrow.names, str(self.path))
+            number = 0
+            for batch in file.iter_batches(1024, columns=self._columns):
+                for row in batch.to_pylist():
+                    yield self._text(row, f"{self.path}: row {number}")
+                    number += 1
 
-    def _text(self, row: dict[str, Any], where: str) -> Text:
-        names = (self.text_column, self.pair_column) if self.pair_column else (self.text_column,)
-        for name in names:
-            if name not in row:
-                raise InputError(f"{where} has no column {name!r}, only {', '.join(map(repr, row)) or 'none'}")
+    @property
+    def _columns(self) -> list[str]:
+        return [self.text_column, *([self.pair_column] if self.pair_column else [])]
+
+    def _text(self, row: dict[str, Any], place: str) -> Text:
+        for name in self._columns:
+            require_column(name, row, place)
             if not isinstance(row[name], str):
-                raise InputError(f"{where}: {name!r} is {row[name]!r:.80}, not text")
-        return (row[names[0]], row[names[1]]) if len(names) == 2 else row[names[0]]
-
-
-# --------------------------------------------------------------------------------------------------------- writing
+                raise InputError(f"{place}: {name!r} is {row[name]!r:.80}, not text")
+        texts = [row[name] for name in self._columns]
+        return (texts[0], texts[1]) if self.pair_column else texts[0]
 
 
 class Writer(Protocol):
@@ -161,9 +144,10 @@ class FeatureSchema:
 
 
 class JsonLinesWriter:
-    """A line per text, as the original's: {"linex_index", "features": [{"token", "layers": [{"index", "values"}]}]}.
+    """Write a line per text, as the original does.
 
-    Pooled vectors have no token: {"linex_index", "layers": [{"index", "values"}]}.
+    A line is {"linex_index", "features": [{"token", "layers": [{"index", "values"}]}]}, or for pooled vectors
+    {"linex_index", "layers": [{"index", "values"}]}.
     """
 
     def __init__(self, path: Path, schema: FeatureSchema):
@@ -220,13 +204,16 @@ class NpzWriter:
         self.file.close()
 
     def _add(self, name: str, array: np.ndarray) -> None:
-        # A ZipInfo of our own carries no time of day, so that the same features are the same bytes.
+        # A ZipInfo without a time of day, so that equal features are equal bytes.
         with self.file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
             np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
 
 class ParquetWriter:
-    """Columns linex_index, tokens, cut_tokens, and layer_N for each layer: a list of vectors, or one if pooled."""
+    """Write the columns linex_index, tokens, cut_tokens, and for every layer layer_N.
+
+    layer_N holds a list of vectors, or one vector if pooled.
+    """
 
     def __init__(self, path: Path, schema: FeatureSchema):
         self.schema = schema

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import inspect
-import itertools
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,8 +17,9 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from ..metrics import load_metric
+from ..text import word_encoder
 from ..text.tokenizer import tokenizer_hash
-from ..text.word_encoder import WordEncoder, decomposes
+from ..text.word_encoder import Encoder, text_encoder
 from ..utils.errors import InputError
 from ..utils.files import write_text, writing
 from .data import Columns, DataArguments, find_files, load_hub, read_file
@@ -340,28 +340,14 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(tokenizer: Any) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
-    """texts → all their ids and the number of each, by way of a dictionary of words where the tokenizer allows it."""
-    backend = plain_backend(tokenizer)
-    if decomposes(backend):
-        return WordEncoder(backend, np.dtype(np.int32)).encode
-
-    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-        counts = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        return np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=int(counts.sum())), counts
-
-    return encode
+def _encoder(tokenizer: Any) -> Encoder:
+    return text_encoder(plain_backend(tokenizer), np.dtype(np.int32))
 
 
 @functools.lru_cache(maxsize=1)
 def plain_backend(tokenizer: Any) -> Tokenizer:
     """A copy of the tokenizer's Rust part that cuts and pads nothing and takes special tokens in a text for text."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend
+    return word_encoder.plain_backend(tokenizer.backend_tokenizer.to_str())
 
 
 def excess(first: np.ndarray, second: np.ndarray | None, max_seq_length: int) -> int:
