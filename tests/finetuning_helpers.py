@@ -42,7 +42,7 @@ def _text(rng: random.Random, key: str, most: int = 12) -> str:
 def rows(task: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Labelled rows of a task, decided by the words GOOD and BAD."""
     rng = random.Random(seed)
-    made = []
+    examples = []
     for number in range(count):
         right = rng.random() < 0.6
         key = GOOD if right else BAD
@@ -76,13 +76,15 @@ def rows(task: str, count: int, seed: int) -> list[dict[str, Any]]:
             if task == "squad_v2" and not right:
                 context, answers = " ".join(others), {"text": [], "answer_start": []}
             row = {"id": str(number), "question": WORDS[3], "context": context, "answers": answers}
-        made.append(row)
-    return made
+        examples.append(row)
+    return examples
 
 
-def without_labels(task: str, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_labels(task: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of a test set."""
-    return [{key: value for key, value in row.items() if key not in ("label", "ner_tags", "answers")} for row in made]
+    return [
+        {key: value for key, value in row.items() if key not in ("label", "ner_tags", "answers")} for row in examples
+    ]
 
 
 def make_data(directory: Path, task: str, train: int = 64, validation: int = 19, test: int = 5) -> Path:
