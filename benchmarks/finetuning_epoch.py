@@ -113,13 +113,13 @@ def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: to
 
     def epoch() -> None:
         model.train()
-        for batch in FinetuningBatches(run, examples, arguments, False):
+        for batch in FinetuningBatches(run, examples, arguments):
             for inputs in batch.micro_batches:
                 inputs = on_device(inputs, device)
                 with autocast(precision, device):
                     outputs = call_model(model, inputs, examples.targets)
                     targets = {name: inputs[name] for name in examples.targets}
-                    loss = task_loss(outputs, targets, batch.counts["num_items_in_batch"])
+                    loss = task_loss(data.task, outputs, targets, batch.counts["num_items_in_batch"])
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -266,7 +266,7 @@ three_processes({line!r}, {model!r}, {data!r}, {target!r})
 
 def three_processes(line, model, data, target):
     """What each process of a launch does: a run, and outputs for numbers of features that do not divide evenly."""
-    fine_tune(parse_arguments(FinetuningArguments, line), last=False)
+    fine_tune(parse_arguments(FinetuningArguments, line), end_training=False)
     outputs_of_sizes(model, data, target)
 
 
@@ -387,7 +387,7 @@ def test_our_loss_is_the_models_own(kind, trained, data):
     with torch.no_grad():
         targets = {name: batch[name] for name in examples.targets}
         total = torch.tensor(float(examples.count_targets(np.arange(8))))
-        ours = task_loss(call_model(network, batch, examples.targets), targets, total)
+        ours = task_loss(task, call_model(network, batch, examples.targets), targets, total)
         theirs = network(**batch).loss
     torch.testing.assert_close(ours, theirs)
 
@@ -416,7 +416,7 @@ def batches(model, data, tmp_path, step=0, **changes):
     )
     given = {"task": "mrpc", "model": "m", "output_dir": "o", "batch_size": 10, "micro_batch_size": 5} | changes
     arguments = FinetuningArguments(**given).resolved(task, len(examples))
-    return FinetuningBatches(_Run(step), examples, arguments, pad_to_batch=False), examples
+    return FinetuningBatches(_Run(step), examples, arguments), examples
 
 
 @pytest.mark.parametrize("grouped", [True, False])
