@@ -77,6 +77,11 @@ def test_mistakes_are_named_with_the_remedy(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_misspelled_option_of_a_command_is_named(tmp_path):
+    code, printed = finish(start("pretrain", "--lauch", "single", "--corpus", "c", "--tokenizer", "t"))
+    assert code == 2 and "did you mean" in printed
+
+
 def test_the_options_of_the_launch_are_taken_out():
     words = ["--size", "tiny", "--launch=fsdp2", "--num-processes", "4", "--max_steps", "3"]
     assert split_launch_options(words) == (
