@@ -29,7 +29,7 @@ from transformers import (
 from hfbert_scratch import HFBertConfig, HFBertForSequenceClassification
 from hfbert_scratch.evaluation import TaskData, call_model, task_loss
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches
-from hfbert_scratch.model.onednn import train_with_onednn
+from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
 from hfbert_scratch.tasks import get_task
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, load_tokenizer
 from hfbert_scratch.training.loop import on_device
@@ -105,7 +105,7 @@ def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: to
     arguments, examples = data.arguments, data.examples("train", training=True)  # type: ignore[attr-defined]
     precision_name = "bf16" if precision == "bfloat16" else "no"
     model.set_attn_implementation(fastest_attention(model, device, precision_name, 0.1, arguments.packing))
-    if precision == "float32":
+    if precision == "float32" and onednn_is_faster():
         train_with_onednn(model)
     optimizer = create_optimizer("adamw", model, learning_rate=2e-5)
     accelerator = SimpleNamespace(num_processes=1, process_index=0)

@@ -22,7 +22,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
-from hfbert_scratch.model.onednn import train_with_onednn
+from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
 from hfbert_scratch.model.packing import pack
 from hfbert_scratch.pretraining import packed_multiple
 from hfbert_scratch.training.loop import on_device
@@ -50,8 +50,8 @@ class BenchmarkArguments:
     vocab_size: int = argument(30522, help="tokens")
     dropout: float = argument(0.1, help="of hidden states and attention")
     attention: str = argument("auto", help="of our side: eager, sdpa, hfbert_unpadded, or auto as in training")
-    onednn: bool = argument(
-        True, help="of our side: float32 linear layers by oneDNN, as in training; nothing in bfloat16"
+    onednn: str = argument(
+        "auto", help="of our side: float32 linear layers by oneDNN: true, false, or auto as in training"
     )
     packing: bool = argument(False, help="of our side: one row of tokens in place of a padded batch")
     compile: str = argument("false", help="of our side: layers, true (the whole model) or false")
@@ -115,6 +115,11 @@ def step_function(
     return step
 
 
+def uses_onednn(arguments: BenchmarkArguments) -> bool:
+    """Return whether our side's linear layers are oneDNN's."""
+    return onednn_is_faster() if arguments.onednn == "auto" else arguments.onednn == "true"
+
+
 def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model and optimizer of "ours" or of "stock"."""
     dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
@@ -131,7 +136,7 @@ def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tup
         compile_layers(ours, backend=arguments.backend)
     elif arguments.compile == "true":
         ours.compile(backend=arguments.backend)
-    elif arguments.precision == "float32" and arguments.onednn:
+    elif arguments.precision == "float32" and uses_onednn(arguments):
         train_with_onednn(ours)
     attention = arguments.attention
     if attention == "auto":
@@ -190,7 +195,7 @@ def main() -> None:
     lengths_name = f", {arguments.real_share:.0%} real tokens" if arguments.real_share else ""
     ways = ", packing" if arguments.packing else ""
     ways += {"false": "", "true": ", compile"}.get(arguments.compile, f", compile {arguments.compile}")
-    ways += "" if arguments.onednn else ", without oneDNN"
+    ways += {"true": ", oneDNN", "false": ", without oneDNN"}.get(arguments.onednn, "")
     record(f"pretraining step, {shape}, {arguments.precision}{lengths_name}{ways}", result)
 
 

@@ -35,6 +35,7 @@ BENCHMARKS = (
     ("task_preparation.py", "--task", "squad", "--pairs", "2"),
     ("inference.py", "--size", "minilm", "--texts", "300", "--precision", "float32", "--pairs", "3"),
     ("inference.py", "--size", "minilm", "--texts", "300", "--precision", "bfloat16", "--pairs", "3"),
+    ("busy_machine.py", "--pairs", "2"),
 )
 
 
@@ -51,14 +52,15 @@ def table() -> str:
     """Return the table of docs/benchmarks.md, from results.json."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = [
-        "| what | ratio: times as fast (lowest … highest of the pairs) | memory | tokens/s | date |",
-        "| --- | --- | --- | --- | --- |",
+        "| what | ratio: times as fast (lowest … highest of the pairs) | memory | tokens/s | on | date |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, result in results.items():
         ratio = f"**{result['ratio']:.2f}** ({result['ratio_lowest']:.2f} … {result['ratio_highest']:.2f})"
         rate = f"{result['tokens_per_second']:,.0f}" if "tokens_per_second" in result else ""
+        processor = result["hardware"].rsplit(",", 1)[0]  # without the memory
         memory = f"{result['memory_ratio']:.2f}" if "memory_ratio" in result else ""
-        lines.append(f"| {name} | {ratio} | {memory} | {rate} | {result['date']} |")
+        lines.append(f"| {name} | {ratio} | {memory} | {rate} | {processor} | {result['date']} |")
     return "\n".join(lines)
 
 

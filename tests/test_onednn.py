@@ -1,22 +1,19 @@
 """Linear layers by oneDNN in training: the same losses and gradients, and only where they were asked for."""
 
 import copy
+import json
 
 import pytest
 import torch
 from helpers import CASES, NO_DROPOUT, assert_same, batch, gradients, make
 from torch import nn
+from training_helpers import arguments, make_inputs, pretrain_here
 
 from hfbert_scratch.model import onednn
-from hfbert_scratch.model.onednn import has_onednn, train_with_onednn
+from hfbert_scratch.model.onednn import has_onednn, onednn_is_faster, onednn_speed, train_with_onednn
 
 
 pytestmark = pytest.mark.skipif(not has_onednn(torch.device("cpu"), torch.float32), reason="no oneDNN in this PyTorch")
-
-
-@pytest.fixture(autouse=True)
-def amd(monkeypatch):
-    monkeypatch.setattr(onednn, "_is_amd", lambda: True)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "base"])
@@ -78,7 +75,7 @@ def test_a_model_that_was_trained_so_is_saved_copied_and_read_as_any_other(tmp_p
     assert_same(again.state_dict(), plain.state_dict(), 0.0)
 
 
-def test_only_where_it_is_faster(monkeypatch):
+def test_only_plain_float32_layers():
     class Doubled(nn.Linear):
         def forward(self, values):
             return 2 * super().forward(values)
@@ -88,5 +85,46 @@ def test_only_where_it_is_faster(monkeypatch):
     expected = model(values)
     assert train_with_onednn(model) and torch.equal(model(values), expected)
     assert not train_with_onednn(nn.Linear(4, 4, dtype=torch.bfloat16))
-    monkeypatch.setattr(onednn, "_is_amd", lambda: False)
-    assert not train_with_onednn(nn.Linear(4, 4))
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """What the products of the two ways take, to be set; what was found before is forgotten."""
+    found = {"linear": 1.0, "_product": 1.0}
+    monkeypatch.setattr(onednn, "_seconds", lambda way: found[way.func.__name__])
+    onednn_speed.cache_clear()
+    yield found
+    onednn_speed.cache_clear()
+
+
+def test_the_faster_way_is_chosen_and_timed_once_a_process(seconds):
+    assert not onednn_is_faster(), "noise must not decide"
+    seconds["_product"] = 0.8
+    assert not onednn_is_faster(), "timed once a process"
+    onednn_speed.cache_clear()
+    assert onednn_is_faster()
+
+
+def test_timing_the_two_ways_gives_a_speed():
+    onednn_speed.cache_clear()
+    assert 0.05 < onednn_speed() < 20
+
+
+def test_a_run_that_goes_on_keeps_its_linear_layers(seconds, tmp_path, monkeypatch, capsys):
+    inputs = make_inputs(tmp_path)
+    common = {"onednn": "auto", "max_steps": 6}
+    seconds["_product"] = 0.5
+    assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "run", **common, max_time=1e-9)) == 75
+    assert "linear layers by oneDNN: oneDNN was timed to be 2.00 times as fast" in capsys.readouterr().out
+    seconds["_product"] = 2.0
+    onednn_speed.cache_clear()
+    assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "run", **common)) == 0
+    assert "linear layers by oneDNN: as the run began" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["settings"]["onednn"] is True
+    assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "other", **common)) == 0
+    assert json.loads((tmp_path / "other" / "record.json").read_text())["settings"]["onednn"] is False
+    said = {"onednn": "true", "max_steps": 6}
+    assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "said", **said)) == 0
+    assert json.loads((tmp_path / "said" / "record.json").read_text())["settings"]["onednn"] is True
+    with_bfloat16 = arguments(inputs, tmp_path / "refused", onednn="true", precision="bfloat16")
+    assert pretrain_here(monkeypatch, with_bfloat16) == 2

@@ -1,11 +1,15 @@
-"""Which precision a run takes where none is said: the faster one, the same for a run that goes on."""
+"""What a run chooses where nothing is said: the faster one, the same for a run that goes on; and its peak."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from training_helpers import arguments, make_inputs, pretrain_here
+from transformers import BertConfig, BertForMaskedLM
 
+from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.training import run as run_module
 from hfbert_scratch.utils import environment
 from hfbert_scratch.utils.environment import fastest_precision
 
@@ -46,3 +50,43 @@ def test_a_run_that_goes_on_keeps_its_precision(peaks, tmp_path, monkeypatch):
     assert record["settings"]["precision"] == "float32"
     assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "other", **common)) == 0
     assert json.loads((tmp_path / "other" / "record.json").read_text())["settings"]["precision"] == "bfloat16"
+
+
+def test_a_peak_that_was_timed_beside_other_work_is_timed_again(tmp_path, monkeypatch, capsys):
+    inputs = make_inputs(tmp_path)
+    timed = iter([1.0, 1e6])  # FLOP/s; the steps make more than either
+    monkeypatch.setattr(run_module, "peak_flops", lambda device, dtype: (next(timed, 1e18), "said by the test"))
+    assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "run", max_steps=4)) == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    shares = [entry["mfu"] for entry in log if "mfu" in entry]
+    assert len(shares) == 4 and shares[0] == 1 and all(0 < share <= 1 for share in shares)
+    assert "what the steps reached" in capsys.readouterr().out
+
+
+def test_a_peak_from_a_datasheet_stays(monkeypatch):
+    run = SimpleNamespace(peak=(1.0, "datasheet of T4"))
+    monkeypatch.setattr(run_module, "peak_flops", lambda *_: pytest.fail("timed"))
+    run_module.Run.raise_peak(run, 2.0)
+    assert run.peak == (1.0, "datasheet of T4")
+
+
+def test_training_a_stock_model_takes_the_attention_that_is_timed_faster(monkeypatch):
+    model = BertForMaskedLM(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
+    monkeypatch.setattr(environment, "_fastest_padded_attention", lambda dtype, dropout: f"{dtype} {dropout}")
+    assert environment.fastest_attention(model, CPU, "bf16", 0.1, training=True) == "torch.bfloat16 0.1"
+    assert environment.fastest_attention(model, CPU, "bf16", 0.0) == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_timing_attention_moves_no_random_numbers(dtype):
+    environment._fastest_padded_attention.cache_clear()
+    before = torch.get_rng_state()
+    assert environment._fastest_padded_attention(dtype, 0.1) in ("eager", "sdpa")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_goes_on_keeps_the_attention_that_was_timed():
+    run = SimpleNamespace(recorded={"chosen_attention": "eager"}, device=CPU, settings={}, choices=[])
+    assert run_module.Run.choose_attention(run, lambda: "sdpa") == "eager"
+    assert run_module.Run.choose_attention(run, lambda: UNPADDED) == UNPADDED, "not a matter of timing"
+    assert run.choices[0] == "attention eager: as the run began"

@@ -429,8 +429,10 @@ def attend_packed(
         return torch.ops.aten._flash_attention_forward(
             query, key, value, *where, dropout, is_causal, False, scale=scaling
         )[0]
-    # On CPUs PyTorch's fused attention has no dropout and is slow in bfloat16 (benchmarks/pretraining_step.py).
-    own = _takes_own_path(query) and (dropout > 0 or query.dtype != torch.float32)
+    # On CPUs PyTorch's fused attention has no dropout, and its backward pass is slow in bfloat16: on AMD's and Intel's
+    # processors, with AMX and without (benchmarks/pretraining_step.py, --dropout 0 --attention sdpa).
+    slow_backward = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    own = _takes_own_path(query) and (dropout > 0 or (slow_backward and query.dtype != torch.float32))
     attended = []
     asked_sizes, sizes = ([group.tokens for group in groups] for groups in (asking.groups, packing.groups))
     parts = zip(query.split(asked_sizes), key.split(sizes), value.split(sizes), strict=True)

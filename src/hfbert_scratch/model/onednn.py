@@ -1,7 +1,8 @@
 """Linear layers by oneDNN's own operators on CPUs, where PyTorch's choice is slower: for inference and training."""
 
+import time
 import types
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -10,6 +11,13 @@ from torch import nn
 
 from .kernels_hfbert import is_transformed, needs_plain_backward
 from .modeling_hfbert import HFBertOutputProjection
+
+
+# What is timed to choose: both feed-forward layers of the base size, which are two thirds of a layer's arithmetic.
+_TIMED_TOKENS, _TIMED_HIDDEN, _TIMED_INTERMEDIATE = 256, 768, 3072
+_TIMED_ROUNDS = 4
+# As many times as fast oneDNN must be. Below that noise would decide, and runs of one seed would differ in their bits.
+_NEEDED_SPEED = 1.1
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
@@ -43,12 +51,12 @@ class PackedLinear(nn.Module):
 def train_with_onednn(model: nn.Module) -> bool:
     """Have the linear layers of a float32 model on a CPU computed by oneDNN, forward and backward; returns whether.
 
-    On AMD's processors alone, where MKL, which PyTorch asks for float32 products, is slower: a training step of the
-    base size takes 0.9 of the time (benchmarks/pretraining_step.py, --onednn false against true). Parameters and hooks
-    stay as they are.
+    Parameters and hooks stay as they are. `onednn_is_faster` says whether it is worth it: on AMD's processors a
+    training step of the base size takes 0.9 of the time so, on Intel's more than without
+    (benchmarks/pretraining_step.py, --onednn false against true).
     """
     parameter = next(model.parameters())
-    if not has_onednn(parameter.device, parameter.dtype) or parameter.dtype != torch.float32 or not _is_amd():
+    if parameter.dtype != torch.float32 or not has_onednn(parameter.device, parameter.dtype):
         return False
     for module in model.modules():
         # Another subclass may compute something else.
@@ -57,9 +65,38 @@ def train_with_onednn(model: nn.Module) -> bool:
     return True
 
 
-def _is_amd() -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and "AuthenticAMD" in info.read_text(encoding="utf-8")
+def onednn_is_faster() -> bool:
+    """Return whether this processor computes float32 products faster by oneDNN than by what PyTorch asks (MKL)."""
+    return has_onednn(torch.device("cpu"), torch.float32) and onednn_speed() >= _NEEDED_SPEED
+
+
+@cache
+def onednn_speed() -> float:
+    """Return how many times as fast oneDNN is at the float32 products of BERT's training.
+
+    A process times them once, in less than half a second: the outputs and the input gradients of feed-forward layers.
+    The two ways take turns, and the best of each counts, so that other work on the machine slows neither alone.
+    """
+    sizes = ((_TIMED_HIDDEN, _TIMED_INTERMEDIATE), (_TIMED_INTERMEDIATE, _TIMED_HIDDEN))
+    products = []
+    for inputs, outputs in sizes:
+        weight, bias = torch.ones(outputs, inputs), torch.ones(outputs)
+        products.append((torch.ones(_TIMED_TOKENS, inputs), weight, bias))
+        products.append((torch.ones(_TIMED_TOKENS, outputs), weight.t(), None))
+    seconds = 0.0, 0.0
+    with torch.no_grad():
+        for arguments in products:
+            ways = partial(F.linear, *arguments), partial(_product, *arguments)
+            turns = [[_seconds(way) for way in ways] for _ in range(_TIMED_ROUNDS)]
+            best = [min(turn[way] for turn in turns) for way in range(len(ways))]
+            seconds = seconds[0] + best[0], seconds[1] + best[1]
+    return seconds[0] / seconds[1]
+
+
+def _seconds(function: Any) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def _forward(self: nn.Linear, values: torch.Tensor) -> torch.Tensor:

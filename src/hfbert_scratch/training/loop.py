@@ -35,6 +35,7 @@ from .distributed import describe_processes
 from .fsdp import autocast_forward, gathered, is_sharded, whole
 from .optimizers import create_optimizer, linear_schedule
 from .run import Run
+from .spinning import Spinning
 from .throughput import clock
 
 
@@ -93,7 +94,9 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     _compile(run, model)
     if attention == "auto":
         dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
-        attention = fastest_attention(model, run.device, run.precision, dropout, run.packing)
+        attention = run.choose_attention(
+            lambda: fastest_attention(model, run.device, run.precision, dropout, run.packing, training=True)
+        )
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
@@ -121,8 +124,8 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     if run.is_main:  # not before: a run that is refused leaves the directory as it was
         save_arguments(arguments, run.directory / "arguments.yaml")
     model.to(run.device)
-    if run.precision == "no" and not run.compile:
-        train_with_onednn(model)
+    if run.onednn and not train_with_onednn(model):
+        run.say("the run began with linear layers by oneDNN, which it cannot have here: losses differ by rounding")
     model, optimizer = run.accelerator.prepare(model, optimizer)
     if is_sharded(model):
         autocast_forward(run.accelerator, model)
@@ -133,6 +136,8 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     run.say(describe_processes(run.accelerator))
+    for choice in run.choices:
+        run.say(choice)
     return model, optimizer, checkpoint is not None
 
 
@@ -176,6 +181,7 @@ def train(
     arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
     meter = _Meter(run, flops_per_token)
     one_pass = _forward_and_backward(run, model, forward)
+    spinning = Spinning(run.device)
     run.stopping.catch_signals()
     model.train()
     stop = False
@@ -196,6 +202,8 @@ def train(
         progress.step += 1
         progress.cursor = batch.cursor
         meter.end_step(batch, gradient_norm)
+        if note := spinning.look():
+            run.say(note)
 
         finished = is_finished(run)
         if finished or progress.step % arguments.log_every == 0:
@@ -210,6 +218,7 @@ def train(
                 run.save(model, optimizer, save_extra)
         if finished or stop:
             break
+    spinning.restore()
     if stop:
         run.say(f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there")
     return is_finished(run)
@@ -263,7 +272,7 @@ class _Meter:
     def __init__(self, run: Run, flops_per_token: Callable[[float], float]):
         self.run = run
         self.flops_per_token = flops_per_token
-        self.peak, _ = run.peak
+        _ = run.peak  # is timed before the steps, if it is not known yet
         # In float64 a sum of float32 losses is exact, so that it may be split at a checkpoint.
         self.losses = torch.zeros(len(self.PARTS), dtype=torch.float64, device=run.device)
         self.gradient_norms = torch.zeros((), dtype=torch.float64, device=run.device)
@@ -359,10 +368,11 @@ class _Meter:
         progress.window_start = progress.step
         rate = window["tokens"] / window["seconds"]
         useful = rate * self.flops_per_token(window["squared_lengths"] / max(window["tokens"], 1.0))
+        run.raise_peak(useful / run.accelerator.num_processes)
         metrics = {name: window[name] / steps for name in (*self.parts_seen, "gradient_norm")} | {
             "learning_rate": learning_rate,
             "tokens_per_second": rate,
-            "mfu": useful / (self.peak * run.accelerator.num_processes),
+            "mfu": useful / (run.peak[0] * run.accelerator.num_processes),
             "waiting_share": window["waited"] / window["seconds"],
         }
         remaining = (run.arguments.max_steps - progress.step) * window["seconds"] / steps
@@ -377,6 +387,7 @@ class _Meter:
         if metrics["waiting_share"] > 0.1 and steps > 1:
             run.say(f"warning: {100 * metrics['waiting_share']:.0f} % of the time went to waiting for data")
         run.log(metrics)
+        self.started = time.perf_counter()  # neither a peak that is timed again nor the trackers are training time
 
 
 def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:

@@ -20,8 +20,16 @@ from torch import nn
 
 from ..model.gpu import can_compile
 from ..model.kernels_hfbert import has_varlen_kernel
+from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
 from ..utils.arguments import argument
-from ..utils.environment import PRECISIONS, create_accelerator, hardware, keep_freed_memory, versions
+from ..utils.environment import (
+    PRECISIONS,
+    create_accelerator,
+    first_process_says,
+    hardware,
+    keep_freed_memory,
+    versions,
+)
 from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, write_text, writing
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
@@ -71,6 +79,10 @@ class TrainingArguments:
         help="true: launch all kernels of a pass at once, as a CUDA graph recorded for every shape of batch; false; "
         "or auto: with packing, on one GPU",
     )
+    onednn: str = argument(
+        "auto",
+        help="linear layers in float32 on CPUs: true, by oneDNN; false, by PyTorch's choice; auto: the faster, timed",
+    )
     packing: str = argument(
         "auto",
         help="true: a micro-batch's sequences one behind the other in one row, without padding, so that attention on "
@@ -116,7 +128,12 @@ class TrainingArguments:
         self._require("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
         self._require("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
-        for name, choices in (("packing", _SWITCH), ("compile", _COMPILE), ("cuda_graphs", _SWITCH)):
+        for name, choices in (
+            ("packing", _SWITCH),
+            ("compile", _COMPILE),
+            ("cuda_graphs", _SWITCH),
+            ("onednn", _SWITCH),
+        ):
             setattr(self, name, str(getattr(self, name)).lower())  # YAML's true is True
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         check_divides(self.batch_size, self.micro_batch_size)
@@ -164,7 +181,9 @@ class Run:
         self.last = last
         self.directory = Path(arguments.output_dir)
         keep_freed_memory()
-        recorded = self._recorded_settings()
+        recorded = self.recorded = self._recorded_settings()
+        # One line for each choice that was made for this machine, for the log.
+        self.choices: list[str] = []
         precision = arguments.precision
         if precision == "auto":
             precision = recorded.get("precision", "auto")  # a run that goes on keeps what it began with
@@ -172,7 +191,11 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
         self.precision = self.accelerator.mixed_precision
+        if arguments.precision == "auto":
+            reason = "as the run began" if "precision" in recorded else "the faster on this device"
+            self.choices.append(f"precision {PRECISIONS.get(self.precision, self.precision)}: {reason}")
         self._choose_ways(recorded)
+        self._choose_onednn(recorded)
         self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
@@ -201,6 +224,21 @@ class Run:
     def peak(self) -> tuple[float, str]:
         """FLOP/s of this device in the run's precision, and where the figure is from; see `peak_flops`."""
         return peak_flops(self.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+
+    def raise_peak(self, reached: float) -> None:
+        """Time the peak again if the steps made more FLOP/s than it: `reached` is this device's share of them.
+
+        Other work ran beside the first timing, if it gave less than the steps reached. A datasheet's peak stays.
+        """
+        peak, source = self.peak
+        if reached <= peak or source.startswith("datasheet"):
+            return
+        again, source = peak_flops(self.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        self.peak = max(again, reached), source if again >= reached else "what the steps reached"
+        self.say(
+            f"the peak of {peak / 1e12:.3f} TFLOP/s was timed beside other work, for the steps made more; "
+            f"it is {self.peak[0] / 1e12:.3f} TFLOP/s from now on ({self.peak[1]})"
+        )
 
     @property
     def checkpoints(self) -> Path:
@@ -236,10 +274,11 @@ class Run:
         state = read_json(checkpoint / "training_state.json", "checkpoint")
         # An argument that came later than the run has the default that is what was done before.
         defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
-        defaults |= {"packing": False, "compile": False}
+        defaults |= {"packing": False, "compile": False, "onednn": self.settings["onednn"]}
         since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
-        # Recording changes no number, so a run may go on where it is not possible.
-        free = {"cuda_graphs": self.settings["cuda_graphs"]}
+        # Recording changes no number, so a run may go on where it is not possible. `choose_attention` keeps attention.
+        free = {name: self.settings[name] for name in ("cuda_graphs", "chosen_attention") if name in self.settings}
+        state["settings"].pop("chosen_attention", None)
         _compare_settings(checkpoint, since | state["settings"] | free, self.settings)
         load_model(model, checkpoint / "model.safetensors")
         self.progress = Progress(**state["progress"])
@@ -369,10 +408,45 @@ class Run:
             alone = self.accelerator.num_processes == 1 and not self.arguments.gradient_checkpointing
             self.cuda_graphs = has_kernel and self.packing and alone
 
+    def _choose_onednn(self, recorded: dict[str, Any]) -> None:
+        """Settle `onednn`: what the user says, else what the run began with, else what is faster here."""
+        possible = self.precision == "no" and not self.compile and has_onednn(self.device, torch.float32)
+        asked = _SWITCH[self.arguments.onednn]
+        if asked and not possible:
+            raise InputError(
+                "onednn true needs float32 on a CPU, without compile, and a PyTorch with oneDNN; leave it out"
+            )
+        self.onednn = bool(asked)
+        if asked is not None or not possible:
+            if asked is None:
+                self.onednn = recorded.get("onednn", False)  # where it is not possible it stays recorded
+            return
+        if "onednn" in recorded:
+            self.onednn, reason = recorded["onednn"], "as the run began"
+        else:
+            self.onednn, speed = first_process_says(lambda: (onednn_is_faster(), onednn_speed()))
+            reason = f"oneDNN was timed to be {speed:.2f} times as fast as PyTorch's choice"
+        self.choices.append(f"linear layers by {'oneDNN' if self.onednn else 'PyTorch'}: {reason}")
+
+    def choose_attention(self, ask: Callable[[], str]) -> str:
+        """Return the attention for "auto": what `ask` says on the first process, or what the run began with.
+
+        On a CPU eager and sdpa are chosen by timing and differ in bits, so that a run that goes on keeps its own.
+        """
+        chosen, reason = first_process_says(ask), "the fastest for this model here"
+        before = self.recorded.get("chosen_attention")
+        timed = ("eager", "sdpa")
+        if self.device.type == "cpu" and chosen in timed and before in timed:
+            chosen, reason = before, "as the run began"
+        self.settings["chosen_attention"] = chosen
+        self.choices.append(f"attention {chosen}: {reason}")
+        return chosen
+
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
         precision = PRECISIONS.get(self.precision, self.precision)
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
+        ways["onednn"] = self.onednn
         return fixed | {"precision": precision} | ways
 
 

@@ -4,12 +4,15 @@ import ctypes
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
@@ -22,6 +25,8 @@ from ..training.distributed import TIMEOUT_SECONDS, join_processes
 from ..training.throughput import peak_flops
 from .errors import InputError
 
+
+Answer = TypeVar("Answer")
 
 # Accelerate's names for what is computed in, and ours.
 PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
@@ -74,12 +79,17 @@ def fastest_precision(device: torch.device) -> str:
         return "float32"
     if device.type == "cuda":
         return "bfloat16"
-    found = ["float32"]
-    if int(os.environ.get("RANK", "0")) == 0 and _peak(device, torch.bfloat16) > _peak(device, torch.float32):
-        found = ["bfloat16"]
+    return first_process_says(
+        lambda: "bfloat16" if _peak(device, torch.bfloat16) > _peak(device, torch.float32) else "float32"
+    )
+
+
+def first_process_says(ask: Callable[[], Answer]) -> Answer:
+    """Return what `ask` answers on the first process of a job. All of them must call this; one alone asks."""
+    found = [ask() if int(os.environ.get("RANK", "0")) == 0 else None]
     if distributed.is_initialized():
         distributed.broadcast_object_list(found)
-    return found[0]
+    return found[0]  # type: ignore[return-value]
 
 
 def _peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -87,20 +97,57 @@ def _peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def fastest_attention(
-    model: nn.Module, device: torch.device, precision: str, dropout: float, packing: bool = False
+    model: nn.Module,
+    device: torch.device,
+    precision: str,
+    dropout: float,
+    packing: bool = False,
+    training: bool = False,
 ) -> str:
-    """The attention implementation for `model` on `device`, as measured on CPUs by benchmarks/pretraining_step.py.
+    """Return the attention implementation for `model` on `device`.
 
     On a CPU our own models compute on real tokens alone, except for answers to questions, whose softmax is over all
-    positions, padding too, and in a compiled graph, whose shapes must not depend on the data. For others, PyTorch's
-    fused attention has no dropout and a slow bfloat16 backward pass there.
+    positions, padding too, and in a compiled graph, whose shapes must not depend on the data. For the training of
+    others a process times both there. Without gradients PyTorch's fused attention reads and writes least.
     """
     if device.type != "cpu":
         return UNPADDED if packing else "sdpa"
     compiled = getattr(model, "_compiled_call_impl", None) is not None
     if model.config.model_type == HFBertConfig.model_type and not (hasattr(model, "qa_outputs") or compiled):
         return UNPADDED
-    return "eager" if precision == "bf16" or dropout > 0 else "sdpa"
+    if not training:
+        return "sdpa"
+    return _fastest_padded_attention(torch.bfloat16 if precision == "bf16" else torch.float32, dropout)
+
+
+@cache
+def _fastest_padded_attention(dtype: torch.dtype, dropout: float) -> str:
+    """Time both passes of stock attention on the CPU, a padded batch of the base size: "eager" or "sdpa".
+
+    The two take turns, and the best of each counts. PyTorch's fused attention must be beaten by more than chance.
+    """
+    shape = (4, 12, 128, 64)
+    query, key, value = (torch.ones(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+    mask = torch.zeros(shape[0], 1, shape[2], shape[2], dtype=dtype)
+    gradient = torch.ones(shape, dtype=dtype)
+
+    def eager() -> torch.Tensor:
+        scores = torch.matmul(query, key.transpose(2, 3)) * shape[-1] ** -0.5 + mask
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+        return torch.matmul(F.dropout(weights, dropout), value)
+
+    def fused() -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+    def seconds(attend: Callable[[], torch.Tensor]) -> float:
+        start = time.perf_counter()
+        torch.autograd.grad(attend(), (query, key, value), gradient)
+        return time.perf_counter() - start
+
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        turns = [(seconds(eager), seconds(fused)) for _ in range(4)]
+    eager_seconds, fused_seconds = (min(times) for times in zip(*turns, strict=True))
+    return "eager" if 1.1 * eager_seconds < fused_seconds else "sdpa"
 
 
 def keep_freed_memory() -> None:
