@@ -31,7 +31,9 @@ class StaticArguments:
     tokenizer: str = argument(help="directory written by train_tokenizer.py; must be the corpus's")
     output_dir: str = argument(help="a new directory")
     max_seq_length: int = argument(128, help="tokens in a sequence, special ones included")
-    dupe_factor: int = argument(10, help="passes over the corpus, each with fresh pairs and masks (original: 10)")
+    dupe_factor: int = argument(
+        10, help="passes over the corpus, each with fresh pairs and masks (original: 10)", at_least=1
+    )
     max_predictions_per_seq: int = argument(0, help="at most; 0: 15 %% of the length, rounded up (20 of 128)")
     short_seq_prob: float = argument(0.1, help="share of document passes with a random shorter length")
     balanced_nsp: bool = argument(True, help="exactly half NotNext; false: the original's fair coin, about 55 %%")
@@ -39,10 +41,6 @@ class StaticArguments:
     random_special: bool = argument(False, help="random tokens may be special ones, as in the original code")
     no_nsp: bool = argument(False, help="contiguous spans without next-sentence pairs")
     seed: int = argument(0, help="of pairs and masks")
-
-    def __post_init__(self) -> None:
-        if self.dupe_factor < 1:
-            raise InputError(f"dupe_factor is {self.dupe_factor}; it must be at least 1")
 
 
 @command_line

@@ -156,7 +156,8 @@ def parse_arguments(
         for name, text in LAUNCH_OPTIONS.items():
             launch.add_argument(f"--{name}", metavar=name.split("_")[-1].upper(), help=text)
     config, argv = _split_config(argv)
-    defaults = [] if config is None else _yaml_as_argv(cls, _find_config(config, configs))
+    defaults, empty = ([], []) if config is None else _yaml_as_argv(cls, _find_config(config, configs))
+    parser.set_defaults(**{name: [] for name in empty})
     parser.refuse_unknown(argv)
     parsed, unknown = parser.parse_known_args(defaults + argv)
     if unknown:
@@ -302,17 +303,19 @@ def _find_config(name: str, configs: Path | None) -> Path:
     raise InputError(f"--config {name}: no such file")
 
 
-def _yaml_as_argv(cls: type, path: Path) -> list[str]:
+def _yaml_as_argv(cls: type, path: Path) -> tuple[list[str], list[str]]:
+    """The entries as words of a command line, and the names of the lists without items, which have no words."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is not readable YAML: {one_line(error)}") from None
     if entries is None:
-        return []
+        return [], []
     if not isinstance(entries, dict):
         raise InputError(f"{path} must hold a mapping of argument names to values, not a {type(entries).__name__}")
     known = _field_names(cls)
     argv: list[str] = []
+    empty: list[str] = []
     for key, value in entries.items():
         if key not in known:
             raise InputError(f"{path}: unknown key {key!r}{_suggestion(str(key), known)}")
@@ -324,5 +327,9 @@ def _yaml_as_argv(cls: type, path: Path) -> list[str]:
         if any(isinstance(item, list | dict) for item in values):
             raise InputError(f"{path}: {key} must be a list of single values, without lists or mappings in it")
         words = [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
-        argv += [f"--{key}", *words] if isinstance(value, list) and values else [f"--{key}={word}" for word in words]
-    return argv
+        if isinstance(value, list):
+            empty += [] if words else [key]
+            argv += [f"--{key}", *words] if words else []
+        else:
+            argv.append(f"--{key}={words[0]}")
+    return argv, empty
