@@ -32,14 +32,11 @@ class StaticArguments(PretrainingDataArguments):
     tokenizer: str = argument(help="directory written by train_tokenizer.py; must be the corpus's")
     output_dir: str = argument(help="a new directory")
     max_seq_length: int = argument(128, help="tokens in a sequence, special ones included")
-    dupe_factor: int = argument(10, help="passes over the corpus, each with fresh pairs and masks (original: 10)")
+    dupe_factor: int = argument(
+        10, help="passes over the corpus, each with fresh pairs and masks (original: 10)", at_least=1
+    )
     # Not an option here: other training loops make the labels of a left-to-right model themselves.
     left_to_right: bool = dataclasses.field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dupe_factor < 1:
-            raise InputError(f"dupe_factor is {self.dupe_factor}; it must be at least 1")
 
 
 @command_line

@@ -72,8 +72,10 @@ class EvaluationArguments(DataArguments):
         help="SQuAD 2.0: no answer above this lead of the null score; default: 0 on validation, which the model's "
         "was tuned on, and the model's elsewhere",
     )
-    batch_size: int = argument(64, help="sequences per forward pass")
-    precision: str = argument("auto", help="float32, bfloat16 (autocast), or auto: the faster, timed on CPUs")
+    batch_size: int = argument(64, help="sequences per forward pass", at_least=1)
+    precision: str = argument(
+        "auto", help="bfloat16 is autocast; auto: the faster, timed on CPUs", choices=("auto", "float32", "bfloat16")
+    )
     num_proc: int = argument(1, help="processes for tokenization")
     cache_dir: str | None = argument(None, help="of the finished features; default: in the cache of datasets")
 
@@ -82,10 +84,6 @@ class EvaluationArguments(DataArguments):
             raise InputError("--question and --context are given together")
         if self.question is None and self.output_dir is None:
             raise InputError("--output_dir is needed (or --question and --context)")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"precision is {self.precision}; it must be auto, float32 or bfloat16")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size is {self.batch_size}; it must be at least 1")
 
     def settings(self, task_config: dict[str, Any]) -> dict[str, Any]:
         """Return the settings of the inputs: options of the command line, else entries of task.json."""

@@ -55,7 +55,7 @@ class FeatureArguments:
     batch_tokens: int | None = argument(
         None, help="tokens in a forward pass, padding included; default: 2048 on a CPU, 16384 on a GPU"
     )
-    part_texts: int = argument(1000, help="texts in a file")
+    part_texts: int = argument(1000, help="texts in a file", at_least=1)
     log_every: float = argument(10.0, help="seconds between progress lines")
 
     def __post_init__(self) -> None:
@@ -66,8 +66,6 @@ class FeatureArguments:
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        if self.part_texts < 1:
-            raise InputError(f"part_texts is {self.part_texts}; it must be at least 1")
         if len(set(self.layers)) < len(self.layers):
             raise InputError(f"layers {self.layers} names a layer twice")
 

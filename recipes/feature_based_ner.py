@@ -53,14 +53,14 @@ class FeatureBasedArguments(DataArguments):
     combinations: list[str] = argument(list(COMBINATIONS), help=f"some of {', '.join(COMBINATIONS)}")
     seeds: list[int] = argument([0], help="a restart for each; the paper averages 5")
     cache_dir: str | None = argument(None, help="of the frozen features; default: output_dir/cache")
-    encoder_precision: str = argument("float32", help="float32 or bfloat16, of the frozen encoder")
+    encoder_precision: str = argument("float32", help="of the frozen encoder", choices=("float32", "bfloat16"))
     max_seq_length: int = argument(128, help="tokens of a sentence; 512 with document context")
     document_context: bool = argument(False, help="fill up every sentence with its document, as the paper does")
-    lstm_size: int = argument(768, help="units per direction")
-    lstm_layers: int = argument(2, help="of the BiLSTM")
-    dropout: float = argument(0.5, help="of the tagger")
-    epochs: float = argument(10.0, help="passes over the training sentences")
-    batch_size: int = argument(32, help="sentences per optimizer step, over all processes")
+    lstm_size: int = argument(768, help="units per direction", at_least=1)
+    lstm_layers: int = argument(2, help="of the BiLSTM", at_least=1)
+    dropout: float = argument(0.5, help="of the tagger", at_least=0, below=1)
+    epochs: float = argument(10.0, help="passes over the training sentences", above=0)
+    batch_size: int = argument(32, help="sentences per optimizer step, over all processes", at_least=1)
     micro_batch_size: int | None = argument(None, help="sentences per forward pass; default: a process's share")
     learning_rate: float = argument(1e-3, help="peak, after a warm-up over a tenth of the steps")
     precision: str = argument("float32", help="of the tagger: float32, bfloat16 (autocast) or auto")
@@ -69,12 +69,6 @@ class FeatureBasedArguments(DataArguments):
 
     def __post_init__(self) -> None:
         for name, holds, allowed in (
-            ("encoder_precision", self.encoder_precision in ("float32", "bfloat16"), "float32 or bfloat16"),
-            ("lstm_size", self.lstm_size >= 1, "at least 1"),
-            ("lstm_layers", self.lstm_layers >= 1, "at least 1"),
-            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
-            ("epochs", self.epochs > 0, "above 0"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
             ("seeds", bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "different numbers"),
             ("combinations", bool(self.combinations), f"some of {', '.join(COMBINATIONS)}"),
         ):

@@ -54,23 +54,39 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
 
     corpus: str = argument(help="directory written by build_corpus.py")
     tokenizer: str = argument(help="directory written by train_tokenizer.py; must be the corpus's")
-    model: str | None = argument(None, help="checkpoint to start from, ours or stock bert; default: from scratch")
-    size: str = argument("base", help="tiny, mini, small, medium, base, large; the next four change single numbers")
-    num_hidden_layers: int | None = argument(None, help="default: the size's")
-    hidden_size: int | None = argument(None, help="default: the size's")
-    num_attention_heads: int | None = argument(None, help="default: the size's")
-    intermediate_size: int | None = argument(None, help="default: the size's")
-    dropout: float = argument(0.1, help="of hidden states and attention probabilities")
-    initializer_range: float = argument(0.02, help="standard deviation of the initial weights")
-    sinusoidal_positions: bool = argument(
-        False, help="start the learned position embeddings from the Transformer's sinusoids: small runs learn sooner"
+    model: str | None = argument(
+        None, help="checkpoint to start from, ours or stock bert; default: from scratch", group="model"
     )
-    max_position_embeddings: int = argument(512, help="longest sequence the model can ever take")
-    max_seq_length: int = argument(128, help="tokens in a sequence, special ones included")
-    long_max_seq_length: int = argument(0, help="length in the last part of the run (paper: 512); 0: no such part")
-    long_share: float = argument(0.1, help="share of the steps in that part (paper: 0.1)")
-    long_micro_batch_size: int = argument(0, help="its sequences per forward pass; 0: as many tokens as before")
-    eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same")
+    size: str = argument(
+        "base", help="tiny, mini, small, medium, base, large; the next four change single numbers", group="model"
+    )
+    num_hidden_layers: int | None = argument(None, help="default: the size's", group="model")
+    hidden_size: int | None = argument(None, help="default: the size's", group="model")
+    num_attention_heads: int | None = argument(None, help="default: the size's", group="model")
+    intermediate_size: int | None = argument(None, help="default: the size's", group="model")
+    dropout: float = argument(
+        0.1, help="of hidden states and attention probabilities", group="model", at_least=0, below=1
+    )
+    initializer_range: float = argument(0.02, help="standard deviation of the initial weights", group="model")
+    sinusoidal_positions: bool = argument(
+        False,
+        help="start the learned position embeddings from the Transformer's sinusoids: small runs learn sooner",
+        group="model",
+    )
+    max_position_embeddings: int = argument(512, help="longest sequence the model can ever take", group="model")
+    max_seq_length: int = argument(
+        128, help="tokens in a sequence, special ones included", group="sequences and pairs", at_least=5
+    )
+    long_max_seq_length: int = argument(
+        0, help="length in the last part of the run (paper: 512); 0: no such part", group="sequences and pairs"
+    )
+    long_share: float = argument(
+        0.1, help="share of the steps in that part (paper: 0.1)", group="sequences and pairs", above=0, below=1
+    )
+    long_micro_batch_size: int = argument(
+        0, help="its sequences per forward pass; 0: as many tokens as before", group="sequences and pairs"
+    )
+    eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,10 +97,6 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
                 f"max_seq_length {longest} exceeds max_position_embeddings {self.max_position_embeddings}; "
                 "shorten the one or raise the other"
             )
-        self._require("max_seq_length", self.max_seq_length >= 5, "at least 5")
-        self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
-        self._require("long_share", 0 < self.long_share < 1, "between 0 and 1")
-        self._require("eval_rows", self.eval_rows >= 1, "at least 1")
 
     def phases(self) -> list[Phase]:
         """One stretch of the run, or two with the long sequences last."""

@@ -484,7 +484,7 @@ CASES |= {
     "an unknown optimizer": (
         "pretrain",
         {"optimizer": "adafactor"},
-        "optimizer is adafactor; it must be adamw or lamb",
+        "optimizer is adafactor; it must be adamw, lamb or bert_adam",
     ),
     "an unknown attention": ("pretrain", {"attention": "nosuch"}, "attention 'nosuch' does not work here"),
     "a dropout above one": ("pretrain", {"dropout": 1.5}, r"dropout is 1\.5; it must be at least 0 and below 1"),

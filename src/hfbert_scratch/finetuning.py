@@ -55,11 +55,13 @@ class FinetuningArguments(TrainingArguments, DataArguments):
         help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, squad_v2, swag, conll2003, custom-…"
     )
     model: str = argument(help="checkpoint to start from: a directory or a name on the Hub, ours or another BERT")
-    epochs: float | None = argument(None, help=f"passes over the training data; {_FROM_TASK}")
+    epochs: float | None = argument(None, help=f"passes over the training data; {_FROM_TASK}", above=0)
     max_steps: int | None = argument(None, help="optimizer steps; default: as many as the epochs have")  # type: ignore
     batch_size: int | None = argument(None, help=f"examples per optimizer step, over all processes; {_FROM_TASK}")  # type: ignore
     micro_batch_size: int | None = argument(  # type: ignore
-        None, help="examples per forward pass; must divide batch_size; default: a process's share, at most 32"
+        None,
+        help="examples per forward pass; must divide batch_size; default: a process's share, at most 32",
+        at_least=0,
     )
     learning_rate: float | None = argument(None, help=f"peak learning rate; {_FROM_TASK}")  # type: ignore
     warmup_steps: int | None = argument(None, help="steps of linear warm-up, then linear decay to 0; default: 10 %%")
@@ -68,21 +70,20 @@ class FinetuningArguments(TrainingArguments, DataArguments):
     max_query_length: int = argument(64, help="SQuAD: tokens of a question, the rest is cut off")
     document_context: bool = argument(False, help="NER: fill up every sentence with its document")
     group_by_length: bool = argument(True, help="put sequences of similar length together: less padding")
-    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation")
-    eval_every: int | None = argument(None, help="steps between evaluations; default: an epoch's")  # type: ignore
-    save_every: int | None = argument(None, help="steps between checkpoints; default: eval_every")  # type: ignore
+    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
+    eval_every: int | None = argument(None, help="steps between evaluations; default: an epoch's", at_least=0)  # type: ignore
+    save_every: int | None = argument(None, help="steps between checkpoints; default: eval_every", at_least=0)  # type: ignore
     keep_checkpoints: int = argument(1, help="how many of the newest to keep beside the best; 0: write none")
     log_every: int = argument(20, help="steps between log lines")
     num_proc: int = argument(1, help="processes for tokenization")
     cache_dir: str | None = argument(None, help="of the finished features; default: in the cache of datasets")
 
     def __post_init__(self) -> None:
-        self._require("epochs", self.epochs is None or self.epochs > 0, "above 0")
-        self._require("eval_batch_size", self.eval_batch_size >= 1, "at least 1")
+        self._spell_switches()
         # Batches have too many shapes to record graphs of, and most runs end before compiling pays off.
-        self._require("cuda_graphs", str(self.cuda_graphs).lower() in ("auto", "false"), "false for fine-tuning")
+        self._require("cuda_graphs", self.cuda_graphs in ("auto", "false"), "false for fine-tuning")
         self.cuda_graphs = "false"
-        if str(self.compile).lower() == "auto":
+        if self.compile == "auto":
             self.compile = "false"
         decided = ("max_steps", "batch_size", "micro_batch_size", "learning_rate", "eval_every", "save_every")
         if any(getattr(self, name) is None for name in decided):

@@ -65,17 +65,27 @@ class PretrainingDataArguments:
     """Options of segment pairs and masks, for any sequence length."""
 
     seed: int = argument(0, help="of pairs and masks")
-    short_seq_prob: float = argument(0.1, help="share of document passes with a random shorter length")
-    balanced_nsp: bool = argument(True, help="exactly half NotNext; false: the original's fair coin, about 55 %%")
-    no_nsp: bool = argument(False, help="masked LM only, on contiguous spans (section 5.1)")
-    left_to_right: bool = argument(False, help="causal attention and next-token labels (section 5.1); implies no_nsp")
-    masked_lm_prob: float = argument(0.15, help="share of the tokens to predict")
-    max_predictions_per_seq: int = argument(0, help="at most; 0: the share, rounded up (20 of 128, 77 of 512)")
-    mask_share: float = argument(0.8, help="of the tokens to predict: replaced by [MASK]")
-    random_share: float = argument(0.1, help="replaced by a random token")
-    keep_share: float = argument(0.1, help="left as they are")
-    whole_word: bool = argument(False, help="mask all pieces of a word together")
-    random_special: bool = argument(False, help="random tokens may be special ones, as in the original code")
+    short_seq_prob: float = argument(
+        0.1, help="share of document passes with a random shorter length", group="segment pairs"
+    )
+    balanced_nsp: bool = argument(
+        True, help="exactly half NotNext; false: the original's fair coin, about 55 %%", group="segment pairs"
+    )
+    no_nsp: bool = argument(False, help="masked LM only, on contiguous spans (section 5.1)", group="segment pairs")
+    left_to_right: bool = argument(
+        False, help="causal attention and next-token labels (section 5.1); implies no_nsp", group="segment pairs"
+    )
+    masked_lm_prob: float = argument(0.15, help="share of the tokens to predict", group="masking")
+    max_predictions_per_seq: int = argument(
+        0, help="at most; 0: the share, rounded up (20 of 128, 77 of 512)", group="masking"
+    )
+    mask_share: float = argument(0.8, help="of the tokens to predict: replaced by [MASK]", group="masking")
+    random_share: float = argument(0.1, help="replaced by a random token", group="masking")
+    keep_share: float = argument(0.1, help="left as they are", group="masking")
+    whole_word: bool = argument(False, help="mask all pieces of a word together", group="masking")
+    random_special: bool = argument(
+        False, help="random tokens may be special ones, as in the original code", group="masking"
+    )
 
     def __post_init__(self) -> None:
         self.no_nsp = self.no_nsp or self.left_to_right

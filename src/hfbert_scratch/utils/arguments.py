@@ -1,14 +1,25 @@
-"""Command lines from dataclasses: `--config file.yaml` gives defaults, the command line wins, typos are errors."""
+"""Command lines from dataclasses: `--config file.yaml` gives defaults, the command line wins, typos are errors.
 
+An option is declared once, with its help, bounds, choices and group beside it:
+
+    steps: int = argument(100, help="optimizer steps", at_least=1, group="schedule")
+"""
+
+import copy
 import dataclasses
-import difflib
+import math
+import os
+import re
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+from hfbert_cli import COMMAND, COMMANDS, LAUNCH_OPTIONS, suggestion
 
 from .errors import InputError, one_line
 from .files import write_text
@@ -17,46 +28,143 @@ from .files import write_text
 Arguments = TypeVar("Arguments")
 
 
-def argument(default: Any = dataclasses.MISSING, *, help: str, **options: Any) -> Any:
-    """A dataclass field with its help text; without a default the argument is required."""
-    options["metadata"] = {"help": help}
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the value of an option may be; those of a list hold for each of its items."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Limits()
+
+    def hold(self, value: Any) -> bool:
+        """Return whether `value` is within the bounds, or among the choices. NaN is in no bounds."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+            and (not self.choices or value in self.choices)
+        )
+
+    def __str__(self) -> str:
+        if self.choices:
+            *others, last = map(str, self.choices)
+            if len(others) > 2:
+                return f"one of {', '.join([*others, last])}"
+            return f"{', '.join(others)} or {last}" if others else last
+        if self.at_least is not None and self.at_most is not None:
+            return f"between {self.at_least} and {self.at_most}"
+        if (self.at_least, self.above, self.below) == (0, None, None):
+            return "0 or more"
+        parts = [
+            f"at least {self.at_least}" if self.at_least is not None else "",
+            f"above {self.above}" if self.above is not None else "",
+            f"at most {self.at_most}" if self.at_most is not None else "",
+            ("finite" if self.below == math.inf else f"below {self.below}") if self.below is not None else "",
+        ]
+        return " and ".join(filter(None, parts))
+
+
+def argument(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    group: str | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: Sequence[Any] = (),
+    **options: Any,
+) -> Any:
+    """Declare an option: a dataclass field with its help text; without a default it is required.
+
+    Args:
+        default: The value of an option that is not given. A list is copied.
+        help: One line for `--help`, which adds bounds, choices and the default. A percent sign is doubled.
+        group: Its heading in `--help`; by default the name of the class that declares it first.
+        at_least, above, at_most, below: Bounds, checked by `check_arguments`; None always passes.
+        choices: The values there are.
+        options: Further options of `dataclasses.field`.
+
+    A subclass that declares the option again inherits bounds and group, unless it gives others.
+    """
+    options["metadata"] = {
+        "help": help,
+        "group": group,
+        "limits": Limits(at_least, above, at_most, below, tuple(choices)),
+    }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), **options)
     return dataclasses.field(default=default, **options)
 
 
-class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults behind each option, and the description line by line as it is written."""
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
+def check_arguments(arguments: Any) -> None:
+    """Raise InputError for the first value of the dataclass instance `arguments` that is out of its bounds."""
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        limits = _declared(type(arguments), field.name, "limits")
+        if value is None or not limits:
+            continue
+        if not all(map(limits.hold, value if isinstance(value, list | tuple) else [value])):
+            raise InputError(f"{field.name} is {value}; it must be {limits}")
 
 
 def parse_arguments(
     cls: type[Arguments], argv: list[str] | None = None, *, configs: Path | None = None, description: str | None = None
 ) -> Arguments:
-    """Parse `argv` (default: the process's) into the dataclass `cls`.
+    """Parse a command line into the dataclass `cls`.
 
     `--config NAME_OR_FILE` reads a YAML mapping whose entries act as if they stood in front of the command line, so
     they pass the same type checks and are overridden by it. A bare name is looked up in `configs`.
 
-    Raises InputError for an unknown key or option, a value of the wrong type, a missing required argument, or a
-    configuration file that is not there or is not a mapping.
+    Args:
+        cls: A dataclass whose fields are made by `argument`.
+        argv: The words; by default the process's.
+        configs: Directory of the shipped configurations.
+        description: The text above the options in `--help`.
+
+    Raises:
+        InputError: for an unknown key or option, a value of the wrong type or out of its bounds, a missing required
+            argument, or a configuration file that is not there or is not a mapping.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(cls, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
-    parser.add_argument(
-        "--config", help="YAML file with defaults for the arguments below, or the name of a shipped one"
+    command = COMMANDS.get(os.environ.pop(COMMAND, ""))
+    parser = _Parser(
+        cls,
+        prog=None if command is None else f"hfbert {command.name}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+        add_help=False,
     )
+    own = parser.add_argument_group("other options")
+    own.add_argument(
+        "--config",
+        metavar="NAME_OR_FILE",
+        help="YAML file with defaults for the options above" + (", or the name of a shipped one" if configs else ""),
+    )
+    own.add_argument("--debug", action="store_true", help="show where an error comes from")
+    own.add_argument("-h", "--help", action="help", help="show this text")
+    if command is not None and command.parallel:
+        launch = parser.add_argument_group("processes")
+        for name, text in LAUNCH_OPTIONS.items():
+            launch.add_argument(f"--{name}", metavar=name.split("_")[-1].upper(), help=text)
     config, argv = _split_config(argv)
-    defaults = [] if config is None else _yaml_as_argv(cls, _find_config(config, configs))
+    defaults, empty = ([], []) if config is None else _yaml_as_argv(cls, _find_config(config, configs))
+    parser.set_defaults(**{name: [] for name in empty})
+    parser.refuse_unknown(argv)
     parsed, unknown = parser.parse_known_args(defaults + argv)
     if unknown:
-        raise InputError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0].lstrip('-'), _field_names(cls))}")
-    values = {key: value for key, value in vars(parsed).items() if key in _field_names(cls)}
-    return cls(**values)
+        raise InputError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0], _field_names(cls))}")
+    arguments = cls(**{name: getattr(parsed, name) for name in _field_names(cls)})
+    check_arguments(arguments)
+    return arguments
 
 
 def save_arguments(arguments: Any, path: Path) -> None:
@@ -64,13 +172,106 @@ def save_arguments(arguments: Any, path: Path) -> None:
     write_text(path, yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))
 
 
+class _Parser(HfArgumentParser):
+    """transformers' parser with groups, bounds and defaults in its help, and errors in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # without the spelling with hyphens
+        raise InputError(f"{message} (see --help)")
+
+    def refuse_unknown(self, argv: list[str]) -> None:
+        """Raise InputError for a word that looks like an option and is none, before anything else is found wrong."""
+        for word in argv:
+            spelled = word.partition("=")[0]
+            if re.match(r"--[A-Za-z]", spelled) and spelled not in self._option_string_actions:
+                shown = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
+                raise InputError(f"unknown argument {spelled!r}{_suggestion(spelled, shown)}")
+
+    def format_usage(self) -> str:
+        return self._short_usage() + "\n"
+
+    def format_help(self) -> str:
+        self.usage = self._short_usage().removeprefix("usage: ").replace("%", "%%")
+        return super().format_help()
+
+    def _short_usage(self) -> str:
+        needed = [f"{action.option_strings[0]} {action.metavar}" for action in self._actions if action.required]
+        return " ".join(["usage:", self.prog, *needed, "[OPTION ...]"])
+
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        hints, groups = get_type_hints(dtype), {}
+        for title, field in _by_group(dtype):
+            if title not in groups:
+                groups[title] = self.add_argument_group(title)
+            group = groups[title]
+            declared, field = field, copy.copy(field)
+            field.type, field.metadata = hints[field.name], {"help": _help(dtype, declared)}
+            before = len(group._group_actions)
+            self._parse_dataclass_field(group, field)
+            option, *negations = group._group_actions[before:]
+            option.metavar = _metavar(hints[field.name], _declared(dtype, field.name, "limits"), option)
+            for action in negations:  # --no_NAME of a switch: accepted, and --NAME false says the same
+                action.help = SUPPRESS
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter):
+    """The description line by line as it is written, and of an option's spellings the one with underscores."""
+
+    def __init__(self, prog: str, **options: Any):
+        super().__init__(prog, **{"max_help_position": 30} | options)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {self._format_args(action, action.metavar or action.dest.upper())}"
+
+
+def _declared(cls: type, name: str, key: str) -> Any:
+    """What `argument` was given as `key`, by the class nearest to `cls` that gives it."""
+    fields = (vars(owner).get("__dataclass_fields__", {}).get(name) for owner in cls.__mro__)
+    return next((value for field in fields if field is not None and (value := field.metadata.get(key))), None)
+
+
+def _by_group(cls: Any) -> Iterator[tuple[str, dataclasses.Field]]:
+    """The options with the headings they stand under: first those of `cls` itself, then those of its bases."""
+    owners = [owner for owner in cls.__mro__ if dataclasses.is_dataclass(owner)]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for owner in owners:
+        bases = owners[owners.index(owner) + 1 :]
+        inherited = {field.name for base in bases if issubclass(owner, base) for field in dataclasses.fields(base)}
+        own = [field for field in dataclasses.fields(owner) if field.name not in inherited and field.name in fields]
+        title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", owner.__name__.removesuffix("Arguments")).lower()
+        for field in own:
+            yield _declared(cls, field.name, "group") or title, fields.pop(field.name)
+
+
+def _help(cls: type, field: dataclasses.Field) -> str:
+    """The option's help with bounds or choices, and its default where the text does not say it."""
+    text, limits = field.metadata["help"], _declared(cls, field.name, "limits")
+    notes = [] if not limits or limits.choices else [str(limits)]
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        notes.insert(0, "required")
+    elif default not in (None, "", []) and "default:" not in text:
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        notes.append(f"default: {shown.lower() if isinstance(default, bool) else shown}".replace("%", "%%"))
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _metavar(hint: Any, limits: Limits | None, option: Action) -> str | None:
+    choices = option.choices or (limits.choices if limits else ())
+    if choices:
+        return "{" + ",".join(map(str, choices)) + "}"
+    words = re.findall(r"int|float|bool|str", str(hint))
+    return {"int": "N", "float": "X", "bool": "true|false"}.get(words[0], option.dest.split("_")[-1].upper())
+
+
 def _field_names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
 def _suggestion(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; see --help for the known ones"
+    return suggestion(word.lstrip("-").replace("-", "_"), known, "--help")
 
 
 def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -102,17 +303,19 @@ def _find_config(name: str, configs: Path | None) -> Path:
     raise InputError(f"--config {name}: no such file")
 
 
-def _yaml_as_argv(cls: type, path: Path) -> list[str]:
+def _yaml_as_argv(cls: type, path: Path) -> tuple[list[str], list[str]]:
+    """The entries as words of a command line, and the names of the lists without items, which have no words."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is not readable YAML: {one_line(error)}") from None
     if entries is None:
-        return []
+        return [], []
     if not isinstance(entries, dict):
         raise InputError(f"{path} must hold a mapping of argument names to values, not a {type(entries).__name__}")
     known = _field_names(cls)
     argv: list[str] = []
+    empty: list[str] = []
     for key, value in entries.items():
         if key not in known:
             raise InputError(f"{path}: unknown key {key!r}{_suggestion(str(key), known)}")
@@ -123,5 +326,10 @@ def _yaml_as_argv(cls: type, path: Path) -> list[str]:
         values = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in values):
             raise InputError(f"{path}: {key} must be a list of single values, without lists or mappings in it")
-        argv += [f"--{key}", *(str(item) for item in values)] if values else []
-    return argv
+        words = [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
+        if isinstance(value, list):
+            empty += [] if words else [key]
+            argv += [f"--{key}", *words] if words else []
+        else:
+            argv.append(f"--{key}={words[0]}")
+    return argv, empty

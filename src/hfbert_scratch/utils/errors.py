@@ -5,11 +5,23 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
+from pathlib import Path
+
+from hfbert_cli import EXIT_CODES, STOPPED
 
 
-# The exit code of a run that was stopped and goes on when it is started again: EX_TEMPFAIL of sysexits.h.
-STOPPED = 75
+__all__ = [
+    "STOPPED",
+    "CheckpointError",
+    "DivergenceError",
+    "HFBertError",
+    "InputError",
+    "OutputError",
+    "command_line",
+    "one_line",
+]
 
 
 class HFBertError(Exception):
@@ -59,21 +71,50 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
 
     @wraps(main)
     def program() -> None:
-        debug = "--debug" in sys.argv or bool(os.environ.get("HFBERT_DEBUG"))
-        if "--debug" in sys.argv:
-            sys.argv.remove("--debug")
+        note = _exit_code_file()
         try:
-            main()
-        except (HFBertError, OSError) as error:
-            if not isinstance(error, HFBertError) and error.errno not in _NO_ROOM:
-                raise
-            if debug:
-                traceback.print_exc()
-            remedy = "" if isinstance(error, HFBertError) else "; make room, and start the same command again"
-            print(f"error: {error}{remedy}", file=sys.stderr, flush=True)
-            sys.exit(getattr(error, "exit_code", OutputError.exit_code))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
-            sys.exit(130)
+            _run(main)
+        except SystemExit as end:
+            _note(note, end.code if isinstance(end.code, int) else int(end.code is not None))
+            raise
+        except BaseException:
+            _note(note, 1)
+            raise
+        _note(note, 0)
 
     return program
+
+
+def _run(main: Callable[[], None]) -> None:
+    debug = "--debug" in sys.argv or bool(os.environ.get("HFBERT_DEBUG"))
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+    try:
+        main()
+    except (HFBertError, OSError) as error:
+        if not isinstance(error, HFBertError) and error.errno not in _NO_ROOM:
+            raise
+        if debug:
+            traceback.print_exc()
+        remedy = "" if isinstance(error, HFBertError) else "; make room, and start the same command again"
+        print(f"error: {error}{remedy}", file=sys.stderr, flush=True)
+        sys.exit(getattr(error, "exit_code", OutputError.exit_code))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def _exit_code_file() -> Path | None:
+    """The file in which `hfbert` wants this process's exit code, because a launcher does not pass it on."""
+    directory = os.environ.pop(EXIT_CODES, None)
+    if directory is None:
+        return None
+    path = Path(directory) / os.environ.get("RANK", "0")
+    _note(path, "")
+    return path
+
+
+def _note(path: Path | None, code: int | str) -> None:
+    if path is not None:
+        with suppress(OSError):  # the command that asked may be gone
+            path.write_text(str(code), encoding="ascii")

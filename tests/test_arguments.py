@@ -1,0 +1,125 @@
+"""Command lines from dataclasses: bounds and choices, groups and defaults in the help, suggestions, YAML defaults."""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from hfbert_scratch.utils.arguments import Limits, argument, check_arguments, parse_arguments, save_arguments
+from hfbert_scratch.utils.errors import InputError
+
+
+@dataclass(kw_only=True)
+class BaseArguments:
+    steps: int = argument(help="optimizer steps", at_least=1)
+    rate: float = argument(0.1, help="learning rate", above=0, group="schedule")
+    share: float = argument(0.5, help="half is 50 %%", at_least=0, below=1)
+    mode: str = argument("auto", help="what to do", choices=("auto", "fast", "exact"))
+
+
+@dataclass(kw_only=True)
+class ChildArguments(BaseArguments):
+    rate: float | None = argument(None, help="learning rate; default: the task's")
+    layers: list[int] = argument([-1], help="numbers of layers", at_least=-12)
+    names: list[str] = argument(["a", "b"], help="some names")
+    quick: bool = argument(True, help="a switch")
+
+
+def shown(capsys, cls=ChildArguments) -> str:
+    with pytest.raises(SystemExit):
+        parse_arguments(cls, ["--help"], description="Does it.")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--rate", "0"], "rate is 0.0; it must be above 0"),
+        (["--rate", "nan"], "rate is nan; it must be above 0"),
+        (["--share", "1"], "share is 1.0; it must be at least 0 and below 1"),
+        (["--mode", "slow"], "mode is slow; it must be auto, fast or exact"),
+        (["--layers", "-1", "-13"], "layers is [-1, -13]; it must be at least -12"),
+        (["--stepps", "3"], "unknown argument '--stepps'; did you mean 'steps'?"),
+        (["--debugg"], "unknown argument '--debugg'; did you mean 'debug'?"),
+        (["--xyzzy=1"], "unknown argument '--xyzzy'; see --help for the known ones"),
+        (["more"], "unknown argument 'more'"),
+    ],
+)
+def test_a_value_out_of_bounds_and_an_unknown_option_are_named(words, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse_arguments(ChildArguments, ["--steps", "5", *words])
+
+
+def test_none_and_values_within_the_bounds_pass():
+    arguments = parse_arguments(ChildArguments, ["--steps", "1", "--share", "0", "--layers", "-12", "--no_quick"])
+    assert (arguments.rate, arguments.layers, arguments.names, arguments.quick) == (None, [-12], ["a", "b"], False)
+    check_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        (Limits(at_least=0), "0 or more"),
+        (Limits(above=0, below=float("inf")), "above 0 and finite"),
+        (Limits(at_least=1, at_most=9), "between 1 and 9"),
+        (Limits(choices=("a", "b", "c", "d")), "one of a, b, c, d"),
+        (Limits(choices=("a",)), "a"),
+    ],
+)
+def test_limits_are_said_in_words(limits, text):
+    assert str(limits) == text
+
+
+def test_help_has_groups_bounds_and_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = shown(capsys)
+    lines = {line.split()[0]: line for line in text.splitlines() if line.lstrip().startswith("--")}
+    assert text.startswith("usage: ") and "--steps N [OPTION ...]" in text.splitlines()[0]
+    assert lines["--steps"].endswith("optimizer steps (required; at least 1)")
+    assert lines["--share"].endswith("half is 50 % (at least 0 and below 1; default: 0.5)")
+    assert "{auto,fast,exact}" in lines["--mode"] and lines["--mode"].endswith("(default: auto)")
+    assert lines["--rate"].endswith("learning rate; default: the task's (above 0)"), "bounds are inherited"
+    assert lines["--names"].endswith("(default: a b)") and lines["--quick"].endswith("(default: true)")
+    assert not re.search(r"--no[_-]quick|None", text)
+    headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["child:", "base:", "schedule:", "other options:"], "its own options first"
+
+
+def test_the_spelling_with_hyphens_is_accepted_and_not_shown(capsys):
+    @dataclass
+    class Spelled:
+        max_length: int = argument(3, help="longest")
+
+    assert parse_arguments(Spelled, ["--max-length", "4"]).max_length == 4
+    assert "--max-length" not in shown(capsys, Spelled)
+    with pytest.raises(InputError, match="unknown argument '--max-lenght'; did you mean 'max_length'"):
+        parse_arguments(Spelled, ["--max-lenght", "4"])
+
+
+def test_started_by_the_command_the_help_names_it_and_its_launch(capsys, monkeypatch):
+    monkeypatch.setenv("HFBERT_COMMAND", "pretrain")
+    text = shown(capsys)
+    assert text.startswith("usage: hfbert pretrain --steps N") and "--launch" in text
+    assert "--launch" not in shown(capsys), "a recipe that is started by itself is given to a launcher"
+
+
+def test_yaml_defaults_pass_the_same_checks_and_come_back_from_a_saved_file(tmp_path):
+    def parse(text: str, *words: str) -> ChildArguments:
+        (tmp_path / "my.yaml").write_text(text)
+        return parse_arguments(ChildArguments, ["--config", str(tmp_path / "my.yaml"), *words])
+
+    assert parse("steps: 7\nquick: false\nlayers: [-2, -1]\nmode: fast", "--steps", "8").steps == 8
+    for text, message in (
+        ("steps: 0", "steps is 0; it must be at least 1"),
+        ("steps: many", "invalid int value: 'many'"),
+        ("steps: 1\nmode: slow", "it must be auto, fast or exact"),
+        ("step: 1", "unknown key 'step'; did you mean 'steps'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse(text)
+    written = parse("steps: 7\nrate: 2e-5\nnames: []")
+    assert written.names == []
+    save_arguments(written, tmp_path / "saved.yaml")
+    assert parse_arguments(ChildArguments, ["--config", str(tmp_path / "saved.yaml")]) == written
+    assert parse("steps: 7\nmode: auto\nnames: []", "--names", "c").names == ["c"]
