@@ -14,8 +14,8 @@ from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
 from hfbert_scratch.model.modeling_hfbert import UNPADDED
 from hfbert_scratch.model.packing import pack
 from hfbert_scratch.model.triton_attention import packed_attention
+from hfbert_scratch.training.batches import on_device
 from hfbert_scratch.training.cuda_graphs import RecordedPasses
-from hfbert_scratch.training.loop import on_device
 from hfbert_scratch.training.optimizers import create_optimizer
 
 
