@@ -139,7 +139,8 @@ class Layout:
 class JsonLinesWriter:
     """Write a line per text, as the original does.
 
-    A line is {"linex_index", "features": [{"token", "layers": [{"index", "values"}]}]}, or for pooled vectors {"linex_index", "layers": [{"index", "values"}]}.
+    A line is {"linex_index", "features": [{"token", "layers": [{"index", "values"}]}]}; of pooled vectors it is
+    {"linex_index", "layers": [{"index", "values"}]}.
     """
 
     def __init__(self, path: Path, layout: Layout):
