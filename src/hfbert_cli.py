@@ -260,7 +260,7 @@ def run_launcher(arguments: list[str]) -> int:
             return noted_exit_code(Path(codes), 128 + int(error.sigval))
         except ChildFailedError as error:
             code = noted_exit_code(Path(codes), 1)
-            if code != STOPPED:
+            if code == 1:  # a process died; for other codes the processes have said why themselves
                 print(error, file=sys.stderr)
             return code
         except SystemExit as error:
