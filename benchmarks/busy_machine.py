@@ -22,7 +22,7 @@ from pretraining_step import build, make_batch, our_inputs, step_function
 
 from hfbert_scratch.training.spinning import Spinning
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import keep_freed_memory
+from hfbert_scratch.utils.environment import disable_malloc_trim
 from hfbert_scratch.utils.errors import command_line
 
 
@@ -47,7 +47,7 @@ def train(arguments: BenchmarkArguments, side: str, orders: Connection) -> None:
     settings = StepArguments(size=arguments.size, batch_size=arguments.batch_size, precision=arguments.precision)
     device = torch.device("cpu")
     batch, _ = make_batch(settings, device)
-    keep_freed_memory()
+    disable_malloc_trim()
     model, optimizer = build(settings, "ours", device)
     step = step_function(model, optimizer, our_inputs(settings, batch), settings.precision)
     spinning = Spinning(device) if side == "ours" else None

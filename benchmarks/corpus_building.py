@@ -32,8 +32,10 @@ from lddl_functions import LDDLFunctions
 from one_core import compare_with_part, use_one_core
 from original_script import OriginalScript
 
-from hfbert_scratch.corpus.build import BuildArguments, Corpus, build_corpus
-from hfbert_scratch.pretraining import PairSettings, write_static_instances
+from hfbert_scratch.corpus.arguments import BuildArguments, PretrainingDataArguments
+from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.static import write_static_instances
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
@@ -148,7 +150,9 @@ class Workload:
         """From the text to static instances of 128 tokens on disk."""
         output = self.directory / "static"
         shutil.rmtree(output, ignore_errors=True)
-        write_static_instances(self.corpus(self.text), self.tokenizer, PairSettings(seed=0), output, 128, dupe_factor)
+        write_static_instances(
+            self.corpus(self.text), self.tokenizer, PretrainingDataArguments(seed=0), output, 128, dupe_factor
+        )
 
     def compare(self, name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int) -> None:
         """Record a comparison of ours, on the text, with theirs, on its part."""

@@ -17,9 +17,9 @@ from harness import compare, record
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling
 
-from hfbert_scratch.corpus.segment_pairs import Documents
-from hfbert_scratch.corpus.shard_writing import write_documents
-from hfbert_scratch.pretraining import PairSettings, collate
+from hfbert_scratch.corpus.arguments import PretrainingDataArguments
+from hfbert_scratch.corpus.dataset import TokenizedDocuments, write_documents
+from hfbert_scratch.corpus.masking import collate
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
@@ -35,7 +35,7 @@ class BenchmarkArguments:
     pairs: int = argument(5, help="timings of each side")
 
 
-def random_corpus(directory: Path, vocab_size: int, tokens: int = 1_000_000) -> Documents:
+def random_corpus(directory: Path, vocab_size: int, tokens: int = 1_000_000) -> TokenizedDocuments:
     """Documents of random tokens, with sentences and documents as long as in prose."""
     rng = np.random.default_rng(0)
     lengths = np.maximum(1, rng.lognormal(np.log(20), 0.8, tokens // 27)).astype(np.int64)
@@ -48,7 +48,7 @@ def random_corpus(directory: Path, vocab_size: int, tokens: int = 1_000_000) -> 
         lengths,
         np.array(counts),
     )
-    return Documents([directory / "data.arrow"], {"pad": 0, "cls": 2, "sep": 3})
+    return TokenizedDocuments([directory / "data.arrow"], {"pad": 0, "cls": 2, "sep": 3})
 
 
 @command_line
@@ -59,10 +59,10 @@ def main() -> None:
     tokenizer = bert_tokenizer({token: number for number, token in enumerate([*SPECIAL_TOKENS, *words])}, True)
     with tempfile.TemporaryDirectory() as directory:
         documents = random_corpus(Path(directory), arguments.vocab_size)
-        settings = PairSettings(seed=0)
-        pairs = settings.pairs(documents, arguments.sequence_length)
-        collator = settings.collator(tokenizer, arguments.sequence_length)
-        assembled = pairs.assemble(pairs.group(0, 0))
+        options = PretrainingDataArguments(seed=0)
+        sampler = options.sampler(documents, arguments.sequence_length)
+        collator = options.collator(tokenizer, arguments.sequence_length)
+        assembled = sampler.to_batch(sampler.sample_buffer(0, 0))
         dataset = [
             {"input_ids": ids[:length].tolist(), "token_type_ids": types[:length].tolist()}
             for ids, types, length in zip(
@@ -74,9 +74,9 @@ def main() -> None:
         )
 
         def ours() -> None:
-            instances = pairs.group(0, 0)
+            instances = sampler.sample_buffer(0, 0)
             for start in range(0, len(instances), arguments.batch_size):
-                batch, _ = collate(pairs, collator, instances[start : start + arguments.batch_size])
+                batch, _ = collate(sampler, collator, instances[start : start + arguments.batch_size])
                 for column in batch.values():
                     torch.from_numpy(column)
 

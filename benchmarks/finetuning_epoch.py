@@ -29,13 +29,14 @@ from transformers import (
 from hfbert_scratch import HFBertConfig, HFBertForSequenceClassification
 from hfbert_scratch.evaluation import TaskData, call_model, task_loss
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches
+from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
 from hfbert_scratch.tasks import get_task
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, load_tokenizer
 from hfbert_scratch.training.loop import on_device
 from hfbert_scratch.training.optimizers import create_optimizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import fastest_attention, keep_freed_memory
+from hfbert_scratch.utils.environment import disable_malloc_trim
 from hfbert_scratch.utils.errors import command_line
 
 
@@ -103,8 +104,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: torch.device) -> Callable[[], None]:
     """What `training.train` does, without its log."""
     arguments, examples = data.arguments, data.examples("train", training=True)  # type: ignore[attr-defined]
-    precision_name = "bf16" if precision == "bfloat16" else "no"
-    model.set_attn_implementation(fastest_attention(model, device, precision_name, 0.1, arguments.packing))
+    model.set_attn_implementation(fastest_attention(model, device, getattr(torch, precision), 0.1, arguments.packing))
     if precision == "float32" and onednn_is_faster():
         train_with_onednn(model)
     optimizer = create_optimizer("adamw", model, learning_rate=2e-5)
@@ -113,13 +113,13 @@ def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: to
 
     def epoch() -> None:
         model.train()
-        for batch in FinetuningBatches(run, examples, arguments, False):
+        for batch in FinetuningBatches(run, examples, arguments):
             for inputs in batch.micro_batches:
                 inputs = on_device(inputs, device)
                 with autocast(precision, device):
                     outputs = call_model(model, inputs, examples.targets)
                     targets = {name: inputs[name] for name in examples.targets}
-                    loss = task_loss(outputs, targets, batch.counts["num_items_in_batch"])
+                    loss = task_loss(data.task, outputs, targets, batch.counts["num_items_in_batch"])
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -176,7 +176,7 @@ def main() -> None:
             their_epoch(BertForSequenceClassification(stock_config).to(device), data, arguments.precision, device),
             arguments.pairs,
             warmup=1,
-            before=(keep_freed_memory, memory_as_usual),
+            before=(disable_malloc_trim, memory_as_usual),
         )
         result["tokens_per_second"] = int(data.examples("train", training=True).tokens.sum()) / result["ours_seconds"]
     source = "made-up" if arguments.data_dir is None else "its own"

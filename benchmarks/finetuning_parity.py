@@ -29,14 +29,21 @@ from transformers import (
 )
 
 from hfbert_scratch.conversion.stock import from_stock
-from hfbert_scratch.evaluation import TaskData, majority_baseline, quietly
+from hfbert_scratch.evaluation import TaskData, majority_baseline, without_warnings
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
-from hfbert_scratch.tasks import NerTask, SequenceTask
+from hfbert_scratch.training.accelerator import has_bfloat16
 from hfbert_scratch.training.optimizers import parameter_groups
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import hardware, has_bfloat16, versions
+from hfbert_scratch.utils.environment import hardware, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import read_json, write_json
+
+
+# Auto class → the collator of transformers' example for it.
+COLLATORS: dict[str, Any] = {
+    "AutoModelForSequenceClassification": DataCollatorWithPadding,
+    "AutoModelForTokenClassification": DataCollatorForTokenClassification,
+}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,7 +64,7 @@ def main() -> None:
     if not ours_model.is_dir():
         from_stock(arguments.model, ours_model)
     data = open_task(arguments)
-    if not isinstance(data.task, SequenceTask | NerTask):
+    if data.task.head not in COLLATORS:
         raise InputError(f"{data.task.name} has no plain loop here; GLUE's tasks and NER have")
     resolved = arguments.resolved(data.task, len(data.raw["train"]))
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "stock": []}
@@ -69,7 +76,7 @@ def main() -> None:
                 start = time.perf_counter()
                 if side == "ours":
                     own = dataclasses.replace(own, model=str(ours_model), eval_every=10**9, save_every=10**9)
-                    results = fine_tune(own, data, save_model=False, last=False)
+                    results = fine_tune(own, data, save_model=False, end_training=False)
                     if results is None:
                         raise SystemExit(75)
                     scores = results["scores"]["validation"]
@@ -96,9 +103,7 @@ def stock_run(arguments: FinetuningArguments, data: TaskData) -> dict[str, float
     std = model.config.initializer_range
     torch.nn.init.trunc_normal_(model.classifier.weight, std=std, a=-2 * std, b=2 * std)
     model.to(device).train()
-    collate: Any = DataCollatorWithPadding(tokenizer)
-    if isinstance(data.task, NerTask):
-        collate = DataCollatorForTokenClassification(tokenizer)
+    collate = COLLATORS[data.task.head](tokenizer)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, arguments.weight_decay),
         lr=arguments.learning_rate,
@@ -131,13 +136,13 @@ def stock_run(arguments: FinetuningArguments, data: TaskData) -> dict[str, float
                 logits[row][labels[row].numpy() != -100] if labels.dim() > 1 else logits[row]
                 for row in range(len(logits))
             ]
-    return quietly(data.task.score, data.raw["validation"], stock_predictions(data, found))
+    return without_warnings(data.task.score, data.raw["validation"], stock_predictions(data, found))
 
 
 def stock_features(data: TaskData, split: str, tokenizer: Any) -> list[dict[str, Any]]:
     """Rows as transformers' examples tokenize them."""
     raw, length = data.raw[split], data.settings.max_seq_length
-    if isinstance(data.task, NerTask):
+    if data.task.tags_words:
         rows = []
         for words, tags in zip(raw["tokens"][:], raw["ner_tags"][:], strict=True):
             encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=length)
@@ -159,7 +164,7 @@ def stock_features(data: TaskData, split: str, tokenizer: Any) -> list[dict[str,
 def stock_predictions(data: TaskData, logits: list[np.ndarray]) -> Any:
     """Class names, numbers, or tags with O for words that were cut off."""
     task, raw = data.task, data.raw["validation"]
-    if isinstance(task, NerTask):
+    if task.tags_words:
         names = task.class_names(raw)
         chosen = [[names[tag] for tag in row.argmax(axis=-1)] for row in logits]
         return [tags + ["O"] * (len(words) - len(tags)) for tags, words in zip(chosen, raw["tokens"][:], strict=True)]

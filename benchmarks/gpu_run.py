@@ -6,7 +6,7 @@ Needs no network and installs nothing; the interpreter must have torch, transfor
 the tests. Each part has its share of the time, is stopped when that is over and fails alone. output_dir holds at most
 eight files of 16 MiB at the end: gpu.log (all that was printed), results.json, profile.txt (the longest kernels),
 training.tgz (the reference run without its weights) and its weights in bfloat16, cut into model.part0 and so on
-(`cat` them). `python benchmarks/gpu_report.py runs/gpu` brings the figures into results_gpu.json and docs/benchmarks.md.
+(`cat` them). `python benchmarks/gpu_report.py runs/gpu` brings the figures into docs/benchmarks.md.
 
 The reference run wants a corpus (--corpus, --tokenizer; recipes/build_corpus.py); without one it is left out.
 --rehearse runs all of it, tiny, on a CPU.

@@ -52,7 +52,7 @@ def compare(
 
 
 def memory_as_usual() -> None:
-    """Undo `keep_freed_memory`: glibc's own thresholds as they are in a process that has freed large tensors before
+    """Undo `disable_malloc_trim`: glibc's own thresholds as they are in a process that has freed large tensors before
     (mallopt(3): they rise to these).
     """
     if platform.libc_ver()[0] == "glibc":

@@ -20,7 +20,8 @@ from harness import compare, record
 from transformers import BertConfig, BertModel
 
 from hfbert_scratch import HFBertConfig, HFBertModel
-from hfbert_scratch.conversion.export import INPUTS, export
+from hfbert_scratch.conversion.export import export
+from hfbert_scratch.conversion.source import INPUTS
 from hfbert_scratch.features.encoder import encode
 from hfbert_scratch.model.inference import inference_copy
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer

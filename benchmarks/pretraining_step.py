@@ -21,6 +21,7 @@ from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
+from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
 from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
 from hfbert_scratch.model.packing import pack
@@ -29,7 +30,7 @@ from hfbert_scratch.training.loop import on_device
 from hfbert_scratch.training.optimizers import create_optimizer
 from hfbert_scratch.training.throughput import model_flops_per_token, peak_flops
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import fastest_attention, keep_freed_memory
+from hfbert_scratch.utils.environment import disable_malloc_trim
 from hfbert_scratch.utils.errors import command_line
 
 
@@ -140,8 +141,9 @@ def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tup
         train_with_onednn(ours)
     attention = arguments.attention
     if attention == "auto":
-        precision = "bf16" if arguments.precision == "bfloat16" else "no"
-        attention = fastest_attention(ours, device, precision, arguments.dropout, arguments.packing)
+        attention = fastest_attention(
+            ours, device, getattr(torch, arguments.precision), arguments.dropout, arguments.packing
+        )
     ours.set_attn_implementation(attention)
     return ours, create_optimizer("adamw", ours, learning_rate=1e-4)
 
@@ -149,7 +151,7 @@ def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tup
 def small_and_whole_step(arguments: BenchmarkArguments, side: str) -> tuple[Callable[[], None], Callable[[], None]]:
     """For `peak_memory_above`, on the CPU."""
     if side == "ours":
-        keep_freed_memory()
+        disable_malloc_trim()
     device = torch.device("cpu")
     model, optimizer = build(arguments, side, device)
     batch, _ = make_batch(arguments, device)
@@ -172,7 +174,7 @@ def main() -> None:
         step_function(ours, optimizer, our_inputs(arguments, batch), arguments.precision),
         step_function(stock, stock_optimizer, batch, arguments.precision),
         arguments.pairs,
-        before=(keep_freed_memory, memory_as_usual),
+        before=(disable_malloc_trim, memory_as_usual),
     )
     tokens, squared = int(lengths.sum()), int((lengths**2).sum())
     predicted = int((batch["labels"] != -100).sum())

@@ -3,9 +3,9 @@
     python recipes/build_corpus.py --text data/*.txt --tokenizer runs/tokenizer --output_dir runs/corpus --num_proc 8
 
 reads the same sources as train_tokenizer.py and leaves a directory that `datasets.load_from_disk` opens, with
-manifest.json beside the splits: what is in it, and what to expect of a model that only knows token frequencies.
-An interrupted build goes on with the same command. On several hosts with a shared file system, run the same command
-on each, with --num_hosts and --host_index, or under a launcher that sets WORLD_SIZE and RANK.
+manifest.json beside the splits: its content, and the results of a model that only knows token frequencies.
+The same command continues an interrupted build. On several hosts with a shared file system, run it on each, with
+--num_hosts and --host_index, or under a launcher that sets WORLD_SIZE and RANK.
 
 Supports: text of any size in bounded memory, several processes and hosts with the same result, removal of exact
 duplicates, a validation split by document, corpora without next-sentence pairs (--no_nsp).
@@ -16,32 +16,21 @@ Does not support: near-duplicate removal, language or quality filters, sentence 
 import dataclasses
 import os
 
-from hfbert_scratch.corpus.build import BuildArguments, build_corpus
+from hfbert_scratch.corpus.arguments import BuildArguments
+from hfbert_scratch.corpus.build import build_corpus
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
 
 
-@dataclasses.dataclass
-class CorpusArguments:
-    """What the command line sets."""
+@dataclasses.dataclass(kw_only=True)
+class CorpusArguments(BuildArguments):
+    """The command line."""
 
-    text: list[str] = argument(help="Files, directories, glob patterns, or hub:NAME[:CONFIGURATION[:SPLIT]]")
-    tokenizer: str = argument(help="Directory of the tokenizer, or its name on the Hub")
-    output_dir: str = argument(help="Directory for the corpus: new, or that of an interrupted build")
-    text_column: str = argument("text", help="Field or column with the text in .jsonl, .parquet and data sets")
-    encoding_errors: str = argument("strict", help="strict: refuse bytes that are not UTF-8; replace: put U+FFFD")
-    validation_share: float = argument(
-        0.01, help="Share of the documents held out, chosen by hash; 0: none, which pretrain.py refuses"
-    )
-    max_seq_length: int = argument(512, help="Longest sequence training will ask for, special tokens included")
-    no_nsp: bool = argument(False, help="Build for pretraining without next-sentence pairs")
-    drop_duplicates: bool = argument(True, help="Drop documents that are equal to an earlier one")
-    seed: int = argument(0, help="Decides which documents are held out")
-    shard_mb: int = argument(0, help="Text per shard in MB; 0: a 64th of the text, between 8 and 64")
-    num_proc: int = argument(1, help="Processes that split and tokenize")
-    num_hosts: int = argument(int(os.environ.get("WORLD_SIZE", 1)), help="Hosts that build together")
-    host_index: int = argument(int(os.environ.get("RANK", 0)), help="Number of this host, from 0")
+    output_dir: str = argument(help="directory for the corpus: new, or that of an interrupted build")
+    num_proc: int = argument(1, help="processes that split and tokenize")
+    num_hosts: int = argument(int(os.environ.get("WORLD_SIZE", 1)), help="hosts that build together")
+    host_index: int = argument(int(os.environ.get("RANK", 0)), help="number of this host, from 0")
 
 
 @command_line
@@ -49,18 +38,7 @@ def main() -> None:
     """Build, check, report."""
     arguments = parse_arguments(CorpusArguments, description=__doc__)
     corpus = build_corpus(
-        BuildArguments(
-            text=tuple(arguments.text),
-            tokenizer=arguments.tokenizer,
-            text_column=arguments.text_column,
-            encoding_errors=arguments.encoding_errors,
-            validation_share=arguments.validation_share,
-            max_seq_length=arguments.max_seq_length,
-            next_sentence=not arguments.no_nsp,
-            drop_duplicates=arguments.drop_duplicates,
-            seed=arguments.seed,
-            shard_mb=arguments.shard_mb,
-        ),
+        arguments,
         load_tokenizer(arguments.tokenizer),
         arguments.output_dir,
         num_proc=arguments.num_proc,

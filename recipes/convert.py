@@ -4,9 +4,9 @@
     python recipes/convert.py --to hfbert --model google-bert/bert-base-uncased --output_dir runs/bert-base-uncased
     python recipes/convert.py --to hfbert --model uncased_L-12_H-768_A-12 --output_dir runs/original
 
-`--to stock` gives a directory for everyone and everything that knows `bert` but not this package, without
-trust_remote_code. `--to hfbert` takes any stock checkpoint, old ones included, to train on or to fine-tune here.
-The outputs of both models are compared at the end; they are the same to the last bit.
+`--to stock` writes a directory for programs that know `bert` but not this package; it needs no trust_remote_code.
+`--to hfbert` converts any stock checkpoint, old ones included, for further pretraining or fine-tuning here.
+At the end the outputs of both models are compared; they are bit-identical.
 
 Supports: directories and models on the Hub, every head, safetensors and pytorch_model.bin, one file or shards, also
 with the prefixes of DistributedDataParallel and torch.compile (module., _orig_mod.); the original's directories of
@@ -27,7 +27,7 @@ from hfbert_scratch.utils.errors import command_line
 
 @dataclasses.dataclass
 class ConversionArguments:
-    """What the command line sets."""
+    """The command line."""
 
     to: Literal["stock", "hfbert"] = argument(help="Format to write")
     model: str = argument(help="Directory of the checkpoint, or its name on the Hub")
@@ -36,9 +36,9 @@ class ConversionArguments:
 
 @command_line
 def main() -> None:
-    """Convert, compare, tell."""
+    """Convert, compare, report."""
     arguments = parse_arguments(ConversionArguments, description=__doc__)
-    # What is missing or not used is told below, by name.
+    # The notes printed below name missing and unused weights; transformers need not warn of them.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     convert = to_stock if arguments.to == "stock" else from_stock

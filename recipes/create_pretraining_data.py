@@ -1,10 +1,10 @@
-"""Write pretraining data the way the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
+"""Write pretraining data as the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
 
     python recipes/create_pretraining_data.py --corpus runs/corpus --tokenizer runs/tokenizer --output_dir runs/static
 
 leaves a directory that `datasets.load_from_disk` opens, with the columns any BertForPreTraining takes, for training
 with other people's loops (transformers' Trainer with its default collator, for one). pretrain.py does not need it: it
-draws the same rows from the corpus while training, in a few bytes a token for any number of epochs.
+samples the same instances from the corpus while training, from a few bytes per token for any number of epochs.
 
 Supports: the masking and pair options of pretrain.py. Does not support: resuming.
 """
@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfbert_scratch.corpus.build import Corpus
-from hfbert_scratch.pretraining import PairSettings, write_static_instances
+from hfbert_scratch.corpus.arguments import PretrainingDataArguments
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.static import write_static_instances
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import versions
@@ -24,7 +25,7 @@ from hfbert_scratch.utils.files import write_json
 
 
 @dataclass(kw_only=True)
-class StaticArguments:
+class StaticArguments(PretrainingDataArguments):
     """The command line."""
 
     corpus: str = argument(help="directory written by build_corpus.py")
@@ -34,30 +35,24 @@ class StaticArguments:
     dupe_factor: int = argument(
         10, help="passes over the corpus, each with fresh pairs and masks (original: 10)", at_least=1
     )
-    max_predictions_per_seq: int = argument(0, help="at most; 0: 15 %% of the length, rounded up (20 of 128)")
-    short_seq_prob: float = argument(0.1, help="share of document passes with a random shorter length")
-    balanced_nsp: bool = argument(True, help="exactly half NotNext; false: the original's fair coin, about 55 %%")
-    whole_word: bool = argument(False, help="mask all pieces of a word together")
-    random_special: bool = argument(False, help="random tokens may be special ones, as in the original code")
-    no_nsp: bool = argument(False, help="contiguous spans without next-sentence pairs")
-    seed: int = argument(0, help="of pairs and masks")
+    # Not an option here: other training loops make the labels of a left-to-right model themselves.
+    left_to_right: bool = dataclasses.field(default=False, init=False)
 
 
 @command_line
 def main() -> None:
-    """Draw, mask, write."""
+    """Sample, mask, write."""
     arguments = parse_arguments(StaticArguments, description=__doc__)
     output, start = Path(arguments.output_dir), time.monotonic()
     if output.exists() and any(output.iterdir()):
         raise InputError(f"output_dir {output} is not empty; name a new directory")
     tokenizer = load_tokenizer(arguments.tokenizer)
     corpus = Corpus.open(arguments.corpus, tokenizer, arguments.max_seq_length)
-    names = {field.name for field in dataclasses.fields(PairSettings)} & set(dataclasses.asdict(arguments))
-    settings = PairSettings(next_sentence=not arguments.no_nsp, **{name: getattr(arguments, name) for name in names})
-
     if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
         print(f"warning: {note}")
-    rows = write_static_instances(corpus, tokenizer, settings, output, arguments.max_seq_length, arguments.dupe_factor)
+    rows = write_static_instances(
+        corpus, tokenizer, arguments, output, arguments.max_seq_length, arguments.dupe_factor
+    )
     record = {
         "arguments": dataclasses.asdict(arguments),
         "rows": rows,

@@ -3,9 +3,9 @@
 
     python recipes/demo.py [--output_dir runs/demo] [--text my_text.txt]
 
-By default the text is the English that every Python installation carries (demo_text.py). Each stage is the same recipe
-that a large run uses; each reads a directory and leaves one. Run again, finished stages are kept and an interrupted
-pretraining continues.
+By default the text is the English that every Python installation carries (demo_text.py). Each stage is the recipe of a
+large run, reads a directory and leaves one. Started again, the demo keeps finished stages and continues an interrupted
+pretraining.
 """
 
 import json
@@ -22,6 +22,7 @@ from demo_text import write_documents
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import read_json, writing
+from hfbert_scratch.utils.isolation import run_without_package
 
 
 RECIPES = Path(__file__).parent
@@ -33,23 +34,22 @@ SENTENCES = (
     "Returns [MASK] if the two objects are equal.",
     "This is the same [MASK] the previous one.",
 )
-# What no record of the run knows and the model card should say. The card at the top of the repository is written by
-# the command that the demo prints, with `--card model_card.md` and a new --output_dir.
+# Statements of the model card that no record of the run holds. The publish command that the demo prints writes
+# model_card.md at the top of the repository, given `--card model_card.md` and a new --output_dir.
 CARD = {
     "title": "The demo's BERT",
     "license": "apache-2.0",
     "summary": "A small model, trained in minutes on the English that a Python installation carries: it shows that "
-    "the chain works, and is no model to build on.",
+    "the chain works, and is not meant for downstream use.",
     "data": "They are the language reference's help topics and docstrings of the standard library and of installed "
-    "packages, collected by `recipes/demo_text.py`; so the figures depend a little on what is installed. Its authors' "
-    "licences apply to that text, and none of it is distributed here.",
-    "limits": "Technical prose only: it knows what often stands beside what in documentation, little syntax and no "
+    "packages, collected by `recipes/demo_text.py`; the results depend a little on the installed packages. Their "
+    "authors' licences apply to that text, and none of it is distributed here.",
+    "limits": "Technical prose only: it knows which words occur together in documentation, little syntax and no "
     "facts.",
 }
-# Runs in a process that cannot import the package: what a stranger has is the checkpoint directory alone.
+# Runs in a process without the package, like that of someone who has only the checkpoint directory.
 OPEN_AND_FILL = """
 import json, sys
-sys.modules["hfbert_scratch"] = None
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline, utils
 utils.logging.set_verbosity_error()
 utils.logging.disable_progress_bar()
@@ -74,7 +74,7 @@ class DemoArguments:
 
 @command_line
 def main() -> None:
-    """Run the chain and show what came of it."""
+    """Run the chain and print its result."""
     arguments = parse_arguments(DemoArguments, description=__doc__)
     output, start = Path(arguments.output_dir), time.monotonic()
     with writing(f"--output_dir {output}"):
@@ -127,8 +127,7 @@ def recipe(name: str, *options: str) -> None:
 
 def show_predictions(model: str) -> None:
     """Print the five likeliest words for each blank."""
-    command = [sys.executable, "-c", OPEN_AND_FILL, model, json.dumps(SENTENCES)]
-    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    process = run_without_package(OPEN_AND_FILL, str(Path(model).resolve()), json.dumps(SENTENCES))
     if process.returncode:
         raise InputError(f"the checkpoint {model} could not be opened:\n{process.stderr}")
     for sentence, answers in zip(SENTENCES, json.loads(process.stdout.splitlines()[-1]), strict=True):
@@ -137,7 +136,7 @@ def show_predictions(model: str) -> None:
 
 
 def show_result(pretraining: Path, seconds: float) -> None:
-    """Print the held-out figures beside the unigram baseline."""
+    """Print the held-out results beside the unigram baseline."""
     record = read_json(pretraining / "record.json", "pretraining")
     results, baseline = record["results"], record["baseline"]
     accuracy, unigram = results["eval_masked_lm_accuracy"], baseline["accuracy"]

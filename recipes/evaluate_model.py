@@ -4,9 +4,9 @@
     python recipes/evaluate_model.py --task sst2 --model textattack/bert-base-uncased-SST-2 --output_dir runs/sst2
     python recipes/evaluate_model.py --model runs/squad/model --question "Who wrote it?" --context "Ada wrote it."
 
-Every split but train is predicted, and scored where it has labels, also class by class: output_dir gets results.json
-and predictions/. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order: --model_classes.
-Which task, and how its inputs are made, is read from the model's task.json where finetune.py wrote it.
+Predicts every split but train, and scores those with labels, also class by class: writes results.json and
+predictions/ into output_dir. The task and the settings of its inputs come from the model's task.json, if finetune.py
+wrote one. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order: --model_classes.
 
 Supports: our checkpoints and any BERT-like AutoModel checkpoint with a WordPiece tokenizer (DistilBERT, ELECTRA); one
 CPU, one GPU, several processes (accelerate launch --multi_gpu --num_processes N, also on CPUs), with the same
@@ -30,15 +30,17 @@ from hfbert_scratch.evaluation import (
     load_for_task,
     majority_baseline,
     predict,
-    quietly,
     read_task_file,
+    without_warnings,
 )
+from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.loading import check_directory, check_fits
-from hfbert_scratch.tasks import DataArguments, FeatureSettings, SquadTask, get_task, report_lines
+from hfbert_scratch.tasks import DataArguments, FeatureSettings, Task, get_task, report_lines
 from hfbert_scratch.tasks.data import read_text
 from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training.accelerator import compute_dtype, create_accelerator, precision_name
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import create_accelerator, fastest_attention, hardware, versions
+from hfbert_scratch.utils.environment import hardware, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import write_json, writing
 
@@ -83,11 +85,16 @@ class EvaluationArguments(DataArguments):
         if self.question is None and self.output_dir is None:
             raise InputError("--output_dir is needed (or --question and --context)")
 
-    def settings(self, noted: dict[str, Any]) -> dict[str, Any]:
-        """How inputs are made: the command line, then what is noted with the model."""
+    def settings(self, task_config: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of the inputs: options of the command line, else entries of task.json."""
         names = ("max_seq_length", "doc_stride", "max_query_length", "document_context")
-        values = {name: getattr(self, name) if getattr(self, name) is not None else noted.get(name) for name in names}
+        options = {name: getattr(self, name) for name in names}
+        values = {name: task_config.get(name) if value is None else value for name, value in options.items()}
         return {name: value for name, value in values.items() if value is not None}
+
+    def tuned(self, task_config: dict[str, Any]) -> dict[str, Any]:
+        """Return the values for `Task.apply_tuned`: options of the command line, else entries of task.json."""
+        return task_config if self.null_threshold is None else {"null_threshold": self.null_threshold}
 
 
 @command_line
@@ -95,20 +102,20 @@ def main() -> None:
     """Parse, then answer or evaluate."""
     arguments = parse_arguments(EvaluationArguments, description=__doc__)
     check_directory(arguments.model)
-    noted = read_task_file(arguments.model)
-    name = arguments.task or noted.get("task") or ("squad" if arguments.question else None)
+    task_config = read_task_file(arguments.model)
+    name = arguments.task or task_config.get("task") or ("squad" if arguments.question else None)
     if name is None:
         raise InputError(f"--model {arguments.model} does not say what it was fine-tuned for; name it with --task")
     task = get_task(name)
     if arguments.question is not None:
-        if not isinstance(task, SquadTask):
+        if not task.answers_questions:
             raise InputError(f"--question needs a model fine-tuned on squad or squad_v2, not {task.name}")
-        ask(arguments, task, noted)
+        ask(arguments, task, task_config)
         return
     tokenizer = load_tokenizer(arguments.model)
     model, _ = load_for_task(task, arguments.model, None)
     settings = FeatureSettings(
-        **({"max_seq_length": task.defaults.max_seq_length} | arguments.settings(noted)),
+        **({"max_seq_length": task.defaults.max_seq_length} | arguments.settings(task_config)),
         num_proc=arguments.num_proc,
         cache_dir=arguments.cache_dir,
     )
@@ -119,13 +126,13 @@ def main() -> None:
     data = TaskData(task, arguments, tokenizer, settings, [labels[number] for number in sorted(labels)])
     accelerator = create_accelerator(arguments.precision)
     set_attention(model, accelerator)
-    results = evaluate_splits(arguments, accelerator, model.to(accelerator.device), data, noted)
+    results = evaluate_splits(arguments, accelerator, model.to(accelerator.device), data, task_config)
     accelerator.print(json.dumps(results["scores"], indent=1))
     accelerator.end_training()
 
 
 def name_classes(model: nn.Module, names: list[str]) -> None:
-    """Give the model's outputs these names; InputError unless each gets one of its own."""
+    """Name the outputs of the model; raise InputError unless every output gets a name of its own."""
     outputs = model.config.num_labels
     if len(set(names)) != outputs or len(names) != outputs:
         raise InputError(f"--model_classes {' '.join(names)}: the model has {outputs} classes; name each of them once")
@@ -133,14 +140,18 @@ def name_classes(model: nn.Module, names: list[str]) -> None:
 
 
 def set_attention(model: nn.Module, accelerator: Accelerator) -> None:
-    """What is fastest without gradients."""
-    model.set_attn_implementation(fastest_attention(model, accelerator.device, accelerator.mixed_precision, 0.0))
+    """Select the attention that is fastest without gradients."""
+    model.set_attn_implementation(fastest_attention(model, accelerator.device, compute_dtype(accelerator), 0.0))
 
 
 def evaluate_splits(
-    arguments: EvaluationArguments, accelerator: Accelerator, model: nn.Module, data: TaskData, noted: dict[str, Any]
+    arguments: EvaluationArguments,
+    accelerator: Accelerator,
+    model: nn.Module,
+    data: TaskData,
+    task_config: dict[str, Any],
 ) -> dict[str, Any]:
-    """Predict and, where there are labels, score every split but train; writes the files."""
+    """Predict every split but train, score those with labels, and write the files."""
     task, directory = data.task, Path(str(arguments.output_dir))
     splits = [split for split in data.raw if split != "train"]
     if not splits:
@@ -158,57 +169,55 @@ def evaluate_splits(
         "data": summary,
         "examples": {split: len(data.raw[split]) for split in splits},
         "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
+        "precision": precision_name(compute_dtype(accelerator)),
         "hardware": hardware(accelerator.device),
         "versions": versions(),
     }
     for split in splits:
         raw = data.raw[split]
-        made, _ = predict(accelerator, model, data, split, arguments.batch_size)
+        predictions, _ = predict(accelerator, model, data, split, arguments.batch_size)
         if not accelerator.is_main_process:
             continue
-        if isinstance(task, SquadTask) and made.unanswerable:
-            tuned = 0.0 if split == "validation" else noted.get("null_threshold") or 0.0
-            made.threshold = tuned if arguments.null_threshold is None else arguments.null_threshold
+        # The model's values were tuned on validation, whose scores they would flatter.
+        predictions = task.apply_tuned(predictions, arguments.tuned({} if split == "validation" else task_config))
         if task.is_labelled(raw):
-            results["scores"][split] = quietly(task.score, raw, made)
+            results["scores"][split] = without_warnings(task.score, raw, predictions)
             results["majority_baseline"][split] = majority_baseline(task, data.raw.get("train", raw), raw)
-            results["report"][split] = task.report(raw, made)
+            results["report"][split] = task.report(raw, predictions)
             for line in report_lines(results["report"][split]):
                 print(line)
         with writing(directory):
-            task.write_predictions(directory / "predictions", raw, made, split)
+            task.write_predictions(directory / "predictions", raw, predictions, split)
     if accelerator.is_main_process:
         write_json(directory / "results.json", results)
     return results
 
 
 def is_file(text: str) -> bool:
-    """Whether `text` is the path of a file; a text too long for a path is none."""
+    """Return whether `text` is the path of a file; a text too long for a path is not."""
     try:
         return Path(text).is_file()
     except (OSError, ValueError):
         return False
 
 
-def ask(arguments: EvaluationArguments, task: SquadTask, noted: dict[str, Any]) -> None:
-    """Print the answer and its probability."""
+def ask(arguments: EvaluationArguments, task: Task, task_config: dict[str, Any]) -> None:
+    """Print the answer to --question and its probability."""
     context = str(arguments.context)
     if is_file(context):
         context = read_text(Path(context))
     model, _ = load_for_task(task, arguments.model, None)
-    threshold = arguments.null_threshold
-    if threshold is None and task.unanswerable:
-        threshold = noted.get("null_threshold") or 0.0
-    found = answer(
+    reply = answer(
         model,
         load_tokenizer(arguments.model),
         str(arguments.question),
         context,
-        null_threshold=threshold,
-        **arguments.settings(noted),
+        # A threshold on the command line makes "no answer" possible, whatever the task.
+        task=task if arguments.null_threshold is None else None,
+        null_threshold=arguments.tuned(task_config).get("null_threshold"),
+        **arguments.settings(task_config),
     )
-    print(json.dumps({"answer": found["answer"], "probability": round(found["probability"], 4)}, ensure_ascii=False))
+    print(json.dumps({"answer": reply["answer"], "probability": round(reply["probability"], 4)}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Export a checkpoint to the format of another program, then open the result and compare it with our own forward pass.
+"""Export a checkpoint to another program's format, open the result and compare it with our own forward pass.
 
     python recipes/export.py --format onnx --model runs/base/model --output_dir runs/base-onnx
 
-stock: a plain `bert` checkpoint. onnx: ONNX Runtime, transformers.js, fastembed. openvino: OpenVINO, optimum-intel.
-ctranslate2: CTranslate2. gguf: llama.cpp and what is built on it. sentence-transformers: SentenceTransformer, for a
-sequence classifier CrossEncoder. All but stock need packages: pip install hfbert-scratch[export].
+stock: a plain `bert` checkpoint, as convert.py --to stock writes it. onnx: ONNX Runtime, transformers.js, fastembed.
+openvino: OpenVINO, optimum-intel. ctranslate2: CTranslate2. gguf: llama.cpp and programs built on it.
+sentence-transformers: SentenceTransformer, for a sequence classifier CrossEncoder. All but stock need packages: pip
+install hfbert-scratch[export].
 
 Supports: every head in stock, onnx and openvino; the encoder in ctranslate2, gguf and sentence-transformers, also
 from checkpoints with pretraining heads.
-Does not support: quantization, which these programs' own tools do; cased vocabularies and other activations than GELU
+Does not support: quantization (use these programs' own tools); cased vocabularies and other activations than GELU
 in gguf; left-to-right models except in stock, onnx and openvino.
 """
 
@@ -24,7 +25,7 @@ from hfbert_scratch.utils.errors import command_line
 
 @dataclasses.dataclass
 class ExportArguments:
-    """What the command line sets."""
+    """The command line."""
 
     format: Literal["stock", "onnx", "gguf", "ctranslate2", "openvino", "sentence-transformers"] = argument(
         help="Format to write"
@@ -38,16 +39,16 @@ class ExportArguments:
 
 @command_line
 def main() -> None:
-    """Export, check, tell."""
+    """Export, verify, report."""
     arguments = parse_arguments(ExportArguments, description=__doc__)
-    # What is missing or not used is told below, by name.
+    # The notes printed below name missing and unused weights; transformers need not warn of them.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     result = export(arguments.model, arguments.output_dir, arguments.format, pooling=arguments.pooling)
     for note in result.notes:
         print(f"note: {note}")
     print(
-        f"{result.directory}: {result.architecture} as {result.format}, opened by {result.checked_by}: largest "
+        f"{result.directory}: {result.architecture} as {result.format}, opened by {result.verified_with}: largest "
         f"difference from our own forward pass {result.largest_difference:.2g} (tolerance {result.tolerance:g})"
     )
 

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 
 from hfbert_scratch.features.encoder import POOLINGS, default_batch_tokens, encode, load_encoder, weights_hash
-from hfbert_scratch.features.files import FORMATS, Layout, Part, TextFile, write_parts
+from hfbert_scratch.features.files import FORMATS, FeatureFile, FeatureSchema, TextFile, write_parts
 from hfbert_scratch.model.inference import inference_copy
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
+from hfbert_scratch.training.accelerator import fastest_precision
 from hfbert_scratch.training.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import fastest_precision, hardware, versions
+from hfbert_scratch.utils.environment import hardware, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import differences, read_json, write_json, writing
 
@@ -49,7 +50,7 @@ class FeatureArguments:
     )
     pooling: str = argument("none", help="none: a vector per token; mean, max, cls, pooler: one per text")
     format: str = argument("jsonl", help="jsonl (the original's), npz or parquet")
-    max_seq_length: int | None = argument(None, help="longer texts are cut; default: at what the model takes")
+    max_seq_length: int | None = argument(None, help="longer texts are truncated; default: the model's limit")
     precision: str = argument("float32", help="float32, bfloat16, or auto: the faster, timed on CPUs")
     batch_tokens: int | None = argument(
         None, help="tokens in a forward pass, padding included; default: 2048 on a CPU, 16384 on a GPU"
@@ -70,7 +71,7 @@ class FeatureArguments:
 
 
 class Record:
-    """record.json of an output directory: what was asked, what is finished. It is what a continued run goes by."""
+    """record.json of an output directory: the settings and the finished files. A continued run starts from it."""
 
     def __init__(self, directory: Path, arguments: FeatureArguments, settings: dict[str, Any]):
         self.path = directory / "record.json"
@@ -85,9 +86,9 @@ class Record:
         elif directory.exists() and any(directory.iterdir()):
             raise InputError(f"output_dir {directory} is not empty and holds no features; name another")
         self.entries |= {"arguments": dataclasses.asdict(arguments), "versions": versions()}
-        # A part that was deleted, and those after it, are made again.
-        whole = [(directory / part["file"]).is_file() for part in self.entries["parts"]]
-        del self.entries["parts"][whole.index(False) if False in whole else len(whole) :]
+        # A deleted file and all files after it are written again.
+        present = [(directory / part["file"]).is_file() for part in self.entries["parts"]]
+        del self.entries["parts"][present.index(False) if False in present else len(present) :]
         self.write()
 
     @property
@@ -95,7 +96,7 @@ class Record:
         return self.entries["parts"]
 
     def total(self, key: str) -> int:
-        """The sum of `key` over the finished parts."""
+        """Return the sum of `key` over the finished files."""
         return sum(part[key] for part in self.parts)
 
     def write(self, **entries: Any) -> None:
@@ -108,7 +109,7 @@ class Record:
 
 @command_line
 def main() -> None:
-    """Open, encode, write."""
+    """Open the model, encode the texts, write the files."""
     arguments = parse_arguments(FeatureArguments, description=__doc__)
     texts = TextFile(Path(arguments.text), arguments.text_column, arguments.pair_column)
     count, fingerprint = texts.check()
@@ -130,7 +131,7 @@ def main() -> None:
         max_seq_length=arguments.max_seq_length,
         batch_tokens=batch_tokens,
     )
-    encoder([])  # settings that do not fit the model are refused before anything is written
+    encoder([])  # refuses settings that do not fit the model before a file is written
     settings = {
         "texts": fingerprint,
         "model": model_hash,
@@ -142,8 +143,8 @@ def main() -> None:
     record = Record(directory, arguments, settings)
     if record.parts:
         print(f"continuing after {len(record.parts)} finished parts, {record.total('texts')} texts", flush=True)
-    layout = Layout(tuple(arguments.layers), pooling, model.config.hidden_size, tokenizer.convert_ids_to_tokens)
-    extract(arguments, directory, texts, count, encoder, layout, record)
+    schema = FeatureSchema(tuple(arguments.layers), pooling, model.config.hidden_size, tokenizer.convert_ids_to_tokens)
+    extract(arguments, directory, texts, count, encoder, schema, record)
     cut = record.total("cut_texts")
     record.write(status="done", hardware=hardware(device), texts=count, tokens=record.total("tokens"), cut_texts=cut)
     if cut:
@@ -157,24 +158,24 @@ def extract(
     texts: TextFile,
     count: int,
     encoder: Any,
-    layout: Layout,
+    schema: FeatureSchema,
     record: Record,
 ) -> None:
-    """Write the parts that are missing, with a line about the progress every few seconds."""
+    """Write the missing files, with a progress line every few seconds."""
     before, earlier = record.total("texts"), record.entries["seconds"]
-    start = said = time.monotonic()
+    start = last_line = time.monotonic()
     finished = tokens = 0
-    written = write_parts(directory, arguments.format, layout, texts, encoder, arguments.part_texts, len(record.parts))
+    written = write_parts(directory, arguments.format, schema, texts, encoder, arguments.part_texts, len(record.parts))
     for item in written:
         now = time.monotonic()
-        if isinstance(item, Part):
+        if isinstance(item, FeatureFile):
             record.parts.append(dataclasses.asdict(item))
             record.write(seconds=round(earlier + now - start, 1))
             continue
         finished += 1
         tokens += len(item.input_ids)
-        if now - said >= arguments.log_every or before + finished == count:
-            said = now
+        if now - last_line >= arguments.log_every or before + finished == count:
+            last_line = now
             rate = finished / (now - start)
             print(
                 f"{before + finished}/{count} texts, {rate:.0f} texts/s, "

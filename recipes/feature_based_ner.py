@@ -3,10 +3,10 @@
     python recipes/feature_based_ner.py --model runs/pretrain/model --output_dir runs/feature_based \\
         --data_dir data/conll2003 --seeds 0 1 2 3 4
 
-leaves in output_dir one run per combination and seed (model/, predictions/, results.json, log.jsonl) and a table with
-the paper's figures beside in results.json. The encoder sees every sentence once; its layers lie in cache_dir, which
-takes 2·(layers + 1)·hidden_size bytes a word (BERT-BASE, CoNLL-2003: 6 GB), and can be deleted afterwards. Killed at
-any moment, the same command continues.
+writes one run per combination and seed into output_dir (model/, predictions/, results.json, log.jsonl), and a table
+beside the paper's figures, results.json. The encoder encodes every sentence once; its layers are kept in cache_dir,
+which takes 2·(layers + 1)·hidden_size bytes a word (BERT-BASE, CoNLL-2003: 6 GB) and can be deleted afterwards. Killed
+at any moment, the same command continues.
 
 Supports: CoNLL-2003 and any tagged words in its shape (--task custom-ner); any encoder that AutoModel opens; several
 processes (accelerate launch --multi_gpu --num_processes N). Does not support: fine-tuning (finetune.py does).
@@ -34,7 +34,7 @@ from hfbert_scratch.features.tagger import (
     train_tagger,
 )
 from hfbert_scratch.model.loading import check_directory
-from hfbert_scratch.tasks import DataArguments, FeatureSettings, NerTask, get_task
+from hfbert_scratch.tasks import TASKS, DataArguments, FeatureSettings, get_task
 from hfbert_scratch.tasks.labels import label_maps
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.run import TrainingArguments
@@ -76,7 +76,7 @@ class FeatureBasedArguments(DataArguments):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {allowed}")
 
     def training(self, combination: str, seed: int, sentences: int) -> TrainingArguments:
-        """One run's arguments."""
+        """Return the arguments of one run."""
         steps = max(1, int(self.epochs * sentences / self.batch_size))
         epoch = -(-sentences // self.batch_size)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -100,10 +100,11 @@ class FeatureBasedArguments(DataArguments):
 
 
 def open_data(arguments: FeatureBasedArguments) -> tuple[TaggingData, Any, dict[str, Any]]:
-    """The task's splits with the encoder's vectors of them, the encoder's configuration, and what the data are."""
+    """Load the data and encode them; return them, the encoder's configuration, and the summary of the data."""
     task = get_task(arguments.task)
-    if not isinstance(task, NerTask):
-        raise InputError(f"--task {arguments.task} does not tag words; there are conll2003 and custom-ner")
+    if not task.tags_words:
+        taggers = ", ".join(name for name, task in TASKS.items() if task.tags_words)
+        raise InputError(f"--task {arguments.task} does not tag words; tasks that do are {taggers}")
     check_directory(arguments.model)
     settings = FeatureSettings(arguments.max_seq_length, document_context=arguments.document_context)
     data = TaskData(task, arguments, load_tokenizer(arguments.model), settings)
@@ -130,7 +131,7 @@ def main() -> None:
     data, encoder, summary = open_data(arguments)
     names = data.task.class_names(data.raw["train"])
     trials = [(combination, seed) for combination in arguments.combinations for seed in arguments.seeds]
-    found: dict[str, list[dict[str, Any]]] = {combination: [] for combination in arguments.combinations}
+    results: dict[str, list[dict[str, Any]]] = {combination: [] for combination in arguments.combinations}
     for number, (combination, seed) in enumerate(trials, start=1):
         print(f"== {combination}, seed {seed} ({number} of {len(trials)})", flush=True)
         config = FeatureTaggerConfig(
@@ -143,20 +144,20 @@ def main() -> None:
             **{name: value for name, value in label_maps(names).items() if name != "num_labels"},
         )
         training = arguments.training(combination, seed, len(data.raw["train"]))
-        results = train_tagger(training, config, data, last=number == len(trials))
-        if results is None:
+        trial = train_tagger(training, config, data, end_training=number == len(trials))
+        if trial is None:
             sys.exit(STOPPED)
-        found[combination].append(results)
+        results[combination].append(trial)
     if os.environ.get("RANK", "0") == "0":
-        report(arguments, data.task.main_metric, found, summary)
+        report(arguments, data.task.main_metric, results, summary)
 
 
 def report(
-    arguments: FeatureBasedArguments, metric: str, found: dict[str, list[dict[str, Any]]], summary: dict[str, Any]
+    arguments: FeatureBasedArguments, metric: str, results: dict[str, list[dict[str, Any]]], summary: dict[str, Any]
 ) -> None:
     """Print the table beside the paper's and write results.json."""
     table = {}
-    for combination, trials in found.items():
+    for combination, trials in results.items():
         row: dict[str, Any] = {"paper_validation": COMBINATIONS[combination].paper_f1, "seeds": arguments.seeds}
         for split in trials[0]["scores"]:
             values = [100 * trial["scores"][split][metric] for trial in trials]
@@ -168,7 +169,7 @@ def report(
         table[combination] = row
     path = Path(arguments.output_dir) / "results.json"
     write_json(path, {"metric": metric, "model": arguments.model, "data": summary} | table)
-    splits = list(next(iter(found.values()))[0]["scores"])
+    splits = list(next(iter(results.values()))[0]["scores"])
     print(f"{metric} in %, mean of {len(arguments.seeds)}; in brackets BERT-BASE's on validation (table 7)")
     for combination, row in table.items():
         shown = ", ".join(

@@ -4,12 +4,12 @@
     python recipes/finetune.py --task squad --model bert-base-uncased --data_dir data/squad --output_dir runs/squad
     accelerate launch --multi_gpu --num_processes 4 recipes/finetune.py --task all-glue --model … --output_dir …
 
-prints and records what the data turned into, and leaves in output_dir: model/ (the step that is best on validation;
+prints and records a summary of the data, and writes into output_dir: model/ (the step that is best on validation;
 opens with pipeline("text-classification") or the task's Auto class), results.json (scores, also class by class),
-predictions/, curves.png, confusion.png (classes) or threshold.png (SQuAD 2.0),
-record.json, log.jsonl, checkpoints/. all-glue runs GLUE's nine tasks one after another into output_dir/<task>, data
-from data_dir/<task> where data_dir is given, and adds results.json with the paper's average and the leaderboard's
-score, and, where all eleven test sets are there, submission.zip. Killed at any moment, the same command continues.
+predictions/, curves.png, confusion.png (classes) or threshold.png (SQuAD 2.0), record.json, log.jsonl, checkpoints/.
+all-glue runs GLUE's nine tasks one after another into output_dir/<task>, with data from data_dir/<task> if data_dir is
+given, and adds results.json with the paper's average and the leaderboard's score and, if all eleven test sets are
+there, submission.zip. Killed at any moment, the same command continues.
 
 Tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli, all-glue, squad squad_v2, swag, conll2003, and with --columns your
 own: custom-classification, custom-pair, custom-regression, custom-qa, custom-ner. Hyperparameters default to the
@@ -31,14 +31,16 @@ from hfbert_scratch.evaluation import TaskData, load_for_task, predict
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.tasks import SUBMISSION_FILES, get_task, glue_average, glue_leaderboard_score, write_submission
 from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training.accelerator import create_accelerator
 from hfbert_scratch.utils.arguments import parse_arguments
-from hfbert_scratch.utils.environment import create_accelerator
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json
 
 
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-# What a task's directory may be called beside its own name: GLUE's own archive, and the Hub's name with a prefix.
+# Trained task → task with only a test set, predicted with the same model.
+DIAGNOSTICS = {"mnli": "ax"}
+# Names of the tasks' directories in GLUE's own archive.
 DIRECTORIES = {"cola": "CoLA", "sst2": "SST-2", "stsb": "STS-B"}
 
 
@@ -52,7 +54,7 @@ def main() -> None:
 
 
 def all_glue(arguments: FinetuningArguments) -> dict[str, Any] | None:
-    """GLUE's tasks in turn, then the averages and the submission; None when stopped by a signal."""
+    """Fine-tune on GLUE's tasks, then write averages and submission; return None when a signal stopped it."""
     if arguments.train_file or arguments.validation_file or arguments.test_file or arguments.dataset:
         raise InputError("all-glue takes its nine tasks' files from --data_dir or the Hub; name no single file")
     settings = {
@@ -64,51 +66,53 @@ def all_glue(arguments: FinetuningArguments) -> dict[str, Any] | None:
         )
         for name in GLUE
     }
-    # Opened before the first one trains: a missing file should not be found after nine hours.
+    # Open all before the first one trains: a missing file should not come up after nine hours.
     data = {name: open_task(own) for name, own in settings.items()}
     scores: dict[str, dict[str, float]] = {}
     predictions: dict[str, Any] = {}
     for name in GLUE:
-        results = fine_tune(settings[name], data[name], last=name == GLUE[-1])
+        results = fine_tune(settings[name], data[name], end_training=name == GLUE[-1])
         if results is None:
             return None
         for split, entry in results["scores"].items():
             if split.startswith("validation"):
                 scores[name + split.removeprefix("validation")] = entry
-        for split, made in results["predictions"].items():
+        for split, split_predictions in results["predictions"].items():
             if split.startswith("test"):
-                predictions[name + split.removeprefix("test")] = made
-        if name == "mnli":
-            predictions |= predict_ax(arguments, Path(settings[name].output_dir) / "model")
+                predictions[name + split.removeprefix("test")] = split_predictions
+        if name in DIAGNOSTICS:
+            predictions |= predict_test(DIAGNOSTICS[name], arguments, Path(settings[name].output_dir) / "model")
     return summarize(Path(arguments.output_dir), scores, predictions)
 
 
-def predict_ax(arguments: FinetuningArguments, model: Path) -> dict[str, Any]:
-    """The diagnostic set's predictions by MNLI's model, if its data are there."""
-    task = get_task("ax")
+def predict_test(name: str, arguments: FinetuningArguments, model: Path) -> dict[str, Any]:
+    """Predict the test set of a task with the model of another, if its data are there."""
+    task = get_task(name)
     directory = task_directory(arguments.data_dir, task.name, required=False)
     if arguments.data_dir and not directory:
         return {}
     accelerator = create_accelerator(arguments.precision)
     accelerator.wait_for_everyone()  # until the main process has written the model
-    where = dataclasses.replace(arguments, data_dir=directory)
-    data = TaskData(task, where, load_tokenizer(model), arguments.feature_settings(task))
+    source = dataclasses.replace(arguments, data_dir=directory)
+    data = TaskData(task, source, load_tokenizer(model), arguments.feature_settings(task))
     network, _ = load_for_task(task, str(model), None)
-    made, _ = predict(accelerator, network.to(accelerator.device), data, "test", arguments.eval_batch_size)
+    predictions, _ = predict(accelerator, network.to(accelerator.device), data, "test", arguments.eval_batch_size)
     if accelerator.is_main_process:
-        task.write_predictions(Path(arguments.output_dir) / "ax" / "predictions", data.raw["test"], made, "test")
-    return {"ax": made}
+        task.write_predictions(
+            Path(arguments.output_dir) / name / "predictions", data.raw["test"], predictions, "test"
+        )
+    return {name: predictions}
 
 
 def task_directory(root: str | None, name: str, required: bool = True) -> str | None:
-    """A task's directory in GLUE's; None without a root, or if it is not required and not there."""
+    """Find the directory of a task in GLUE's; return None without a root, or if it is neither there nor required."""
     if root is None:
         return None
     names = (name, DIRECTORIES.get(name, name.upper()), f"glue_{name}")
-    found = next((str(Path(root) / each) for each in names if (Path(root) / each).is_dir()), None)
-    if found is None and required:
+    directory = next((str(Path(root) / each) for each in names if (Path(root) / each).is_dir()), None)
+    if directory is None and required:
         raise InputError(f"--data_dir {root} has no directory {' or '.join(names)}, which all-glue needs")
-    return found
+    return directory
 
 
 def summarize(directory: Path, scores: dict[str, dict[str, float]], predictions: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +133,8 @@ def summarize(directory: Path, scores: dict[str, dict[str, float]], predictions:
     for name in ("paper_average", "leaderboard_score"):
         value = results[name]
         print(f"{name}: {results[f'no_{name}'] if value is None else f'{value:.1f}'}")
-    lacking = f"none, for there is no test data of {', '.join(missing)}"
-    print(f"submission.zip: {lacking if missing else results['submission']}")
+    reason = f"none, for there is no test data of {', '.join(missing)}"
+    print(f"submission.zip: {reason if missing else results['submission']}")
     return results
 
 

@@ -16,7 +16,6 @@ Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 sto
 checkpoint. A launcher returns 1 for all but 0; record.json then says "stopped" or nothing new.
 """
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +26,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
-from hfbert_scratch.corpus.build import Corpus
+from hfbert_scratch.corpus.arguments import PretrainingDataArguments
+from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.model.loading import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import (
-    PairSettings,
     Phase,
     PretrainingBatches,
     PretrainingEvaluation,
@@ -50,7 +49,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass(kw_only=True)
-class PretrainingArguments(TrainingArguments):
+class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
     """The command line."""
 
     corpus: str = argument(help="directory written by build_corpus.py")
@@ -87,34 +86,11 @@ class PretrainingArguments(TrainingArguments):
     long_micro_batch_size: int = argument(
         0, help="its sequences per forward pass; 0: as many tokens as before", group="sequences and pairs"
     )
-    short_seq_prob: float = argument(
-        0.1, help="share of document passes with a random shorter length", group="sequences and pairs"
-    )
-    balanced_nsp: bool = argument(
-        True, help="exactly half NotNext; false: the original's fair coin, about 55 %%", group="sequences and pairs"
-    )
-    no_nsp: bool = argument(
-        False, help="masked LM alone, on contiguous spans (section 5.1)", group="sequences and pairs"
-    )
-    left_to_right: bool = argument(
-        False, help="causal attention and next-token labels (section 5.1); implies no_nsp", group="model"
-    )
-    masked_lm_prob: float = argument(0.15, help="share of the tokens to predict", group="masking")
-    max_predictions_per_seq: int = argument(
-        0, help="at most; 0: the share, rounded up (20 of 128, 77 of 512)", group="masking"
-    )
-    mask_share: float = argument(0.8, help="of those to predict: replaced by [MASK]", group="masking")
-    random_share: float = argument(0.1, help="replaced by a random token", group="masking")
-    keep_share: float = argument(0.1, help="left as they are", group="masking")
-    whole_word: bool = argument(False, help="mask all pieces of a word together", group="masking")
-    random_special: bool = argument(
-        False, help="random tokens may be special ones, as in the original code", group="masking"
-    )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.no_nsp = self.no_nsp or self.left_to_right
+        PretrainingDataArguments.__post_init__(self)
         longest = max(self.max_seq_length, self.long_max_seq_length)
         if longest > self.max_position_embeddings:
             raise InputError(
@@ -135,16 +111,11 @@ class PretrainingArguments(TrainingArguments):
             Phase(self.long_max_seq_length, self.batch_size, long_micro, self.max_steps),
         ]
 
-    def pair_settings(self) -> PairSettings:
-        """How instances are drawn and masked."""
-        names = {field.name for field in dataclasses.fields(PairSettings)} - {"next_sentence"}
-        return PairSettings(next_sentence=not self.no_nsp, **{name: getattr(self, name) for name in names})
-
 
 def build_model(
     arguments: PretrainingArguments, tokenizer: Any, say: Callable[[str], None]
 ) -> HFBertForPreTraining | HFBertForMaskedLM:
-    """The model to train: from `--model`, or freshly initialised from the seed; weights that it lacks are said."""
+    """Open `--model`, naming the weights it lacks, or initialise a model from the seed."""
     model_class = HFBertForMaskedLM if arguments.no_nsp else HFBertForPreTraining
     dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
     try:
@@ -247,20 +218,20 @@ def main() -> None:
 
 def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any) -> bool:
     """Build, train, save and record; returns whether the run got to its end."""
-    phases, settings = arguments.phases(), arguments.pair_settings()
+    phases = arguments.phases()
     documents, held_out = corpus.split("train"), corpus.split("validation")
-    for phase in phases:  # settings that cannot be are refused before anything is written
-        settings.pairs(documents, phase.max_seq_length)
-        settings.collator(tokenizer, phase.max_seq_length)
+    for phase in phases:  # options out of range are refused before anything is written
+        arguments.sampler(documents, phase.max_seq_length)
+        arguments.collator(tokenizer, phase.max_seq_length)
     model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.say))
     unwrapped = run.accelerator.unwrap_model(model)
-    batches = PretrainingBatches(run, documents, tokenizer, phases, settings, run.progress)
+    batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
     evaluation = PretrainingEvaluation(
         run,
         documents,
         held_out,
         tokenizer,
-        settings,
+        arguments,
         max_seq_length=phases[-1].max_seq_length,
         batch_size=64,
         max_rows=arguments.eval_rows,

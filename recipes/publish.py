@@ -1,12 +1,12 @@
-"""Make a repository for the Hub from a finished run, check it, and push it if asked.
+"""Build a repository for the Hub from a finished run, check it, and push it on request.
 
     python recipes/publish.py --run runs/base --output_dir runs/base-repository --license apache-2.0
     python recipes/publish.py --run runs/mrpc --output_dir runs/mrpc-repository --license apache-2.0 \\
         --repo_id me/bert-mrpc --power_watts 300 --push
 
-Writes the model's files, README.md (the model card), .eval_results/ where the task is a data set of the Hub, and the
-run's plots; then reads the card back and opens the folder in a process without this package. Without --push it only
-lists what would go.
+Writes the model's files, README.md (the model card), .eval_results/ if the task is a data set of the Hub, and the
+run's plots. Then reads the card back and opens the folder in a process without this package. Without --push it only
+lists the files.
 
 Supports: runs of pretrain.py and of finetune.py.
 Does not support: sweeps (publish the run of a trial), runs that leave no model.
@@ -15,14 +15,16 @@ Does not support: sweeps (publish the run of a trial), runs that leave no model.
 import dataclasses
 from pathlib import Path
 
-from hfbert_scratch.publishing.card import Publication, build_card, build_repository, eval_results, open_run, push
+from hfbert_scratch.publishing.card import CardArguments, build_card, eval_results
+from hfbert_scratch.publishing.finished_run import open_run
+from hfbert_scratch.publishing.repository import build_repository, push
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
 
 
 @dataclasses.dataclass(kw_only=True)
-class PublishArguments(Publication):
-    """What the command line sets."""
+class PublishArguments(CardArguments):
+    """The command line."""
 
     push: bool = argument(False, help="upload to --repo_id")
     card: str | None = argument(None, help="also write the card alone, without pictures, to this file")
@@ -34,12 +36,12 @@ def main() -> None:
     """Open the run, build, check, list, push."""
     arguments = parse_arguments(PublishArguments, description=__doc__)
     if arguments.push and arguments.repo_id is None:
-        raise InputError("--push needs --repo_id OWNER/NAME, where to")
+        raise InputError("--push needs --repo_id OWNER/NAME")
     run = open_run(arguments.run)
     files = build_repository(run, arguments)
     print("the card reads back, and the model opens without this package")
     if not eval_results(run):
-        print("note: no .eval_results: the figures are of no data set of the Hub")
+        print("note: no .eval_results: the results are not on a data set of the Hub")
     target = Path(arguments.output_dir)
     for path in files:
         print(f"{path.stat().st_size:>12,}  {path.relative_to(target)}")

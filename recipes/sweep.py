@@ -3,11 +3,11 @@
     python recipes/sweep.py --task rte --model runs/pretrain/model --data_dir data/rte --output_dir runs/rte-sweep
     accelerate launch --multi_gpu --num_processes 8 recipes/sweep.py --task mrpc --model … --output_dir …
 
-leaves in output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
-setting; trials that learnt nothing but the most frequent answer are marked), sweep.png, and trials/<name>/. The score
-is that of a trial's last step. Under a launcher every process runs trials of its own, on a GPU of its own where there
-are any. Killed at any moment, the same command goes on with the trials that are not finished; one that was under way
-starts anew (--keep_checkpoints 1: continues).
+writes into output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
+setting; trials that learnt only the most frequent answer are marked), sweep.png, and trials/<name>/. A trial is scored
+at its last step. Under a launcher every process runs trials of its own, each on its own GPU where there are GPUs.
+Killed at any moment, the same command goes on with the unfinished trials; one that was running starts again
+(--keep_checkpoints 1: continues).
 
 Supports: every task of finetune.py but all-glue; seeds decide the new head, the order of the data and dropout.
 Does not support: one trial on several GPUs.
@@ -28,14 +28,14 @@ from typing import Any
 
 from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
-from hfbert_scratch.tasks import SquadTask, Task
+from hfbert_scratch.tasks import Task
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import STOPPED, CheckpointError, DivergenceError, InputError, command_line
 from hfbert_scratch.utils.files import differences, lock, read_json, write_json, writing
 from hfbert_scratch.utils.plots import draw_sweep
 
 
-# What a trial takes from the grid, and what does not change its score.
+# Options of the grid, and options that do not change scores.
 GRID = ("learning_rates", "batch_sizes", "epoch_counts", "seeds")
 FREE = {*GRID, "output_dir", "log_every", "keep_checkpoints", "save_every", "eval_every", "num_proc", "cache_dir"}
 
@@ -52,7 +52,7 @@ class SweepArguments(FinetuningArguments):
     trackers: list[str] = argument([], help="accelerate's trackers for every trial: tensorboard, wandb, trackio…")
 
     def trials(self, task: Task) -> list[dict[str, Any]]:
-        """The grid, seeds innermost, so that settings are complete one after another."""
+        """Build the grid, seeds innermost, so that settings are completed one after another."""
         defaults = task.defaults
         grid = itertools.product(
             [self.learning_rate] if self.learning_rate else self.learning_rates or defaults.learning_rates,
@@ -67,7 +67,7 @@ class SweepArguments(FinetuningArguments):
         return trials
 
     def without_grid(self, changes: dict[str, Any]) -> FinetuningArguments:
-        """One trial's arguments, which do not change when the grid is widened."""
+        """Return the arguments of one trial, which do not change when the grid grows."""
         names = {field.name for field in dataclasses.fields(FinetuningArguments)}
         return FinetuningArguments(**({name: getattr(self, name) for name in names} | changes))
 
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def leave_the_launchers_group() -> None:
-    """Make this process one of its own, on its own GPU: trials share nothing but the directory."""
+    """Make this process independent, on its own GPU: trials share only the directory."""
     local = os.environ.get("LOCAL_RANK")
     if local is not None:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -104,7 +104,7 @@ def leave_the_launchers_group() -> None:
 
 
 def claim_directory(directory: Path, arguments: SweepArguments) -> None:
-    """Note what all trials share; refuse a directory in which they share something else."""
+    """Write the settings that all trials share; refuse the directory of a sweep with other settings."""
     shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in FREE}
     shared = json.loads(json.dumps(shared))
     path = directory / "settings.json"
@@ -119,17 +119,17 @@ def claim_directory(directory: Path, arguments: SweepArguments) -> None:
 
 
 def trial_directory(directory: Path, trial: dict[str, Any]) -> Path:
-    """Where a trial writes."""
+    """Return the directory of a trial."""
     return directory / "trials" / f"{setting_name(trial)}-seed{trial['seed']}"
 
 
 def setting_name(trial: dict[str, Any]) -> str:
-    """A setting in a file name, a table and a plot."""
+    """Name a setting, for files, the table and the plot."""
     return f"lr{trial['learning_rate']:g}-bs{trial['batch_size']}-ep{trial['epochs']:g}"
 
 
 def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) -> bool:
-    """Run a trial unless it is done or another process has it; False when a signal stopped it."""
+    """Run a trial unless it is done or another process has it; return False when a signal stopped it."""
     directory = trial_directory(Path(arguments.output_dir), trial)
     directory.mkdir(parents=True, exist_ok=True)
     with lock(directory / ".claim", wait=False) as free:
@@ -141,7 +141,7 @@ def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) 
             changes["eval_every"] = changes["save_every"] = 10**9
         print(f"== {directory.name}", flush=True)
         try:
-            results = fine_tune(arguments.without_grid(changes), data, save_model=False, last=False)
+            results = fine_tune(arguments.without_grid(changes), data, save_model=False, end_training=False)
         except DivergenceError as error:
             print(f"diverged: {error}", flush=True)
             entry: dict[str, Any] = {"score": None, "scores": {}, "degenerate": True, "seconds": None}
@@ -194,8 +194,7 @@ def summarize(
             "trials": trials,
         },
     )
-    # SQuAD's scores are percentages as they are.
-    table = markdown(task.main_metric, rows, baseline, 1 if isinstance(task, SquadTask) else 100)
+    table = markdown(task.main_metric, rows, baseline, task.score_scale)
     (directory / "sweep.md").write_text(table, encoding="utf-8")
     if finished:
         draw_sweep(trials, task.main_metric, baseline, directory / "sweep.png")
@@ -209,7 +208,7 @@ def summarize(
 
 
 def markdown(metric: str, rows: list[dict[str, Any]], baseline: float, scale: int) -> str:
-    """The settings in the order given, scores times `scale`."""
+    """Format the table of settings, scores times `scale`."""
 
     def figure(value: float | None) -> str:
         return "–" if value is None else f"{scale * value:.2f}"

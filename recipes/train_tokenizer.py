@@ -8,8 +8,8 @@ reads .txt, .jsonl and .parquet files (also .gz and .zst of the first two), dire
 
 Supports: cased and uncased vocabularies of any size, uncased ones that keep accents and vowel signs, any language
 BERT's word rules fit, text of any size (it is streamed, twice), the same result for the same text.
-Does not support: other algorithms than WordPiece, adding tokens to a trained vocabulary, finding words in text without
-blanks between them.
+Does not support: other algorithms than WordPiece, adding tokens to a trained vocabulary, segmenting text without
+blanks between its words.
 """
 
 import dataclasses
@@ -19,16 +19,17 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from hfbert_scratch.text.readers import Source, find_sources, names_of, read_documents
-from hfbert_scratch.text.tokenizer import Progress, TextLosses, save_tokenizer, tokenizer_hash, train_wordpiece
+from hfbert_scratch.text.readers import TextSource, describe_sources, find_sources, read_documents
+from hfbert_scratch.text.tokenizer import TextLosses, save_tokenizer, tokenizer_hash, train_wordpiece
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import write_json, writing
+from hfbert_scratch.utils.progress import ProgressReporter
 
 
 @dataclasses.dataclass
 class TokenizerArguments:
-    """What the command line sets."""
+    """The command line."""
 
     text: list[str] = argument(help="Files, directories, glob patterns, or hub:NAME[:CONFIGURATION[:SPLIT]]")
     output_dir: str = argument(help="Directory for the tokenizer")
@@ -43,16 +44,16 @@ class TokenizerArguments:
 
 
 class Text:
-    """The documents of `sources`, readable several times, with progress."""
+    """Iterate over the documents of `sources`, several times, reporting the progress."""
 
-    def __init__(self, arguments: TokenizerArguments, sources: list[Source]) -> None:
+    def __init__(self, arguments: TokenizerArguments, sources: list[TextSource]) -> None:
         self.arguments, self.sources = arguments, sources
         self.bytes = self.documents = self.passes = 0
 
     def __iter__(self) -> Iterator[str]:
         self.passes += 1
-        # The first pass tells how much text there is once unpacked.
-        progress = Progress(f"pass {self.passes}", total=self.bytes)
+        # The first pass measures the unpacked text.
+        progress = ProgressReporter(f"pass {self.passes}", total=self.bytes)
         self.documents = 0
         for document in read_documents(
             self.sources, text_column=self.arguments.text_column, encoding_errors=self.arguments.encoding_errors
@@ -63,7 +64,7 @@ class Text:
         self.bytes = progress.done
         print(progress.line(), flush=True)
         if not self.documents:
-            raise InputError(f"{names_of(self.sources)} holds no text")
+            raise InputError(f"{describe_sources(self.sources)} holds no text")
 
 
 @command_line

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hfbert_scratch.corpus.build import BuildArguments, Corpus, build_corpus
-from hfbert_scratch.corpus.segment_pairs import Documents
-from hfbert_scratch.corpus.shard_writing import write_documents
+from hfbert_scratch.corpus.arguments import BuildArguments
+from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.dataset import Corpus, TokenizedDocuments, write_documents
 from hfbert_scratch.text.tokenizer import train_wordpiece
 
 
@@ -57,7 +57,7 @@ def build(directory: Path, texts: list[str], tokenizer=None, name: str = "corpus
 
 def numbered_documents(
     directory: Path, sentence_lengths: list[list[int]], documents_per_shard: int = 10**9
-) -> Documents:
+) -> TokenizedDocuments:
     """Documents whose token ids are their positions (from 10 on), so that a test sees where a row comes from."""
     files = []
     first = 10
@@ -68,7 +68,7 @@ def numbered_documents(
         first += len(tokens)
         files.append(directory / f"data-{len(files):05d}.arrow")
         write_documents(files[-1], tokens, lengths, np.array([len(lengths) for lengths in part]))
-    return Documents(files, {"pad": 0, "cls": 2, "sep": 3})
+    return TokenizedDocuments(files, {"pad": 0, "cls": 2, "sep": 3})
 
 
 def random_lengths(

@@ -1,4 +1,4 @@
-"""Tiny tasks that can be learnt in seconds, as files, and a tiny model to learn them."""
+"""Files of tiny tasks that can be learnt in seconds, and a tiny model to learn them."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ GOOD, BAD = WORDS[0], WORDS[1]
 
 
 def make_model(directory: Path, tokenizer: Any = None, **config: Any) -> Path:
-    """An encoder without a head, and its tokenizer."""
+    """Write an encoder without a head, and its tokenizer."""
     tokenizer = tokenizer or small_tokenizer(documents(100))
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -35,14 +35,14 @@ def make_model(directory: Path, tokenizer: Any = None, **config: Any) -> Path:
 
 
 def _text(rng: random.Random, key: str, most: int = 12) -> str:
-    """Random words, with `key` first: [CLS] finds it by its position."""
+    """Draw random words after `key`, which [CLS] finds by its position."""
     return " ".join([key, *rng.choices(WORDS[2:], k=rng.randint(1, most))])
 
 
 def rows(task: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Labelled rows of a task, decided by the words GOOD and BAD."""
+    """Make labelled rows of a task; the words GOOD and BAD decide the labels."""
     rng = random.Random(seed)
-    made = []
+    examples = []
     for number in range(count):
         right = rng.random() < 0.6
         key = GOOD if right else BAD
@@ -76,17 +76,19 @@ def rows(task: str, count: int, seed: int) -> list[dict[str, Any]]:
             if task == "squad_v2" and not right:
                 context, answers = " ".join(others), {"text": [], "answer_start": []}
             row = {"id": str(number), "question": WORDS[3], "context": context, "answers": answers}
-        made.append(row)
-    return made
+        examples.append(row)
+    return examples
 
 
-def without_labels(task: str, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a test set."""
-    return [{key: value for key, value in row.items() if key not in ("label", "ner_tags", "answers")} for row in made]
+def without_labels(task: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Remove the labels of rows, as in a test set."""
+    return [
+        {key: value for key, value in row.items() if key not in ("label", "ner_tags", "answers")} for row in examples
+    ]
 
 
 def make_data(directory: Path, task: str, train: int = 64, validation: int = 19, test: int = 5) -> Path:
-    """train.jsonl, validation.jsonl and an unlabelled test.jsonl of a task; MNLI's mismatched ones too."""
+    """Write train.jsonl, validation.jsonl and an unlabelled test.jsonl of a task; for MNLI the mismatched ones too."""
     directory.mkdir(parents=True, exist_ok=True)
     if task != "ax":
         write_jsonl(directory / "train.jsonl", rows(task, train, 0))
@@ -99,7 +101,7 @@ def make_data(directory: Path, task: str, train: int = 64, validation: int = 19,
 
 
 def options(kind: str, data: Path, start_from: Path, output: Path, **changes: Any) -> list[str]:
-    """The command line of a run that takes a second."""
+    """Build the command line of a run that takes a second."""
     settings = {
         "task": kind,
         "data_dir": data,
@@ -120,7 +122,7 @@ def options(kind: str, data: Path, start_from: Path, output: Path, **changes: An
 
 
 def command(settings: dict[str, Any]) -> list[str]:
-    """A command line; lists become several words, None leaves an option out."""
+    """Build a command line; lists become several words, None leaves an option out."""
     line = []
     for name, value in settings.items():
         if value is not None:
@@ -129,7 +131,7 @@ def command(settings: dict[str, Any]) -> list[str]:
 
 
 def recipe(name: str) -> Any:
-    """The module recipes/<name>.py; by its path, for one of them is called like a library."""
+    """Import recipes/<name>.py by its path: recipes are not in a package."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -138,7 +140,7 @@ def recipe(name: str) -> Any:
 
 
 def call(monkeypatch: Any, name: str, line: list[str]) -> int:
-    """Run a recipe's main in this process; returns its exit code."""
+    """Run a recipe's main in this process; return its exit code."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *line])
     try:

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import transformers
 
 import hfbert_scratch
 from hfbert_scratch import HFBertConfig
+from hfbert_scratch.utils.isolation import run_offline, run_without_package
 
 
 TINY = {
@@ -185,26 +185,8 @@ def fresh_process(
 
     `without_package`: `import hfbert_scratch` fails there, as on the machine of someone who only has a checkpoint.
     """
-    if without_package:
-        # None in sys.modules makes the import fail however the package is installed.
-        code = "import sys\nsys.modules['hfbert_scratch'] = None\n" + code
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTEST", "COV_"))}
-    environment |= {
-        "HF_HOME": str(tmp_path / "hf_home"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    run = run_without_package if without_package else run_offline
+    result = run(code, directory=tmp_path, environment={"OMP_NUM_THREADS": "1"}, timeout=timeout)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     return result
 

@@ -280,7 +280,7 @@ TEXT = {
     "text called .gz": (file("a.txt.gz", SENTENCE), r"a\.txt\.gz is truncated or damaged .*Not a gzipped file"),
     "text called .zst": (file("a.txt.zst", SENTENCE), r"a\.txt\.zst is truncated or damaged"),
     "broken JSON": (file("a.jsonl", '{"text": "a"}\n{"text": "b'), r"a\.jsonl: line 2 is not JSON"),
-    "JSON without the field": (lines("a.jsonl", {"body": "a"}), "no field 'text', only 'body'; see --text_column"),
+    "JSON without the field": (lines("a.jsonl", {"body": "a"}), "no column 'text', only 'body'; see --text_column"),
     "JSON with a number": (lines("a.jsonl", {"text": 5}), r"line 1: field 'text' is a int, not a string"),
     "JSON of brackets": (file("a.jsonl", "[" * 100_000), "line 1 is nested too deeply"),
     "JSON of digits": (file("a.jsonl", '{"text": %s}' % ("9" * 5000)), r"a\.jsonl: line 1 cannot be read \(Exceeds"),

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import hfbert_scratch
 from hfbert_scratch.conversion import stock as conversion
 from hfbert_scratch.conversion import tensorflow as tensorflow_checkpoint
+from hfbert_scratch.conversion.checkpoint import read_checkpoint
 from hfbert_scratch.conversion.stock import from_stock, to_stock
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
 from hfbert_scratch.utils.errors import InputError, OutputError
@@ -330,7 +331,7 @@ def original(directory, model, words, reader, monkeypatch):
     else:
         for ending in ("index", "data-00000-of-00001"):
             (directory / f"bert_model.ckpt.{ending}").touch()
-        monkeypatch.setattr(tensorflow_checkpoint, "_variables", lambda prefix: variables)
+        monkeypatch.setattr(tensorflow_checkpoint, "read_variables", lambda prefix: variables)
 
 
 READERS = ["in its stead", pytest.param("tensorflow", marks=pytest.mark.tensorflow)]
@@ -380,7 +381,7 @@ def test_originals_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     (source / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     refused("original: the weights lack 16 parameters of the encoder")
     (source / "bert_config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(tensorflow_checkpoint, "_variables", lambda prefix: {"model/w": np.ones(3)})
+    monkeypatch.setattr(tensorflow_checkpoint, "read_variables", lambda prefix: {"model/w": np.ones(3)})
     refused("holds no variables of the original BERT")
     (source / "bert_model.ckpt-9.index").touch()
     refused(r"holds several checkpoints \(bert_model.ckpt-9, bert_model.ckpt\); leave one")
@@ -548,12 +549,12 @@ def test_sources_and_targets_that_are_not_possible(stock_directory, tmp_path, mo
 
 def test_a_conversion_that_changes_an_output_fails(stock_directory, tmp_path, monkeypatch):
     # What the check at the end is for: a mistake in the conversion.
-    def mistaken(checkpoint):
-        use_todays_names(checkpoint)
+    def misread(source, model_type):
+        checkpoint = read_checkpoint(source, model_type)
         checkpoint.tensors["bert.encoder.layer.1.output.dense.bias"][3] += 1e-3
+        return checkpoint
 
-    use_todays_names = conversion._use_todays_names
-    monkeypatch.setattr(conversion, "_use_todays_names", mistaken)
+    monkeypatch.setattr(conversion, "read_checkpoint", misread)
     with pytest.raises(RuntimeError, match="differ by"):
         from_stock(stock_directory, tmp_path / "ours")
     assert not list(tmp_path.iterdir())

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from corpus_helpers import FailingSegmenter, build, documents, small_tokenizer, write_text
 
-from hfbert_scratch.corpus import shard_forming, shard_writing
-from hfbert_scratch.corpus.build import BuildArguments, Corpus, build_corpus
-from hfbert_scratch.corpus.segment_pairs import SegmentPairs
+from hfbert_scratch.corpus import shards
+from hfbert_scratch.corpus.arguments import BuildArguments
+from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.segment_pairs import SegmentPairSampler
 from hfbert_scratch.text.sentences import split_sentences
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError, OutputError
@@ -87,9 +89,9 @@ def test_manifest(corpus, texts):
         assert split["unigram_accuracy"] == pytest.approx(share.max(), abs=1e-4)
     assert set(manifest["pairs"]["train"]) == {"128", "512"}
     entry = manifest["pairs"]["train"]["128"]
-    pairs = SegmentPairs(corpus.split("train"), max_seq_length=128, seed=0)
-    assert entry["instances"] == len(pairs.group(0, 0))
-    batch = pairs.assemble(pairs.group(0, 0))
+    pairs = SegmentPairSampler(corpus.split("train"), max_seq_length=128, seed=0)
+    assert entry["instances"] == len(pairs.sample_buffer(0, 0))
+    batch = pairs.to_batch(pairs.sample_buffer(0, 0))
     assert entry["padding_rate"] == pytest.approx((batch["input_ids"] == 0).mean(), abs=1e-3)
     assert entry["not_next_rate"] == pytest.approx(batch["next_sentence_label"].mean(), abs=1e-3)
     assert manifest["special_ids"] == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -123,7 +125,7 @@ def test_open_refuses_what_it_was_not_built_for(corpus, tokenizer, tmp_path, tex
 
 
 def test_same_result_for_any_number_of_processes_and_hosts(tmp_path, tokenizer, monkeypatch, texts):
-    monkeypatch.setattr(shard_forming, "shard_size", lambda sources: 6_000)
+    monkeypatch.setattr(shards, "shard_size", lambda sources: 6_000)
     one = build(tmp_path, texts, tokenizer, "one")
     assert one.split("train").num_shards > 5
     source = str(tmp_path / "one.txt")
@@ -146,10 +148,10 @@ def test_same_result_for_any_number_of_processes_and_hosts(tmp_path, tokenizer, 
 
 
 def test_an_interrupted_build_goes_on(tmp_path, tokenizer, monkeypatch, texts):
-    monkeypatch.setattr(shard_forming, "shard_size", lambda sources: 6_000)
+    monkeypatch.setattr(shards, "shard_size", lambda sources: 6_000)
     build(tmp_path, texts, tokenizer, "whole")
     arguments = BuildArguments(text=(str(tmp_path / "whole.txt"),), tokenizer="small")
-    write, written = shard_writing.ShardWriter.write, []
+    write, written = shards.ShardWriter.write, []
 
     def failing(self, shard):
         if shard.number == 3:
@@ -157,7 +159,7 @@ def test_an_interrupted_build_goes_on(tmp_path, tokenizer, monkeypatch, texts):
         written.append(shard.number)
         return write(self, shard)
 
-    monkeypatch.setattr(shard_writing.ShardWriter, "write", failing)
+    monkeypatch.setattr(shards.ShardWriter, "write", failing)
     with pytest.raises(
         OutputError, match="the corpus .* cannot be written .No space left on device.; finished shards are kept"
     ):
@@ -166,7 +168,7 @@ def test_an_interrupted_build_goes_on(tmp_path, tokenizer, monkeypatch, texts):
         Corpus.open(tmp_path / "again")
     with pytest.raises(InputError, match=r"begun with other arguments \(seed: 0 there, 1 now\)"):
         build_corpus(BuildArguments(arguments.text, "small", seed=1), tokenizer, tmp_path / "again")
-    monkeypatch.setattr(shard_writing.ShardWriter, "write", lambda self, s: written.append(s.number) or write(self, s))
+    monkeypatch.setattr(shards.ShardWriter, "write", lambda self, s: written.append(s.number) or write(self, s))
     build_corpus(arguments, tokenizer, tmp_path / "again")
     assert sorted(written) == list(range(max(written) + 1))  # none twice
     assert same_files(tmp_path / "whole", tmp_path / "again")
@@ -217,7 +219,7 @@ def test_split_follows_the_documents(tmp_path, tokenizer, texts):
     assert validation("c", texts, seed=1) != first
     few = build(tmp_path, texts[:12], tokenizer, "few", validation_share=0.0001)
     assert few.manifest["splits"]["validation"]["documents"] == 2  # next-sentence prediction needs two
-    single = build(tmp_path, texts[:12], tokenizer, "single", validation_share=0.0001, next_sentence=False)
+    single = build(tmp_path, texts[:12], tokenizer, "single", validation_share=0.0001, no_nsp=True)
     assert single.manifest["splits"]["validation"]["documents"] == 1
     most = build(tmp_path, texts[:6], tokenizer, "most", validation_share=0.999)
     assert most.manifest["splits"]["train"]["documents"] == 2
@@ -241,7 +243,7 @@ def test_duplicates(tmp_path, tokenizer, texts):
 
 def test_digests_against_a_set():
     rng = np.random.default_rng(0)
-    digests, known = shard_forming._Digests(), set()
+    digests, known = shards._DigestSet(), set()
     for _ in range(200):
         batch = rng.integers(0, 3000, rng.integers(1, 60)).astype(np.uint64)
         new = digests.add(batch)
@@ -283,11 +285,11 @@ def test_corpora_nothing_can_be_learnt_from(tmp_path, tokenizer, texts):
         build(tmp_path, ["\0\1\2", "\0"], tokenizer, "control", validation_share=0.0)
     with pytest.raises(InputError, match="at least 2 documents .blank-line separated.; found 1 .*--no_nsp"):
         build(tmp_path, texts[:1], tokenizer, "single", validation_share=0.0)
-    one = build(tmp_path, texts[:1], tokenizer, "nonsp", validation_share=0.0, next_sentence=False)
+    one = build(tmp_path, texts[:1], tokenizer, "nonsp", validation_share=0.0, no_nsp=True)
     assert one.manifest["splits"]["train"]["documents"] == 1
     assert "not_next_rate" not in one.manifest["pairs"]["train"]["128"]
     with pytest.raises(InputError, match="one document cannot be split"):
-        build(tmp_path, texts[:1], tokenizer, "unsplit", next_sentence=False)
+        build(tmp_path, texts[:1], tokenizer, "unsplit", no_nsp=True)
     lines = [line for text in texts for line in split_sentences(text)]
     with pytest.raises(InputError, match="have one sentence.*blank line behind every sentence"):
         build(tmp_path, lines, tokenizer, "lines")
@@ -360,10 +362,10 @@ def test_advice_for_small_corpora_leads_to_one_that_can_be_trained_on(tmp_path, 
     ):
         build(tmp_path, texts[:2], tokenizer, "two")
     for name, count, next_sentence in (("nonsp", 2, False), ("four", 4, True)):
-        made = build(tmp_path, texts[:count], tokenizer, name, next_sentence=next_sentence)
+        made = build(tmp_path, texts[:count], tokenizer, name, no_nsp=not next_sentence)
         for split in ("train", "validation"):
-            pairs = SegmentPairs(made.split(split), max_seq_length=128, seed=0, next_sentence=next_sentence)
-            assert len(pairs.group(0, 0)) > 0
+            pairs = SegmentPairSampler(made.split(split), max_seq_length=128, seed=0, next_sentence=next_sentence)
+            assert len(pairs.sample_buffer(0, 0)) > 0
     none = build(tmp_path, texts[:2], tokenizer, "none", validation_share=0.0)
     assert "no document is held out, and pretrain.py needs some" in none.manifest["warnings"][0]
     with pytest.raises(InputError, match="no split 'validation'.* from 4 documents or more .2 with --no_nsp"):
@@ -390,7 +392,7 @@ def test_recipe(tmp_path, tokenizer, texts):
     assert done.returncode == 0, done.stderr
     assert "unigram entropy" in done.stdout and "length 128: instances" in done.stdout
     made = Corpus.open(tmp_path / "corpus", tokenizer, 128)
-    assert len(SegmentPairs(made.split("validation"), max_seq_length=128, seed=0).group(0, 0)) > 0
+    assert len(SegmentPairSampler(made.split("validation"), max_seq_length=128, seed=0).sample_buffer(0, 0)) > 0
     wrong = run(tmp_path / "corpus", "--validation_share", "0.2")
     assert wrong.returncode == 2
     assert "validation_share: 0.1 there, 0.2 now" in wrong.stderr and "Traceback" not in wrong.stderr

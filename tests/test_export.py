@@ -6,6 +6,7 @@ Formats whose packages are missing are skipped; `make test-clients` runs all of 
 import importlib.util
 import json
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from corpus_helpers import documents
 from helpers import CASES, batch, make
 from safetensors.torch import load_file, save_file
 
-from hfbert_scratch.conversion.export import FORMATS, export
-from hfbert_scratch.conversion.stock import from_stock
+from hfbert_scratch.conversion.export import export
+from hfbert_scratch.conversion.formats import FORMATS, STOCK
+from hfbert_scratch.conversion.stock import from_stock, to_stock
 from hfbert_scratch.text.tokenizer import save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError
 
@@ -54,6 +56,22 @@ def test_stock_is_exact_and_complete(case, tmp_path):
     assert files(tmp_path / "out") == {"config.json", "model.safetensors"} | TOKENIZER_FILES
     theirs = getattr(transformers, CASES[case][1]).from_pretrained(tmp_path / "out")
     assert torch.equal(theirs(**batch(case, labels=False))[0], model(**batch(case, labels=False))[0])
+
+
+def test_stock_is_the_same_by_export_and_by_convert(tmp_path):
+    save(tmp_path / "ours", "masked_lm")
+    export(tmp_path / "ours", tmp_path / "exported", "stock")
+    to_stock(tmp_path / "ours", tmp_path / "converted")
+    exported, converted = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("exported", "converted")
+    )
+    assert exported == converted
+
+
+def test_the_recipe_offers_every_format(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    choices = typing.get_type_hints(importlib.import_module("export").ExportArguments)["format"]
+    assert {STOCK, *FORMATS} == set(typing.get_args(choices))
 
 
 def test_onnx_has_the_layout_of_transformers_js(tmp_path):
@@ -146,7 +164,7 @@ def test_a_head_without_weights(tmp_path):
         export(tmp_path / "ours", tmp_path / "out", "onnx")
 
 
-@pytest.mark.parametrize("format", [name for name, form in FORMATS.items() if form.packages])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_missing_package(format, tmp_path, monkeypatch):
     save(tmp_path / "ours")
     found = importlib.util.find_spec

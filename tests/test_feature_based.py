@@ -17,21 +17,20 @@ from helpers import make
 from task_helpers import write_jsonl
 from training_helpers import RECIPES
 
-from hfbert_scratch.features import tagger as feature_based
+from hfbert_scratch.features import word_vectors
 from hfbert_scratch.features.encoder import encode
 from hfbert_scratch.features.tagger import (
     COMBINATIONS,
     FeatureTagger,
     FeatureTaggerConfig,
     TaggingData,
-    WordVectors,
-    cached_word_vectors,
     combination_layers,
     predict_tags,
     tagger_inputs,
     tagging_data,
     train_tagger,
 )
+from hfbert_scratch.features.word_vectors import WordVectors, cached_word_vectors
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
 from hfbert_scratch.text.tokenizer import save_tokenizer
 from hfbert_scratch.training.run import TrainingArguments
@@ -169,16 +168,16 @@ def test_the_encoder_runs_once_for_the_same_weights_and_data(raw, encoder, token
 def test_a_cache_that_was_cut_off_is_made_again(monkeypatch, raw, encoder, tokenizer, tmp_path):
     settings = FeatureSettings(40, cache_dir=str(tmp_path / "tokens"))
     features = get_task("custom-ner").features(raw["validation"], tokenizer, settings)
-    whole = feature_based.encode_rows
+    whole = word_vectors.encode_inputs
 
     def full_disk(*args, **options):
         yield from list(whole(*args, **options))[:3]
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_based, "encode_rows", full_disk)
+    monkeypatch.setattr(word_vectors, "encode_inputs", full_disk)
     with pytest.raises(OutputError, match="No space left"):
         cached_word_vectors(encoder, features, tmp_path / "cache")
-    monkeypatch.setattr(feature_based, "encode_rows", whole)
+    monkeypatch.setattr(word_vectors, "encode_inputs", whole)
     vectors = cached_word_vectors(encoder, features, tmp_path / "cache")
     assert vectors.layers[-1][-1].any() and len(vectors.layers[0]) == len(vectors.known)
 

@@ -21,7 +21,7 @@ from helpers import TINY, make, pair
 from safetensors.torch import load_file, save_file
 from training_helpers import RECIPES, environment
 
-from hfbert_scratch.features.encoder import Row, encode, encode_rows, load_encoder, weights_hash
+from hfbert_scratch.features.encoder import EncoderInput, encode, encode_inputs, load_encoder, weights_hash
 from hfbert_scratch.features.files import FORMATS, TextFile
 from hfbert_scratch.model.inference import inference_copy
 from hfbert_scratch.model.onednn import PackedLinear, has_onednn
@@ -101,10 +101,10 @@ def test_rows_with_positions_give_those_tokens_alone(models):
     rows = []
     for length in (4, 30, 9):
         ids = rng.integers(5, 99, length).astype(np.int32)
-        rows.append(Row(ids, np.zeros_like(ids), positions=np.array([2, 0])))
-    for row, (same, vectors) in zip(rows, encode_rows(ours, rows, layers=(0, -1)), strict=True):
+        rows.append(EncoderInput(ids, np.zeros_like(ids), positions=np.array([2, 0])))
+    for row, (same, vectors) in zip(rows, encode_inputs(ours, rows, layers=(0, -1)), strict=True):
         assert same is row
-        ((_, everything),) = encode_rows(ours, [Row(row.input_ids, row.token_type_ids)], layers=(0, -1))
+        ((_, everything),) = encode_inputs(ours, [EncoderInput(row.input_ids, row.token_type_ids)], layers=(0, -1))
         assert np.abs(vectors - everything[:, [2, 0]]).max() <= TOLERANCE
 
 
@@ -143,7 +143,7 @@ def test_truncation_is_counted_and_gives_what_the_tokenizer_keeps(models, tokeni
     long, short = "bada keko " * 50, "bada"
     whole = len(tokenizer(long, verbose=False)["input_ids"])
     got = list(encode(ours, tokenizer, [short, long, (long, short)], max_seq_length=12))
-    assert [features.cut for features in got] == [
+    assert [features.num_truncated for features in got] == [
         0,
         whole - 12,
         len(tokenizer(long, short, verbose=False)["input_ids"]) - 12,
@@ -287,9 +287,9 @@ def test_text_files_give_their_lines_and_pairs(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"", "holds no texts"),
-        ("a.txt", b"good\nb\xffd\n", "line 2 is not valid UTF-8"),
-        ("a.txt.gz", b"not gzip", "truncated or cannot be read"),
-        ("a.txt.gz", gzip.compress(b"good\n" * 50, mtime=0)[:-6], "truncated or cannot be read"),
+        ("a.txt", b"good\nb\xffd\n", "line 2, byte 6, is not valid UTF-8"),
+        ("a.txt.gz", b"not gzip", "truncated or damaged"),
+        ("a.txt.gz", gzip.compress(b"good\n" * 50, mtime=0)[:-6], "truncated or damaged"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 is a list"),
         ("a.jsonl", b'{"txt": "a"}\n', "line 1 has no column 'text', only 'txt'"),
@@ -352,7 +352,7 @@ def test_the_three_formats_hold_the_same_vectors(monkeypatch, capsys, inputs, mo
         assert call(monkeypatch, command(inputs, tmp_path / format, format=format)) == 0
         assert len(contents(tmp_path / format)) == 5
     printed = capsys.readouterr().out
-    cut = sum(features.cut > 0 for features in expected)
+    cut = sum(features.num_truncated > 0 for features in expected)
     assert cut and f"{cut} of 70 texts were longer" in printed and "texts/s" in printed
     record = json.loads((tmp_path / "npz" / "record.json").read_text())
     assert record["status"] == "done" and record["texts"] == 70 and record["cut_texts"] == cut
@@ -374,11 +374,11 @@ def test_the_three_formats_hold_the_same_vectors(monkeypatch, capsys, inputs, mo
         values = [[layer["values"] for layer in token["layers"]] for token in lines[number]["features"]]
         assert np.abs(np.array(values).swapaxes(0, 1) - features.vectors).max() <= TOLERANCE
         row = table[number]
-        assert row["tokens"] == tokens and row["cut_tokens"] == features.cut and row["linex_index"] == number
+        assert row["tokens"] == tokens and row["cut_tokens"] == features.num_truncated and row["linex_index"] == number
         assert np.abs(np.array([row["layer_-1"], row["layer_0"]]) - features.vectors).max() <= TOLERANCE
         with np.load(tmp_path / "npz" / f"features-{number // 16:05d}.npz") as part:
             assert np.abs(part[f"vectors_{number}"] - features.vectors).max() <= TOLERANCE
-            assert part["layers"].tolist() == [-1, 0] and part[f"cut_tokens_{number}"] == features.cut
+            assert part["layers"].tolist() == [-1, 0] and part[f"cut_tokens_{number}"] == features.num_truncated
 
 
 def test_pooled_vectors_in_the_three_formats(monkeypatch, inputs, models, tokenizer, tmp_path):
@@ -407,7 +407,7 @@ def test_a_part_that_failed_leaves_the_earlier_ones_and_continuing_gives_the_sam
     from hfbert_scratch.features import files as feature_files
 
     assert call(monkeypatch, command(inputs, tmp_path / "whole", format=format)) == 0
-    writer = feature_files._WRITERS[format]
+    writer = feature_files.WRITERS[format]
     write = writer.write
 
     def fail(self, index, features):
@@ -506,7 +506,7 @@ def test_an_encoder_that_counts_positions_from_the_padding_is_cut_where_its_tabl
     )
     model = transformers.RobertaModel(config).eval()
     (got,) = encode(model, tokenizer, ["word " * 100])
-    assert len(got.input_ids) == LIMIT - tokenizer.pad_token_id - 1 and got.cut > 0
+    assert len(got.input_ids) == LIMIT - tokenizer.pad_token_id - 1 and got.num_truncated > 0
 
 
 def test_weights_named_by_a_wrapper_are_explained(tmp_path):

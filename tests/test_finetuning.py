@@ -21,9 +21,9 @@ from hfbert_scratch.evaluation import Examples, TaskData, answer, call_model, lo
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches, fine_tune
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
 from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training.accelerator import create_accelerator
 from hfbert_scratch.training.optimizers import create_optimizer
 from hfbert_scratch.utils.arguments import parse_arguments
-from hfbert_scratch.utils.environment import create_accelerator
 
 
 KINDS = ("cola", "mrpc", "stsb", "swag", "conll2003", "squad", "squad_v2")
@@ -266,7 +266,7 @@ three_processes({line!r}, {model!r}, {data!r}, {target!r})
 
 def three_processes(line, model, data, target):
     """What each process of a launch does: a run, and outputs for numbers of features that do not divide evenly."""
-    fine_tune(parse_arguments(FinetuningArguments, line), last=False)
+    fine_tune(parse_arguments(FinetuningArguments, line), end_training=False)
     outputs_of_sizes(model, data, target)
 
 
@@ -387,7 +387,7 @@ def test_our_loss_is_the_models_own(kind, trained, data):
     with torch.no_grad():
         targets = {name: batch[name] for name in examples.targets}
         total = torch.tensor(float(examples.count_targets(np.arange(8))))
-        ours = task_loss(call_model(network, batch, examples.targets), targets, total)
+        ours = task_loss(task, call_model(network, batch, examples.targets), targets, total)
         theirs = network(**batch).loss
     torch.testing.assert_close(ours, theirs)
 
@@ -416,7 +416,7 @@ def batches(model, data, tmp_path, step=0, **changes):
     )
     given = {"task": "mrpc", "model": "m", "output_dir": "o", "batch_size": 10, "micro_batch_size": 5} | changes
     arguments = FinetuningArguments(**given).resolved(task, len(examples))
-    return FinetuningBatches(_Run(step), examples, arguments, pad_to_batch=False), examples
+    return FinetuningBatches(_Run(step), examples, arguments), examples
 
 
 @pytest.mark.parametrize("grouped", [True, False])

@@ -5,7 +5,7 @@ import pytest
 from corpus_helpers import small_tokenizer
 
 from hfbert_scratch.corpus import masking
-from hfbert_scratch.corpus.masking import Masking, PretrainingCollator, number_to_predict
+from hfbert_scratch.corpus.masking import MaskingConfig, PretrainingCollator, num_predictions
 from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
 from hfbert_scratch.utils.errors import InputError
 
@@ -38,7 +38,7 @@ def random_rows(tokenizer, count: int, length: int, seed: int = 0, first_index: 
 
 
 def collator(tokenizer, most: int = 20, seed: int = 3, **rule) -> PretrainingCollator:
-    return PretrainingCollator(tokenizer, Masking(most, **rule), seed)
+    return PretrainingCollator(tokenizer, MaskingConfig(most, **rule), seed)
 
 
 def test_statistics_are_the_papers(tokenizer):
@@ -88,8 +88,8 @@ def test_positions_are_uniform_and_static_arrays_agree_with_the_labels(tokenizer
 
 def test_number_to_predict_rounds_halves_to_even():
     # round(10·0.15) = round(1.5) = 2, round(30·0.15) = round(4.5) = 4: Python's rule, as in the original code
-    assert number_to_predict(np.array([3, 10, 30, 128, 512]), 0.15, 100).tolist() == [1, 2, 4, 19, 77]
-    assert number_to_predict(np.array([512]), 0.15, 76).tolist() == [76]
+    assert num_predictions(np.array([3, 10, 30, 128, 512]), 0.15, 100).tolist() == [1, 2, 4, 19, 77]
+    assert num_predictions(np.array([512]), 0.15, 76).tolist() == [76]
 
 
 @pytest.mark.parametrize("shares", [(1, 0, 0), (0.8, 0, 0.2), (0.8, 0.2, 0), (0, 0.8, 0.2), (0, 1, 0)])
@@ -117,7 +117,7 @@ def test_whole_words_are_masked_whole(tokenizer):
     special = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
     longer = 0
     for row, chosen, wanted in zip(
-        rows["input_ids"], predicted, number_to_predict(rows["lengths"], 0.15, 12), strict=True
+        rows["input_ids"], predicted, num_predictions(rows["lengths"], 0.15, 12), strict=True
     ):
         words: list[list[int]] = []
         for column, token in enumerate(row):
@@ -160,7 +160,7 @@ def test_masks_depend_on_seed_epoch_and_index_alone(tokenizer):
 
 def test_left_to_right_labels_are_the_next_tokens(tokenizer):
     rows = random_rows(tokenizer, 10, 32)
-    batch = PretrainingCollator(tokenizer, Masking(5), seed=0, left_to_right=True)(rows)
+    batch = PretrainingCollator(tokenizer, MaskingConfig(5), seed=0, left_to_right=True)(rows)
     assert (batch["input_ids"] == rows["input_ids"]).all()
     for ids, labels, length in zip(rows["input_ids"], batch["labels"], rows["lengths"], strict=True):
         assert (labels[: length - 1] == ids[1:length]).all()
@@ -188,7 +188,7 @@ def test_tiny_rows_and_unknown_tokens(tokenizer):
 )
 def test_impossible_rules_are_refused(rule, named):
     with pytest.raises(InputError, match=named):
-        Masking(**rule)
+        MaskingConfig(**rule)
 
 
 def test_a_tokenizer_without_mask_is_refused():
@@ -205,7 +205,7 @@ def test_equal_random_numbers_do_not_change_how_many_are_predicted(tokenizer, mo
     monkeypatch.setattr(masking, "hash64", lambda *values: hashed(*values) >> np.uint64(shift))
     rows = random_rows(tokenizer, 500, 64)
     predicted = collator(tokenizer)(rows)["labels"] != IGNORED_LABEL
-    assert (predicted.sum(axis=1) == number_to_predict(rows["lengths"], 0.15, 20)).all()
+    assert (predicted.sum(axis=1) == num_predictions(rows["lengths"], 0.15, 20)).all()
     special = np.isin(rows["input_ids"], [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
     assert not (predicted & special).any()
 

@@ -8,10 +8,11 @@ import torch
 from training_helpers import arguments, make_inputs, pretrain_here
 from transformers import BertConfig, BertForMaskedLM
 
+from hfbert_scratch.model import attention
 from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.training import accelerator
 from hfbert_scratch.training import run as run_module
-from hfbert_scratch.utils import environment
-from hfbert_scratch.utils.environment import fastest_precision
+from hfbert_scratch.training.accelerator import fastest_precision
 
 
 CPU = torch.device("cpu")
@@ -21,8 +22,8 @@ CPU = torch.device("cpu")
 def peaks(monkeypatch):
     """Rates of the two precisions, to be set; what was found before is forgotten."""
     rates = {torch.float32: 300.0, torch.bfloat16: 170.0}
-    monkeypatch.setattr(environment, "peak_flops", lambda device, dtype: (rates[dtype], "said by the test"))
-    monkeypatch.setattr(environment, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(accelerator, "peak_flops", lambda device, dtype: (rates[dtype], "said by the test"))
+    monkeypatch.setattr(accelerator, "has_bfloat16", lambda device: True)
     fastest_precision.cache_clear()
     yield rates
     fastest_precision.cache_clear()
@@ -35,7 +36,7 @@ def test_the_faster_one_is_taken(peaks, monkeypatch):
     fastest_precision.cache_clear()
     assert fastest_precision(CPU) == "bfloat16"
     fastest_precision.cache_clear()
-    monkeypatch.setattr(environment, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(accelerator, "has_bfloat16", lambda device: False)
     assert fastest_precision(CPU) == "float32"
 
 
@@ -72,16 +73,16 @@ def test_a_peak_from_a_datasheet_stays(monkeypatch):
 
 def test_training_a_stock_model_takes_the_attention_that_is_timed_faster(monkeypatch):
     model = BertForMaskedLM(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
-    monkeypatch.setattr(environment, "_fastest_padded_attention", lambda dtype, dropout: f"{dtype} {dropout}")
-    assert environment.fastest_attention(model, CPU, "bf16", 0.1, training=True) == "torch.bfloat16 0.1"
-    assert environment.fastest_attention(model, CPU, "bf16", 0.0) == "sdpa"
+    monkeypatch.setattr(attention, "_fastest_padded_attention", lambda dtype, dropout: f"{dtype} {dropout}")
+    assert attention.fastest_attention(model, CPU, torch.bfloat16, 0.1, training=True) == "torch.bfloat16 0.1"
+    assert attention.fastest_attention(model, CPU, torch.bfloat16, 0.0) == "sdpa"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_timing_attention_moves_no_random_numbers(dtype):
-    environment._fastest_padded_attention.cache_clear()
+    attention._fastest_padded_attention.cache_clear()
     before = torch.get_rng_state()
-    assert environment._fastest_padded_attention(dtype, 0.1) in ("eager", "sdpa")
+    assert attention._fastest_padded_attention(dtype, 0.1) in ("eager", "sdpa")
     assert torch.equal(torch.get_rng_state(), before)
 
 

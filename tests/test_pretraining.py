@@ -24,9 +24,9 @@ from training_helpers import arguments, finish, launcher, make_inputs, pretrain_
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hfbert_scratch import HFBertForPreTraining
-from hfbert_scratch.corpus.build import Corpus
+from hfbert_scratch.corpus.arguments import PretrainingDataArguments
+from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.model import gpu, modeling_hfbert
-from hfbert_scratch.pretraining import PairSettings
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training import distributed as processes
 from hfbert_scratch.training import loop as training
@@ -255,7 +255,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(
     report = json.loads((tmp_path / "diverged.json").read_text())
     assert report["step"] == 12
     tokenizer = load_tokenizer(inputs["tokenizer"])
-    pairs = PairSettings(seed=0).pairs(Corpus.open(inputs["corpus"], tokenizer).split("train"), 32)
+    pairs = PretrainingDataArguments(seed=0).sampler(Corpus.open(inputs["corpus"], tokenizer).split("train"), 32)
     instances, _ = next(itertools.islice(pairs.batches(16), 11, None))
     assert report["examples"] == {"epoch": instances.epoch.tolist(), "index": instances.index.tolist()}
 

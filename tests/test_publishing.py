@@ -1,6 +1,7 @@
 """From a finished run to a repository: the card says what the records say, the folder opens, bad input is named."""
 
 import dataclasses
+import importlib
 import json
 import math
 import shutil
@@ -17,7 +18,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from training_helpers import arguments, make_inputs, pretrain_here
 
 from hfbert_scratch.publishing import card as publishing
-from hfbert_scratch.publishing.card import Publication, build_card, build_repository, carbon, eval_results, open_run
+from hfbert_scratch.publishing import repository
+from hfbert_scratch.publishing.card import CardArguments, build_card, carbon, eval_results
+from hfbert_scratch.publishing.finished_run import FinishedRun, open_run
+from hfbert_scratch.publishing.repository import build_repository
 from hfbert_scratch.utils.errors import InputError
 
 
@@ -42,18 +46,20 @@ def runs(tmp_path_factory):
     return directory
 
 
-def publication(runs, target, kind="pretraining", **options):
+def card_arguments(runs, target, kind="pretraining", **options):
     settings = {"run": str(runs / kind), "output_dir": str(target), "license": "apache-2.0"} | options
-    return Publication(**settings)
+    return CardArguments(**settings)
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "mrpc"])
 def test_a_repository_says_what_the_records_say_and_opens(kind, runs, tmp_path, monkeypatch):
     if kind == "pretraining":  # the demo's test opens such a one
-        monkeypatch.setattr(publishing, "check_loads", lambda *_: None)
-    wishes = publication(runs, tmp_path / "out", kind, power_watts=100.0, datasets=["me/texts"], data="Own texts.")
-    run = open_run(wishes.run)
-    files = {str(path.relative_to(tmp_path / "out")) for path in build_repository(run, wishes)}
+        monkeypatch.setattr(repository, "check_loads", lambda *_: None)
+    statements = card_arguments(
+        runs, tmp_path / "out", kind, power_watts=100.0, datasets=["me/texts"], data="Own texts."
+    )
+    run = open_run(statements.run)
+    files = {str(path.relative_to(tmp_path / "out")) for path in build_repository(run, statements)}
     assert {path.name for path in run.model.iterdir()} < files
     assert {"README.md", "curves.png", "modeling_hfbert.py", "model.safetensors", "tokenizer.json"} <= files
 
@@ -86,20 +92,20 @@ def test_a_repository_says_what_the_records_say_and_opens(kind, runs, tmp_path, 
 
 
 def test_without_a_stated_power_there_is_no_estimate(runs, tmp_path):
-    wishes = publication(runs, tmp_path / "out")
-    run = open_run(wishes.run)
-    assert carbon(run, wishes) is None
-    assert "the power drawn was not stated" in build_card(run, wishes).content
+    statements = card_arguments(runs, tmp_path / "out")
+    run = open_run(statements.run)
+    assert carbon(run, statements) is None
+    assert "the power drawn was not stated" in build_card(run, statements).content
 
 
 def test_the_start_of_a_finetuning_run_is_a_base_model_only_if_it_is_a_name(runs, tmp_path):
-    wishes = publication(runs, tmp_path / "out", "mrpc")
-    run = open_run(wishes.run)
-    assert "base_model" not in publishing.card_data(run, wishes).to_dict()
+    statements = card_arguments(runs, tmp_path / "out", "mrpc")
+    run = open_run(statements.run)
+    assert "base_model" not in publishing.card_data(run, statements).to_dict()
     run.record["arguments"]["model"] = "google-bert/bert-base-uncased"
-    assert publishing.card_data(run, wishes).to_dict()["base_model"] == "google-bert/bert-base-uncased"
-    assert "from google-bert/bert-base-uncased" in build_card(run, wishes).content
-    named = dataclasses.replace(wishes, base_model="me/base")
+    assert publishing.card_data(run, statements).to_dict()["base_model"] == "google-bert/bert-base-uncased"
+    assert "from google-bert/bert-base-uncased" in build_card(run, statements).content
+    named = dataclasses.replace(statements, base_model="me/base")
     assert publishing.card_data(run, named).to_dict()["base_model"] == "me/base"
 
 
@@ -110,19 +116,49 @@ def test_results_on_data_of_ones_own_are_not_entered_for_the_task(runs):
     assert not eval_results(run)
 
 
-def test_the_card_at_the_top_is_one_of_these(runs, tmp_path):
-    wishes = publication(runs, tmp_path / "out")
-    expected = build_card(open_run(wishes.run), wishes)
-    card = ModelCard.load(CARD)
+def demo_run():
+    """The records of the run behind the card at the top of the repository."""
+    results = {
+        "eval_masked_lm_loss": math.log(120.586555),
+        "eval_masked_lm_accuracy": 0.264376,
+        "eval_next_sentence_accuracy": 0.68899,
+        "plateau_left_at_step": 1000,
+    }
+    settings = {"optimizer": "adamw", "learning_rate": 0.001, "warmup_steps": 200, "max_steps": 4000, "batch_size": 32}
+    settings |= {
+        "max_seq_length": 32,
+        "weight_decay": 0.01,
+        "adam_beta2": 0.98,
+        "dropout": 0.0,
+        "masked_lm_prob": 0.15,
+    }
+    libraries = "torch 2.13.0+cpu, transformers 5.24.0, accelerate 1.15.0, datasets 5.2.0, tokenizers 0.23.3"
+    versions = f"python 3.11.7, {libraries}, numpy 2.4.6, hfbert-scratch 0.1.0"
+    record = {
+        "arguments": settings | {"seed": 0, "model": None},
+        "results": results,
+        "baseline": {"rows": 881, "accuracy": 0.04, "loss": math.log(646.739)},
+        "corpus": {"splits": {"train": {"documents": 1676, "tokens": 1_100_000}, "validation": {"documents": 56}}},
+        "derived": {"parameters": 1_360_000},
+        "versions": dict(library.split(" ") for library in versions.split(", ")),
+        "tokens": 4_096_000,
+        "steps": 4000,
+        "seconds": 178.0,
+        "hardware": "AMD EPYC, 2 threads, 24 GiB",
+        "processes": 1,
+        "written": "2026-11-26T12:00:00",
+    }
+    shape = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4}
+    sizes = {"vocab_size": 4000, "max_position_embeddings": 128}
+    config = shape | sizes | {"architectures": ["HFBertForPreTraining"]}
+    return FinishedRun(Path("runs/demo/pretraining"), record, None, config)
 
-    def headings(content):
-        return [line for line in content.splitlines() if line.startswith("## ")]
 
-    assert headings(card.content) == headings(expected.content)
-    assert card.data.to_dict().keys() >= REQUIRED
-    assert [result.metric_name for result in card.data.eval_results] == [
-        result.metric_name for result in expected.data.eval_results
-    ]
+def test_the_card_at_the_top_is_the_one_that_publish_writes_for_the_demo(monkeypatch):
+    monkeypatch.syspath_prepend(str(CARD.parent / "recipes"))
+    words = importlib.import_module("demo").CARD
+    statements = CardArguments(run="runs/demo/pretraining", output_dir="runs/demo/repository", **words)
+    assert str(build_card(demo_run(), statements, pictures=False)) == CARD.read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
@@ -157,9 +193,9 @@ def test_what_cannot_be_published_is_named(kind, runs, tmp_path):
     damage, message = BAD_RUNS[kind]
     shutil.copytree(runs / "pretraining", tmp_path / "run")
     damage(tmp_path / "run")
-    wishes = publication(runs, tmp_path / "out", run=str(tmp_path / "run"))
+    statements = card_arguments(runs, tmp_path / "out", run=str(tmp_path / "run"))
     with pytest.raises(InputError, match=message) as caught:
-        build_repository(open_run(wishes.run), wishes)
+        build_repository(open_run(statements.run), statements)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists(), "nothing may be left behind"
 
@@ -175,7 +211,7 @@ def test_what_cannot_be_published_is_named(kind, runs, tmp_path):
 )
 def test_bad_wishes(options, message, runs, tmp_path):
     with pytest.raises(InputError, match=message):
-        publication(runs, tmp_path / "out", **options)
+        card_arguments(runs, tmp_path / "out", **options)
 
 
 # ---------------------------------------------------------------------------------------------------- the recipe
@@ -186,7 +222,7 @@ def publish(monkeypatch, *line):
 
 
 def test_the_recipe_lists_pushes_and_explains(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(publishing, "check_loads", lambda *_: None)  # shown above; it takes a new process
+    monkeypatch.setattr(repository, "check_loads", lambda *_: None)  # shown above; it takes a new process
     uploads = []
 
     class Hub:
@@ -200,7 +236,7 @@ def test_the_recipe_lists_pushes_and_explains(runs, tmp_path, monkeypatch, capsy
             uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
             return type("Commit", (), {"commit_url": "https://hub/commit"})
 
-    monkeypatch.setattr(publishing, "HfApi", Hub)
+    monkeypatch.setattr(repository, "HfApi", Hub)
     given = ("--run", runs / "mrpc", "--license", "mit")
     assert publish(monkeypatch, *given, "--output_dir", tmp_path / "dry") == 0
     printed = capsys.readouterr().out
@@ -225,7 +261,7 @@ def test_the_recipe_lists_pushes_and_explains(runs, tmp_path, monkeypatch, capsy
     assert publish(monkeypatch, *given[:4], "--push", "--output_dir", tmp_path / "c") == 2
     assert "--push needs --repo_id" in capsys.readouterr().err
     assert publish(monkeypatch, *given[:4], "--output_dir", tmp_path / "dry") == 2
-    assert "is not an empty directory; name a new one" in capsys.readouterr().err
+    assert "is not empty; name a new one" in capsys.readouterr().err
 
     assert publish(monkeypatch, *given[:4], "--output_dir", tmp_path / "d", "--card", tmp_path / "card.md") == 0
     assert "![curves]" not in (tmp_path / "card.md").read_text(encoding="utf-8")

@@ -16,9 +16,10 @@ from corpus_helpers import documents, write_text
 from training_helpers import RECIPES, environment, make_inputs
 from transformers import default_data_collator
 
-from hfbert_scratch.corpus.build import Corpus
+from hfbert_scratch.corpus.arguments import PretrainingDataArguments
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.masking import collate
 from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
-from hfbert_scratch.pretraining import PairSettings, collate
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import parse_arguments
 
@@ -109,7 +110,7 @@ def test_the_shipped_settings_are_valid(path):
     arguments = parse_arguments(pretrain.PretrainingArguments, command, configs=RECIPES / "configs")
     phases = arguments.phases()
     assert phases[-1].last_step == arguments.max_steps
-    assert arguments.pair_settings().collator(_Tokenizer(), phases[0].max_seq_length)
+    assert arguments.collator(_Tokenizer(), phases[0].max_seq_length)
 
 
 class _Tokenizer:
@@ -131,10 +132,10 @@ def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
     assert call(monkeypatch, "create_pretraining_data", *options, "--max_seq_length", 64, "--dupe_factor", 2) == 0
     written = datasets.load_from_disk(str(tmp_path / "static"))
     tokenizer = load_tokenizer(inputs["tokenizer"])
-    settings = PairSettings(seed=0)
-    pairs = settings.pairs(Corpus.open(inputs["corpus"], tokenizer).split("train"), 64)
-    collator = settings.collator(tokenizer, 64)
-    drawn = [collate(pairs, collator, rows)[0] for rows, _ in pairs.batches(500, epochs=2)]
+    options = PretrainingDataArguments(seed=0)
+    sampler = options.sampler(Corpus.open(inputs["corpus"], tokenizer).split("train"), 64)
+    collator = options.collator(tokenizer, 64)
+    drawn = [collate(sampler, collator, instances)[0] for instances, _ in sampler.batches(500, epochs=2)]
     for name in ("input_ids", "token_type_ids", "attention_mask", "labels", "next_sentence_label"):
         expected = np.concatenate([batch[name] for batch in drawn])
         assert (np.array(written["train"][name]) == expected).all(), name

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from corpus_helpers import build
 
-from hfbert_scratch.corpus.masking import Masking, PretrainingCollator, number_to_predict
-from hfbert_scratch.corpus.segment_pairs import SegmentPairs
+from hfbert_scratch.corpus.masking import MaskingConfig, PretrainingCollator, num_predictions
+from hfbert_scratch.corpus.segment_pairs import SegmentPairSampler
 from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
 from hfbert_scratch.text.sentences import split_sentences
 from hfbert_scratch.text.tokenizer import TextLosses, train_wordpiece
@@ -113,14 +113,14 @@ def test_a_script_goes_all_the_way(script, tmp_path):
     assert corpus.manifest["warnings"] == []
     assert (corpus.whole_word_note(tokenizer) is not None) == (script in ("Chinese", "Japanese"))
 
-    pairs = SegmentPairs(corpus.split("train"), max_seq_length=128, seed=0)
-    rows = [pairs.group(epoch, 0) for epoch in range(8)]
+    pairs = SegmentPairSampler(corpus.split("train"), max_seq_length=128, seed=0)
+    rows = [pairs.sample_buffer(epoch, 0) for epoch in range(8)]
     not_next = np.concatenate([part.next_sentence_label for part in rows]).mean()
     assert 0.42 < not_next < 0.58
-    batch = pairs.assemble(rows[0]) | {"epoch": rows[0].epoch, "index": rows[0].index}
-    masked = PretrainingCollator(tokenizer, Masking(20), seed=0)(batch)
+    batch = pairs.to_batch(rows[0]) | {"epoch": rows[0].epoch, "index": rows[0].index}
+    masked = PretrainingCollator(tokenizer, MaskingConfig(20), seed=0)(batch)
     predicted = masked["labels"] != IGNORED_LABEL
-    assert (predicted.sum(axis=1) == number_to_predict(batch["lengths"], 0.15, 20)).all()
+    assert (predicted.sum(axis=1) == num_predictions(batch["lengths"], 0.15, 20)).all()
     assert not np.isin(batch["input_ids"][predicted], tokenizer.all_special_ids).any()
     print(
         f"{script:10} {len(found)} sentences of {splits['train']['tokens'] / splits['train']['sentences']:4.1f} tokens"

@@ -8,7 +8,8 @@ import pytest
 from corpus_helpers import numbered_documents, random_lengths
 
 from hfbert_scratch.corpus import segment_pairs
-from hfbert_scratch.corpus.segment_pairs import Cursor, Instances, SegmentPairs
+from hfbert_scratch.corpus.dataset import TokenizedDocuments
+from hfbert_scratch.corpus.segment_pairs import Cursor, Instances, SegmentPairSampler
 from hfbert_scratch.utils.errors import InputError
 
 
@@ -61,10 +62,10 @@ def drawn(pairs, epochs=1):
     parts = []
     for epoch in range(epochs):
         for shard in range(pairs.documents.num_shards):
-            rows = pairs.draw(epoch, shard)
+            rows = pairs.sample_shard(epoch, shard)
             first = pairs.documents.first_tokens[shard]
             parts.append(rows._replace(a_start=rows.a_start + first, b_start=rows.b_start + first))
-    return segment_pairs.Drawn(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return segment_pairs.SampledSpans(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def document_starts(sentence_lengths):
@@ -88,10 +89,11 @@ def test_agrees_with_the_rules_in_plain_python(documents, lengths, max_seq_lengt
     expected = np.array(
         [(len(a), len(b), label, chunk == 1, lost, chunk) for a, b, label, chunk, lost in rows], dtype=float
     )
-    pairs = SegmentPairs(documents, max_seq_length=max_seq_length, seed=1, balanced_nsp=False)
+    pairs = SegmentPairSampler(documents, max_seq_length=max_seq_length, seed=1, balanced_nsp=False)
     got = drawn(pairs, epochs=12)
     ours = np.stack(
-        [got.a_length, got.b_length, got.label, got.chunk_sentences == 1, got.lost, got.chunk_sentences], axis=1
+        [got.a_length, got.b_length, got.label, got.chunk_sentences == 1, got.num_truncated, got.chunk_sentences],
+        axis=1,
     ).astype(float)
     assert len(got.label) / 12 == pytest.approx(len(rows) / 4, rel=0.03)
     # Means of |A|, |B|, label, one-sentence chunks, tokens lost, chunk length; also of rows under half and full ones.
@@ -108,7 +110,7 @@ def test_agrees_with_the_rules_in_plain_python(documents, lengths, max_seq_lengt
 def test_spans_partition_every_document(documents, lengths, monkeypatch):
     # Without truncation, which comes last, the spans are those the rules chose.
     monkeypatch.setattr(segment_pairs, "_truncate", lambda a, la, b, lb, room, rng: (a, la, b, lb, np.zeros_like(la)))
-    rows = drawn(SegmentPairs(documents, max_seq_length=64, seed=7))
+    rows = drawn(SegmentPairSampler(documents, max_seq_length=64, seed=7))
     starts = document_starts(lengths)
     follows = rows.label == 0
     np.testing.assert_array_equal(rows.b_start[follows], (rows.a_start + rows.a_length)[follows])
@@ -122,7 +124,7 @@ def test_spans_partition_every_document(documents, lengths, monkeypatch):
 
 
 def test_random_b_is_from_another_document_and_uniform(documents, lengths):
-    rows = drawn(SegmentPairs(documents, max_seq_length=128, seed=2), epochs=3)
+    rows = drawn(SegmentPairSampler(documents, max_seq_length=128, seed=2), epochs=3)
     starts = document_starts(lengths)
     a, b = (np.searchsorted(starts, start, "right") - 1 for start in (rows.a_start, rows.b_start))
     assert (a[rows.label == 1] != b[rows.label == 1]).all()
@@ -133,10 +135,10 @@ def test_random_b_is_from_another_document_and_uniform(documents, lengths):
 
 
 def test_lengths_and_truncation(documents):
-    rows = drawn(SegmentPairs(documents, max_seq_length=48, seed=2), epochs=3)
+    rows = drawn(SegmentPairSampler(documents, max_seq_length=48, seed=2), epochs=3)
     assert (rows.a_length >= 1).all() and (rows.b_length >= 1).all()
     assert (rows.a_length + rows.b_length <= 45).all()
-    assert ((rows.a_length + rows.b_length)[rows.lost > 0] == 45).all()
+    assert ((rows.a_length + rows.b_length)[rows.num_truncated > 0] == 45).all()
 
 
 def test_truncation_equals_token_by_token():
@@ -164,12 +166,12 @@ def test_truncation_equals_token_by_token():
 def test_balanced_and_short(tmp_path):
     documents = numbered_documents(tmp_path, random_lengths(3000, seed=1, mean=40.0), documents_per_shard=500)
     for length in (64, 128):
-        fair = SegmentPairs(documents, max_seq_length=length, seed=0, balanced_nsp=False)
-        even = SegmentPairs(documents, max_seq_length=length, seed=0)
+        fair = SegmentPairSampler(documents, max_seq_length=length, seed=0, balanced_nsp=False)
+        even = SegmentPairSampler(documents, max_seq_length=length, seed=0)
         assert drawn(fair, 3).label.mean() > 0.53
         assert drawn(even, 6).label.mean() == pytest.approx(0.5, abs=0.01)
     rng = np.random.default_rng(0)
-    targets = segment_pairs._targets(200_000, 125, 0.1, rng)
+    targets = segment_pairs._target_seq_lengths(200_000, 125, 0.1, rng)
     assert (targets < 125).mean() == pytest.approx(0.1 * 123 / 124, abs=0.003)
     assert targets.min() == 2 and targets.max() == 125
     assert targets[targets < 125].mean() == pytest.approx((2 + 124) / 2, abs=1)
@@ -177,18 +179,18 @@ def test_balanced_and_short(tmp_path):
 
 def test_one_sentence_documents_only_give_not_next(tmp_path):
     documents = numbered_documents(tmp_path, [[12]] * 40)
-    pairs = SegmentPairs(documents, max_seq_length=32, seed=0)
-    assert pairs.coin == 0.0
+    pairs = SegmentPairSampler(documents, max_seq_length=32, seed=0)
+    assert pairs.not_next_probability == 0.0
     assert (drawn(pairs).label == 1).all()
 
 
 def test_same_rows_for_any_batch_size_and_from_any_cursor(tmp_path):
     documents = numbered_documents(tmp_path, random_lengths(300, seed=2), documents_per_shard=15)
     assert documents.num_shards == 20
-    make = lambda: SegmentPairs(documents, max_seq_length=64, seed=11)  # noqa: E731
+    make = lambda: SegmentPairSampler(documents, max_seq_length=64, seed=11)  # noqa: E731
     pairs = make()
-    assert pairs.num_groups == 3
-    whole = Instances.concatenate([pairs.group(epoch, group) for epoch in range(2) for group in range(3)])
+    assert pairs.num_buffers == 3
+    whole = Instances.concatenate([pairs.sample_buffer(epoch, group) for epoch in range(2) for group in range(3)])
     for size in (1, 7, 64, 5000):
         stream = pairs.batches(size, epochs=2)
         parts = [batch for batch, _ in zip((batch for batch, _ in stream), range(10**9), strict=False)]
@@ -210,19 +212,19 @@ def test_same_rows_for_any_batch_size_and_from_any_cursor(tmp_path):
 
 def test_index_is_unique_and_epochs_differ(tmp_path):
     documents = numbered_documents(tmp_path, random_lengths(200, seed=2), documents_per_shard=50)
-    pairs = SegmentPairs(documents, max_seq_length=64, seed=1)
-    first, second = pairs.group(0, 0), pairs.group(1, 0)
+    pairs = SegmentPairSampler(documents, max_seq_length=64, seed=1)
+    first, second = pairs.sample_buffer(0, 0), pairs.sample_buffer(1, 0)
     assert len(np.unique(first.index)) == len(first)
     assert first.index.dtype == np.uint64 and (second.epoch == 1).all()
     assert not np.array_equal(first.a_start[:100], second.a_start[:100])
-    other_seed = SegmentPairs(documents, max_seq_length=64, seed=2).group(0, 0)
+    other_seed = SegmentPairSampler(documents, max_seq_length=64, seed=2).sample_buffer(0, 0)
     assert not np.array_equal(first.a_start[:100], other_seed.a_start[:100])
 
 
 def test_golden_rows(tmp_path):
     """Changes of this digest change every run that is resumed: do not, or say so in the release notes."""
     documents = numbered_documents(tmp_path, random_lengths(100, seed=9), documents_per_shard=30)
-    rows = SegmentPairs(documents, max_seq_length=64, seed=42).group(3, 0)
+    rows = SegmentPairSampler(documents, max_seq_length=64, seed=42).sample_buffer(3, 0)
     digest = hashlib.sha256()
     for column in (rows.index, rows.a_start, rows.a_length, rows.b_start, rows.b_length, rows.next_sentence_label):
         digest.update(np.ascontiguousarray(column).tobytes())
@@ -232,13 +234,13 @@ def test_golden_rows(tmp_path):
 @pytest.mark.parametrize("next_sentence", [True, False])
 def test_assemble(tmp_path, next_sentence):
     documents = numbered_documents(tmp_path, random_lengths(120, seed=4), documents_per_shard=11)
-    pairs = SegmentPairs(documents, max_seq_length=40, seed=0, next_sentence=next_sentence)
-    rows = pairs.group(0, 0)[:300]
-    batch = pairs.assemble(rows)
+    pairs = SegmentPairSampler(documents, max_seq_length=40, seed=0, next_sentence=next_sentence)
+    rows = pairs.sample_buffer(0, 0)[:300]
+    batch = pairs.to_batch(rows)
     assert batch["input_ids"].dtype == batch["token_type_ids"].dtype == np.int64
     assert batch["lengths"].dtype == np.int32
     assert ("next_sentence_label" in batch) == next_sentence
-    assert pairs.assemble(rows[:0])["input_ids"].shape == (0, 40), "no rows are rows too"
+    assert pairs.to_batch(rows[:0])["input_ids"].shape == (0, 40), "no rows are rows too"
     for row in range(len(rows)):
         # Token ids are positions plus 10.
         a, b = ([*range(s + 10, s + 10 + n)] for s, n in (
@@ -251,10 +253,10 @@ def test_assemble(tmp_path, next_sentence):
 
 
 def test_spans_without_next_sentence_partition_the_documents(documents, lengths):
-    pairs = SegmentPairs(documents, max_seq_length=64, seed=0, next_sentence=False)
+    pairs = SegmentPairSampler(documents, max_seq_length=64, seed=0, next_sentence=False)
     seen = []
     for epoch in range(2):
-        rows = pairs.group(epoch, 0)
+        rows = pairs.sample_buffer(epoch, 0)
         order = np.argsort(rows.a_start)
         begin, end = rows.a_start[order], (rows.a_start + rows.a_length)[order]
         np.testing.assert_array_equal(begin, np.concatenate([[0], end[:-1]]))
@@ -279,10 +281,10 @@ def test_a_lone_document_joins_its_neighbours(tmp_path):
             place.mkdir()
             numbered_documents(place, all_lengths[sum(counts[:number]) :][:count])
             files.append(place / "data-00000.arrow")
-        documents = segment_pairs.Documents(files, {"pad": 0, "cls": 2, "sep": 3})
+        documents = TokenizedDocuments(files, {"pad": 0, "cls": 2, "sep": 3})
         assert documents.num_documents == sum(counts)
         assert all(len(documents.shard(number).documents) > 2 for number in range(documents.num_shards))
-        assert len(SegmentPairs(documents, max_seq_length=32, seed=0).group(0, 0)) > 0
+        assert len(SegmentPairSampler(documents, max_seq_length=32, seed=0).sample_buffer(0, 0)) > 0
 
 
 def test_tokens_are_not_copied(tmp_path):
@@ -294,14 +296,14 @@ def test_tokens_are_not_copied(tmp_path):
 def test_refusals(tmp_path):
     one = numbered_documents(tmp_path, [[5, 5, 5]])
     with pytest.raises(InputError, match="at least 2 documents"):
-        SegmentPairs(one, max_seq_length=32, seed=0)
-    assert len(SegmentPairs(one, max_seq_length=32, seed=0, next_sentence=False).group(0, 0)) == 1
+        SegmentPairSampler(one, max_seq_length=32, seed=0)
+    assert len(SegmentPairSampler(one, max_seq_length=32, seed=0, next_sentence=False).sample_buffer(0, 0)) == 1
     with pytest.raises(InputError, match="no document"):
-        SegmentPairs(segment_pairs.Documents([], {}), max_seq_length=32, seed=0)
+        SegmentPairSampler(TokenizedDocuments([], {}), max_seq_length=32, seed=0)
     with pytest.raises(InputError, match="no room"):
-        SegmentPairs(one, max_seq_length=3, seed=0, next_sentence=False)
+        SegmentPairSampler(one, max_seq_length=3, seed=0, next_sentence=False)
     with pytest.raises(InputError, match="short_seq_prob"):
-        SegmentPairs(one, max_seq_length=32, seed=0, next_sentence=False, short_seq_prob=1.5)
+        SegmentPairSampler(one, max_seq_length=32, seed=0, next_sentence=False, short_seq_prob=1.5)
     (tmp_path / "data-00000.arrow").write_bytes(b"torn")
     with pytest.raises(InputError, match="data-00000.arrow is missing or damaged"):
-        segment_pairs.Documents([tmp_path / "data-00000.arrow"], {})
+        TokenizedDocuments([tmp_path / "data-00000.arrow"], {})

@@ -30,9 +30,9 @@ from hfbert_scratch.tasks import (
     summary_lines,
     write_submission,
 )
-from hfbert_scratch.tasks.labels import class_ids, class_names, model_classes
+from hfbert_scratch.tasks.encoding import token_ids, with_special_tokens
+from hfbert_scratch.tasks.labels import class_ids, distinct_classes, match_model_classes
 from hfbert_scratch.tasks.notes import Notes
-from hfbert_scratch.tasks.task import token_ids, with_special_tokens
 from hfbert_scratch.utils.errors import InputError, OutputError
 
 
@@ -392,10 +392,10 @@ def test_custom_columns_and_classes(tmp_path):
     assert raw["label"][:] == [2, 0, 1]
     # A trained model's classes rule over those that happen to be in a file.
     data = DataArguments(validation_file=path, columns=["text=review", "label=stars"])
-    raw = task.load(data, classes=["1", "2", "3", "4", "5"])["validation"]
+    raw = task.load(data, model_classes=["1", "2", "3", "4", "5"])["validation"]
     assert raw["label"][:] == [4, 0, 2]
     with pytest.raises(InputError, match="unknown label 5; it must be 1, 3"):
-        task.load(data, classes=["1", "3"])
+        task.load(data, model_classes=["1", "3"])
 
 
 def test_custom_regression_with_and_without_a_second_text(tmp_path):
@@ -421,7 +421,7 @@ def test_custom_regression_with_and_without_a_second_text(tmp_path):
 )
 def test_classes_of_own_data(values, names, ids):
     column = pa.chunked_array([pa.array(values)])
-    assert class_names(column) == names
+    assert distinct_classes(column) == names
     assert class_ids(column, names, "here", by_position=False).tolist() == ids
 
 
@@ -617,7 +617,7 @@ def test_a_second_run_does_not_tokenize(tmp_path, tokenizer, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("tokenized again")
 
-    import hfbert_scratch.tasks.task as module
+    import hfbert_scratch.tasks.encoding as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_encoder", fail)
@@ -680,9 +680,9 @@ def test_predictions_follow_the_models_own_class_order(tmp_path, capsys):
 
 def test_a_model_of_other_classes_is_refused():
     with pytest.raises(InputError, match="2 outputs, but mnli has the 3 classes"):
-        model_classes(None, TASKS["mnli"].classes, 2, "mnli")
+        match_model_classes(None, TASKS["mnli"].classes, 2, "mnli")
     with pytest.raises(InputError, match="classes positive, negative are not those of rte"):
-        model_classes({0: "positive", 1: "negative"}, TASKS["rte"].classes, 2, "rte")
+        match_model_classes({0: "positive", 1: "negative"}, TASKS["rte"].classes, 2, "rte")
 
 
 def test_regression_is_not_clamped_before_its_correlation(tmp_path):

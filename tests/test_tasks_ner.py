@@ -7,7 +7,7 @@ from task_helpers import settings, write_jsonl
 
 from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
 from hfbert_scratch.tasks import DataArguments, collect_notes, get_task
-from hfbert_scratch.tasks.column_files import to_iob2
+from hfbert_scratch.tasks.ner_files import to_iob2
 from hfbert_scratch.utils.errors import InputError
 
 
@@ -148,11 +148,11 @@ def test_own_tags(tmp_path):
     raw = load_rows(tmp_path, rows, "train", task)
     assert task.config_overrides(raw)["id2label"] == {0: "O", 1: "B-A", 2: "I-Z"}
     assert raw["ner_tags"][:] == [[2, 0, 1], []]
-    assert load_rows(tmp_path, rows, "train", task, classes=["I-Z", "B-A", "O"])["ner_tags"][0] == [0, 2, 1]
+    assert load_rows(tmp_path, rows, "train", task, model_classes=["I-Z", "B-A", "O"])["ner_tags"][0] == [0, 2, 1]
     with pytest.raises(InputError, match="has the tags B-A, but none is 'O'"):
         load_rows(tmp_path, [{"tokens": ["a"], "ner_tags": ["B-A"]}], "train", task)
     with pytest.raises(InputError, match="has the tags LABEL_0, LABEL_1, but none is 'O'.*--model_classes"):
-        load_rows(tmp_path, rows, "train", task, classes=["LABEL_0", "LABEL_1"])
+        load_rows(tmp_path, rows, "train", task, model_classes=["LABEL_0", "LABEL_1"])
 
 
 # One text, as different projects write it: words and tags of two sentences.
@@ -231,14 +231,14 @@ def test_tags_that_training_does_not_show_count_as_missed(tmp_path, tokenizer, c
     assert task.check_training(raw["train"]) is None
     assert "split test: 1 words have tags that the training data do not show" in capsys.readouterr().out
     # A trained model meets new tags: it has no output for them.
-    raw = load_rows(tmp_path, more, "test", task, classes=["O", "B-ORG"])
+    raw = load_rows(tmp_path, more, "test", task, model_classes=["O", "B-ORG"])
     assert "that the model does not know, and count as missed: B-DIS" in capsys.readouterr().out
     features = task.features(raw, tokenizer, settings(tmp_path))
     logits = [np.eye(2)[[1] * len(ids)] for ids in features["input_ids"]]
     predictions = task.predict(raw, features, {"logits": logits}, {0: "O", 1: "B-ORG"})
     assert predictions == [["B-ORG", "B-ORG"]] and task.score(raw, predictions)["recall"] == 0.5
     with pytest.raises(InputError, match="row 0: unknown tag 'odd'"):
-        load_rows(tmp_path, [{"tokens": ["a"], "ner_tags": ["odd"]}], "test", task, classes=["O", "B-ORG"])
+        load_rows(tmp_path, [{"tokens": ["a"], "ner_tags": ["odd"]}], "test", task, model_classes=["O", "B-ORG"])
 
 
 def test_tags_that_are_numbers_need_names(tmp_path):
@@ -248,7 +248,7 @@ def test_tags_that_are_numbers_need_names(tmp_path):
         with pytest.raises(
             InputError, match="'ner_tags' holds numbers, 0 to 2; name their tags in order with --class"
         ):
-            load_rows(tmp_path, rows, "train", task, classes=classes)
+            load_rows(tmp_path, rows, "train", task, model_classes=classes)
     data = DataArguments(train_file=str(tmp_path / "train.jsonl"), class_names=["O", "B-PER", "I-PER"])
     raw = task.load(data)["train"]
     assert task.class_names(raw) == data.class_names and raw["ner_tags"][:] == [[1, 2, 0]]

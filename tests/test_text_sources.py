@@ -18,7 +18,8 @@ from corpus_helpers import document, documents, words
 
 from hfbert_scratch.features.files import TextFile
 from hfbert_scratch.text import readers as text_sources
-from hfbert_scratch.text.readers import ReadingCounts, find_sources, read_documents
+from hfbert_scratch.text import streams
+from hfbert_scratch.text.readers import ReadStats, find_sources, read_documents
 from hfbert_scratch.text.sentences import MAX_SENTENCE, split_sentences
 from hfbert_scratch.utils.errors import InputError
 
@@ -84,7 +85,7 @@ def test_documents_do_not_depend_on_what_is_read_at_once(tmp_path, monkeypatch, 
     parts = ["a", "bc def", " ", "\n", "\n", "\n\n", "\r\n", "\t", "\x0b", "\x1c", "\x85", "\u2028", "é中", " " * 12]
     path = tmp_path / f"t.txt{suffix}"
     for block in (2, 3, 7, 20, 1 << 18):
-        monkeypatch.setattr(text_sources, "_BLOCK", block)
+        monkeypatch.setattr(streams, "BLOCK", block)
         for _ in range(150):
             text = "".join(rng.choices(parts, k=rng.randint(0, 30)))
             path.write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
@@ -95,8 +96,8 @@ def test_parquet_and_datasets(tmp_path):
     texts = documents(300)
     table = pa.table({"text": [*texts, None], "n": range(301)})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=100)
-    counts = ReadingCounts()
-    assert read(tmp_path / "t.parquet", counts=counts) == texts
+    counts = ReadStats()
+    assert read(tmp_path / "t.parquet", stats=counts) == texts
     assert counts.null_texts == 1
     with pytest.raises(InputError, match=r"no column 'body', only 'text', 'n'; see --text_column"):
         read(tmp_path / "t.parquet", text_column="body")
@@ -136,8 +137,8 @@ def test_hub_names(monkeypatch):
 
 BAD_LINES = {
     '{"text": "a"': r"t.jsonl: line 2 is not JSON",
-    "[1, 2]": r"line 2 is a list; every line must be an object with 'text'",
-    '{"body": "a"}': r"line 2 has no field 'text', only 'body'; see --text_column",
+    "[1, 2]": r"line 2 is a list; every row must be an object",
+    '{"body": "a"}': r"line 2 has no column 'text', only 'body'; see --text_column",
     '{"text": 5}': r"line 2: field 'text' is a int, not a string",
     '{"text": "\\ud800"}': r"line 2 escapes half of a surrogate pair",
     "[" * 100_000: r"line 2 is nested too deeply",
@@ -155,8 +156,8 @@ def test_bad_jsonl(tmp_path, line):
 def test_jsonl_details(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('\ufeff{"text": "a\\r\\nb"}\r\n\r\n{"text": null}\n{"text": " "}\n{"text": "\\ud83d\\ude00"}')
-    counts = ReadingCounts()
-    assert read(path, counts=counts) == ["a\nb", "😀"]
+    counts = ReadStats()
+    assert read(path, stats=counts) == ["a\nb", "😀"]
     assert counts.null_texts == 1
     path.write_text('{"text": "x\\ud800y"}')
     assert read(path, encoding_errors="replace") == ["x\ufffdy"]
@@ -248,13 +249,13 @@ def test_long_lines_and_documents_are_cut(tmp_path, monkeypatch):
         for suffix in (".txt", ".jsonl"):
             path = tmp_path / f"t{suffix}"
             path.write_text(content if suffix == ".txt" else json.dumps({"text": content}))
-            counts = ReadingCounts()
-            pieces = read(path, counts=counts)
+            counts = ReadStats()
+            pieces = read(path, stats=counts)
             assert "".join(pieces) == content
             assert all(len(piece) <= 1000 for piece in pieces)
             assert counts.cut_documents == len(pieces) - 1 > 0
     assert all(piece.endswith((" ", pieces[-1][-1])) for piece in pieces)
-    monkeypatch.setattr(text_sources, "MAX_JSON_LINE", 500)
+    monkeypatch.setattr(streams, "MAX_WHOLE_LINE", 500)
     with pytest.raises(InputError, match="the line at byte 0 is longer than 500 bytes"):
         read(tmp_path / "t.jsonl")
 

@@ -1,16 +1,15 @@
-"""A task's data, a model for it, and what the model makes of them: batches, loss, predictions, scores.
+"""Run a model on a task: batches, loss, predictions, scores.
 
-The loss is computed here from a model's logits, summed over the targets and divided by a number the caller gives,
-that of all targets of the optimizer step. So any AutoModel checkpoint learns the same from a batch however it is cut
-and shared by processes.
+The loss is computed here from the model's outputs, as a sum over targets, and divided by the number of targets of the
+whole optimizer step. So any AutoModel checkpoint learns the same from a batch, however the batch is divided into
+micro-batches and among processes.
 """
 
 import dataclasses
 import inspect
 import json
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -27,25 +25,14 @@ from torch import nn
 from .model.kernels_hfbert import IGNORED_LABEL
 from .model.loading import open_model
 from .model.packing import PACKED_ARGUMENTS
-from .tasks import (
-    Answers,
-    DataArguments,
-    FeatureSettings,
-    NerTask,
-    SequenceTask,
-    SquadTask,
-    Task,
-    collect_notes,
-    get_task,
-    summarize,
-    summary_lines,
-)
+from .tasks import DataArguments, FeatureSettings, Task, collect_notes, get_task, summarize, summary_lines
+from .tasks.encoding import default_cache_dir
 from .tasks.squad import squad_features
 from .utils.errors import InputError
 from .utils.files import lock, read_json, writing
 
 
-# What a fine-tuned model's directory says about how to use it.
+# File in the directory of a fine-tuned model: its task, and the settings of its inputs.
 TASK_FILE = "task.json"
 _TASK_FIELDS = {
     "task": (str,),
@@ -56,14 +43,19 @@ _TASK_FIELDS = {
     "null_threshold": (float, int),
 }
 
-# Heads with an output for every token, where others have one for every feature.
-_PER_TOKEN = ("AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
-
 
 class TaskData:
-    """A task's raw splits and, made when asked for and then kept, their features.
+    """The raw splits of a task, and their features, which are made on first use.
 
-    Raises InputError as `Task.load` does.
+    Args:
+        task: the task.
+        data: sources of its data.
+        tokenizer: the model's tokenizer.
+        settings: settings of the features.
+        model_classes: classes of a model that is trained already (see `Task.load`).
+
+    Raises:
+        InputError: for unusable data.
     """
 
     def __init__(
@@ -72,34 +64,53 @@ class TaskData:
         data: DataArguments,
         tokenizer: Any,
         settings: FeatureSettings,
-        classes: list[str] | None = None,
+        model_classes: list[str] | None = None,
     ):
         self.task = task
         self.tokenizer = tokenizer
         with collect_notes() as self.notes:
-            self.raw = task.load(data, classes)
-        default = Path(datasets.config.HF_DATASETS_CACHE) / "hfbert_features"
-        self.settings = dataclasses.replace(settings, cache_dir=settings.cache_dir or str(default))
+            self.raw = task.load(data, model_classes)
+        self.settings = dataclasses.replace(settings, cache_dir=settings.cache_dir or str(default_cache_dir()))
         self._features: dict[tuple[str, bool], datasets.Dataset] = {}
         self._described: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
 
     def features(self, split: str, training: bool = False) -> datasets.Dataset:
-        """The features of a split; of several processes one makes them and the others read them."""
+        """Return the features of a split; one process makes them, the others read them from the cache.
+
+        Args:
+            split: name of the split.
+            training: encode for training, not for prediction.
+
+        Raises:
+            InputError: as `Task.features`.
+            OutputError: if the cache cannot be written.
+        """
         if (split, training) not in self._features:
-            with _alone(Path(str(self.settings.cache_dir))):
+            with _cache_lock(Path(str(self.settings.cache_dir))):
                 self._features[split, training] = self.task.features(
                     self.raw[split], self.tokenizer, self.settings, training
                 )
         return self._features[split, training]
 
     def check_training(self) -> None:
-        """Raise InputError if there is nothing to learn from the training split; what is doubtful goes to `notes`."""
+        """Check that the training split can teach something; warnings go to `notes`.
+
+        Raises:
+            InputError: if there is nothing to learn.
+        """
         with collect_notes() as notes:
             self.task.check_training(self.raw["train"])
         self.notes.warnings += notes.warnings
 
     def describe(self, splits: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """What the data of these splits turned into, as a record (`tasks.summarize`) and as lines to print."""
+        """Summarize splits as they were read and tokenized.
+
+        Args:
+            splits: names of the splits.
+
+        Returns:
+            The summary for the record (`tasks.summarize`), and lines to print.
+        """
         if tuple(splits) not in self._described:
             features = {split: self.features(split, training=split == "train") for split in splits}
             summary = summarize(self.task, self.raw, features, self.tokenizer, self.notes)
@@ -107,13 +118,13 @@ class TaskData:
         return self._described[tuple(splits)]
 
     def examples(self, split: str, training: bool = False) -> "Examples":
-        """The features of a split as arrays that batches are made of."""
+        """Return the features of a split as arrays from which batches are made."""
         return Examples(self.task, self.features(split, training), self.tokenizer.pad_token_id)
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold a lock in `directory`, for there is no process group yet in which to wait for each other."""
+def _cache_lock(directory: Path) -> Iterator[None]:
+    """Hold a file lock in `directory`, because the process group does not exist yet."""
     with writing(f"the feature cache {directory}", "name another by --cache_dir"):
         stack = ExitStack()
         stack.enter_context(lock(directory / ".lock", wait=True))
@@ -122,16 +133,20 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 class Examples:
-    """Features as flat arrays, of which `batch` makes padded tensors.
+    """Features as flat arrays, and padded batches of them.
 
-    lengths: (features,) tokens, of the longest choice where a feature has several; tokens: (features, choices).
-    targets: the label columns, none for unlabelled features. per_token: the model has an output for every token.
+    Attributes:
+        lengths: (features,) tokens, of the longest choice where a feature has several.
+        tokens: (features, choices) tokens.
+        targets: the label columns; none for unlabelled features.
+        task: the task of the features.
     """
 
     def __init__(self, task: Task, features: datasets.Dataset, pad_token_id: int):
         table = features.with_format("arrow")[:]
-        self.padding = {"input_ids": pad_token_id, "token_type_ids": 0, "labels": IGNORED_LABEL}
-        self.per_token = task.head in _PER_TOKEN
+        self.task = task
+        self.padding = dict.fromkeys(task.inputs, 0) | dict.fromkeys(task.label_columns, IGNORED_LABEL)
+        self.padding["input_ids"] = pad_token_id
         self.choices = 1
         self.numbers: dict[str, np.ndarray] = {}
         self.lists: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -141,6 +156,10 @@ class Examples:
             column = table.column(name).combine_chunks()
             if not hasattr(column, "value_lengths"):
                 self.numbers[name] = column.to_numpy(zero_copy_only=False)
+                continue
+            if name in task.label_columns and not task.per_token:
+                # One target vector per feature, as in multi-label classification: (features, targets), never padded.
+                self.numbers[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
                 continue
             if hasattr(column.flatten(), "value_lengths"):
                 self.choices = int(column.value_lengths()[0].as_py())
@@ -155,7 +174,16 @@ class Examples:
         return len(self.lengths)
 
     def batch(self, rows: np.ndarray, length: int | None = None) -> dict[str, torch.Tensor]:
-        """The model's inputs for `rows`, padded to the longest of them or to `length`."""
+        """Make the model's inputs and targets of some features.
+
+        Args:
+            rows: (batch,) numbers of the features.
+            length: tokens to pad to; None: those of the longest.
+
+        Returns:
+            Name → (batch, length) tensor, (batch, choices, length) where a feature has several choices, or (batch,)
+            for labels of whole features.
+        """
         sequences = (rows[:, None] * self.choices + np.arange(self.choices)).ravel()
         width = int(self.lengths[rows].max()) if length is None else length
         shape = (len(rows), self.choices, width) if self.choices > 1 else (len(rows), width)
@@ -170,23 +198,31 @@ class Examples:
         return batch
 
     def count_targets(self, rows: np.ndarray) -> int:
-        """Over how many targets the loss of `rows` is summed: labelled tokens, or else examples."""
-        if "labels" not in self.lists:
+        """Count the targets in the loss of some features: labelled tokens, or else features."""
+        name = next((name for name in self.targets if name in self.lists), None)
+        if name is None:
             return len(rows)
-        values, ends = self.lists["labels"]
+        values, ends = self.lists[name]
         return int(sum((values[ends[i] : ends[i + 1]] != IGNORED_LABEL).sum() for i in rows))
 
 
 def load_for_task(task: Task, name: str, raw: datasets.Dataset | None, seed: int = 0) -> tuple[nn.Module, list[str]]:
-    """The checkpoint `name` with the task's head, and the names of the weights that are new, drawn from `seed`.
+    """Open a checkpoint with the head of a task.
 
-    raw: labelled data whose classes the head gets; None to take a fine-tuned checkpoint as it is.
-    Raises InputError if the checkpoint cannot be opened or its encoder is not whole.
+    Args:
+        task: the task.
+        name: directory, or name on the Hub.
+        raw: labelled data whose classes a new head gets; None: take a fine-tuned checkpoint as it is.
+        seed: seed of new weights.
+
+    Returns:
+        The model, and the names of its new weights.
+
+    Raises:
+        InputError: if the checkpoint cannot be opened, its encoder is incomplete, or `raw` is None and the head new.
     """
     transformers.utils.logging.disable_progress_bar()
     overrides: dict[str, Any] = {} if raw is None else task.config_overrides(raw)
-    if raw is not None and isinstance(task, SquadTask):
-        overrides = {"num_labels": 2}  # stock's head has as many outputs as num_labels, left by another task
     torch.manual_seed(seed)
     model, new = open_model(getattr(transformers, task.head), name, overrides, new_head=raw is not None)
     if raw is None and new:
@@ -196,34 +232,34 @@ def load_for_task(task: Task, name: str, raw: datasets.Dataset | None, seed: int
     return model, new
 
 
-def task_loss(outputs: Any, targets: Mapping[str, torch.Tensor], total: torch.Tensor | float) -> torch.Tensor:
-    """The loss of a micro-batch as a share of the mean over `total` targets.
+def task_loss(
+    task: Task, outputs: Any, targets: Mapping[str, torch.Tensor], total: torch.Tensor | float
+) -> torch.Tensor:
+    """Compute the contribution of a micro-batch to the mean loss over `total` targets.
 
-    Cross-entropy over classes, over the choices, over the tokens labelled; over all positions, padding too, for start
-    and end of an answer (half each); squared error where the labels are real numbers.
+    Args:
+        task: the task, which sums the loss.
+        outputs: outputs of the model.
+        targets: label columns of the micro-batch.
+        total: number of targets of the optimizer step.
+
+    Returns:
+        A scalar; over all micro-batches of the step these add up to the mean.
     """
-    if "start_positions" in targets:
-        parts = [
-            F.cross_entropy(outputs[f"{name}_logits"].float(), targets[f"{name}_positions"], reduction="sum")
-            for name in ("start", "end")
-        ]
-        loss = (parts[0] + parts[1]) / 2
-    else:
-        logits, labels = outputs["logits"].float(), targets["labels"]
-        if labels.is_floating_point():
-            loss = F.mse_loss(logits.reshape(-1), labels.float(), reduction="sum")
-        else:
-            loss = F.cross_entropy(
-                logits.reshape(-1, logits.shape[-1]),
-                labels.reshape(-1),
-                ignore_index=IGNORED_LABEL,
-                reduction="sum",
-            )
-    return loss / (total.clamp(min=1) if isinstance(total, torch.Tensor) else total)
+    return task.loss_sum(outputs, targets) / (total.clamp(min=1) if isinstance(total, torch.Tensor) else total)
 
 
 def call_model(model: nn.Module, batch: Mapping[str, Any], targets: tuple[str, ...]) -> Any:
-    """The model's outputs for the inputs in `batch` that it takes."""
+    """Call the model with those inputs of a batch that it takes.
+
+    Args:
+        model: any AutoModel, wrapped or not.
+        batch: inputs and targets by name.
+        targets: names of the targets, which the model does not get.
+
+    Returns:
+        The outputs of the model.
+    """
     unwrapped = getattr(model, "module", model)
     accepted = {*inspect.signature(unwrapped.forward).parameters, *PACKED_ARGUMENTS}
     segments = getattr(unwrapped.config, "type_vocab_size", 2) > 1
@@ -236,20 +272,26 @@ def call_model(model: nn.Module, batch: Mapping[str, Any], targets: tuple[str, .
     )
 
 
-# --------------------------------------------------------------------------------------------- prediction, evaluation
-
-
 def run_model(
     accelerator: Accelerator, model: nn.Module, examples: Examples, batch_size: int
 ) -> tuple[dict[str, Any], float | None]:
-    """The outputs for every feature, on every process, and the mean loss where there are labels.
+    """Compute the outputs for every feature, on all processes together.
 
-    Outputs as `Task.predict` takes them: name → (features, classes) array, or one array per feature where there is
-    an output for every token. Which sequences share a batch does not depend on the number of processes.
+    The number of processes does not change which features share a batch.
+
+    Args:
+        accelerator: the processes and the precision.
+        model: the model, wrapped or not.
+        examples: the features.
+        batch_size: features per forward pass.
+
+    Returns:
+        Name → (features, classes) array, or one array per feature where the model has an output for every token, the
+        same on every process; and the mean loss, None without labels.
     """
-    unwrapped = accelerator.unwrap_model(model)
+    task, unwrapped = examples.task, accelerator.unwrap_model(model)
     unwrapped.eval()
-    # The longest first: if memory does not suffice, that is known at once.
+    # The longest first: memory that does not suffice fails at once.
     order = np.argsort(-examples.lengths, kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     pieces = []
@@ -259,9 +301,8 @@ def run_model(
             batch = {name: tensor.to(accelerator.device) for name, tensor in examples.batch(rows).items()}
             outputs = call_model(unwrapped, batch, examples.targets)
             targets = {name: batch[name] for name in examples.targets}
-            loss = task_loss(outputs, targets, 1.0).item() if targets else 0.0
-            names = [name for name in ("logits", "start_logits", "end_logits") if name in outputs]
-            arrays = {name: outputs[name].float().cpu().numpy() for name in names}
+            loss = task_loss(task, outputs, targets, 1.0).item() if targets else 0.0
+            arrays = {name: outputs[name].float().cpu().numpy() for name in task.outputs}
             pieces.append((number, arrays, loss, examples.count_targets(rows) if targets else 0))
     pieces = sorted(gather_object(pieces), key=lambda piece: piece[0])
     if [piece[0] for piece in pieces] != list(range(len(batches))):
@@ -270,14 +311,29 @@ def run_model(
     for number, arrays, _, _ in pieces:
         for name, array in arrays.items():
             for row, values in zip(batches[number], array, strict=True):
-                gathered[name][row] = values[: examples.lengths[row]] if examples.per_token else values
-    outputs = gathered if examples.per_token else {name: np.stack(rows) for name, rows in gathered.items()}
+                gathered[name][row] = values[: examples.lengths[row]] if task.per_token else values
+    outputs = gathered if task.per_token else {name: np.stack(rows) for name, rows in gathered.items()}
     count = sum(piece[3] for piece in pieces)
     return outputs, sum(piece[2] for piece in pieces) / count if count else None
 
 
 def predict(accelerator: Accelerator, model: nn.Module, data: TaskData, split: str, batch_size: int = 64) -> Any:
-    """The task's predictions for a split (`Task.predict`) and the mean loss; on the main process, None on others."""
+    """Predict a split.
+
+    Args:
+        accelerator: the processes and the precision.
+        model: the model, wrapped or not.
+        data: the task and its splits.
+        split: name of the split.
+        batch_size: features per forward pass.
+
+    Returns:
+        The task's predictions (`Task.predict`) on the main process, None on others; and the mean loss, None without
+        labels.
+
+    Raises:
+        InputError: if the model does not fit the task.
+    """
     outputs, loss = run_model(accelerator, model, data.examples(split), batch_size)
     if not accelerator.is_main_process:
         return None, loss
@@ -288,61 +344,79 @@ def predict(accelerator: Accelerator, model: nn.Module, data: TaskData, split: s
 def evaluate(
     accelerator: Accelerator, model: nn.Module, data: TaskData, split: str, batch_size: int = 64
 ) -> tuple[dict[str, float], Any]:
-    """The scores of a labelled split, with `loss` where the features have targets, and `predict`'s predictions.
+    """Predict and score a labelled split.
 
-    The scores are the same on every process, and for every number of processes.
+    Args:
+        accelerator: the processes and the precision.
+        model: the model, wrapped or not.
+        data: the task and its splits.
+        split: name of the split.
+        batch_size: features per forward pass.
+
+    Returns:
+        Metric → value, with `loss` where the features have targets, the same on every process and for every number of
+        processes; and the predictions, as from `predict`.
     """
     predictions, loss = predict(accelerator, model, data, split, batch_size)
     scores = [{}]
     if accelerator.is_main_process:
-        scores = [quietly(data.task.score, data.raw[split], predictions)]
+        scores = [without_warnings(data.task.score, data.raw[split], predictions)]
         scores[0] |= {} if loss is None else {"loss": loss}
     return broadcast_object_list(scores)[0], predictions
 
 
-def quietly(score: Any, *arguments: Any) -> dict[str, float]:
-    """A score without the warning that predictions are constant, which early in training they are."""
+def without_warnings(score: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, float]:
+    """Score without warnings: early in training predictions are constant, and scipy would say so every time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return {name: float(value) for name, value in score(*arguments).items() if value is not None}
 
 
 def majority_baseline(task: Task, known: datasets.Dataset, raw: datasets.Dataset) -> dict[str, float]:
-    """The scores on `raw` of always answering what is most frequent in `known`: a class, the mean, no entity, none."""
-    predictions: Any
-    if isinstance(task, SquadTask):
-        predictions = Answers([""] * len(raw), np.ones(len(raw)), [], task.has_unanswerable(raw))
-    elif isinstance(task, NerTask):
-        predictions = [["O"] * len(words) for words in raw["tokens"][:]]
-    elif isinstance(task, SequenceTask) and task.is_regression:
-        predictions = [float(np.mean(known["label"][:]))] * len(raw)
-    else:
-        most = Counter(known["label"][:]).most_common(1)[0][0]
-        predictions = [task.class_names(known)[most] if isinstance(task, SequenceTask) else most] * len(raw)
-    return quietly(task.score, raw, predictions)
+    """Score the most frequent answer: a class, the mean, no entity, no answer.
+
+    Args:
+        task: the task.
+        known: the split that shows the most frequent answer.
+        raw: the labelled split to score.
+
+    Returns:
+        Metric → value.
+    """
+    return without_warnings(task.score, raw, task.majority_predictions(known, raw))
 
 
-def write_task_file(directory: Path, data: TaskData, null_threshold: float | None) -> None:
-    """Note in a model's directory which task it is for and how its inputs are made."""
+def write_task_file(directory: Path, data: TaskData, tuned: Mapping[str, Any] | None = None) -> None:
+    """Write task.json into the directory of a model: its task, the settings of its inputs, and tuned values."""
     settings = dataclasses.asdict(data.settings)
     content = {
         name: settings[name] for name in ("max_seq_length", "doc_stride", "max_query_length", "document_context")
     }
-    content = {"task": data.task.name} | content | {"null_threshold": null_threshold}
+    content = {"task": data.task.name} | content | {"null_threshold": None} | dict(tuned or {})
     (directory / TASK_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_task_file(directory: str) -> dict[str, Any]:
-    """What `write_task_file` wrote; empty for a model that has no such file."""
+    """Read task.json of a model.
+
+    Args:
+        directory: the model's.
+
+    Returns:
+        Its content; empty if there is no such file, as for models from elsewhere.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
     path = Path(directory) / TASK_FILE
     content = read_json(path, "--model") if path.is_file() else {}
     if not isinstance(content, dict):
         raise InputError(
             f"{path} must hold a JSON object, not a {type(content).__name__}; remove it, and name the --task"
         )
-    for name, kinds in _TASK_FIELDS.items():
-        if content.get(name) is not None and not isinstance(content[name], kinds):
-            allowed = " or ".join(kind.__name__ for kind in kinds)
+    for name, types in _TASK_FIELDS.items():
+        if content.get(name) is not None and not isinstance(content[name], types):
+            allowed = " or ".join(kind.__name__ for kind in types)
             raise InputError(
                 f"{path}: {name} is {content[name]!r}, but must be of type {allowed}; correct or remove it"
             )
@@ -355,15 +429,25 @@ def answer(
     question: str,
     context: str,
     *,
+    task: Task | None = None,
     null_threshold: float | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Answer a question from a text with a model fine-tuned on SQuAD, whatever the text's length.
+    """Answer a question from a text of any length.
 
-    null_threshold: of a model that may also say "" for no answer, as for SQuAD 2.0; None: it always answers. settings:
-    fields of FeatureSettings. Returns `answer`, its `probability` among the best 20 and these, `n_best`.
+    Args:
+        model: a model fine-tuned on SQuAD or data in its shape.
+        tokenizer: its tokenizer.
+        question: the question.
+        context: the text.
+        task: the model's task; None: squad_v2 with a `null_threshold`, squad without.
+        null_threshold: lead of the null score above which there is no answer (SQuAD 2.0); None: 0.
+        **settings: fields of FeatureSettings.
+
+    Returns:
+        `answer`, its `probability` among the best 20, and these, `n_best`. The answer is "" for none.
     """
-    task = get_task("squad_v2" if null_threshold is not None else "squad")
+    task = task or get_task("squad" if null_threshold is None else "squad_v2")
     options = FeatureSettings(**({"max_seq_length": min(384, model.config.max_position_embeddings)} | settings))
     columns = {"id": ["0"], "question": [question], "context": [context]}
     raw = datasets.Dataset.from_dict(columns)
@@ -378,8 +462,7 @@ def answer(
             logits = call_model(model, batch, examples.targets)
             for name, rows in outputs.items():
                 rows.append(logits[name][0].float().cpu().numpy())
-    answers = task.predict(raw, features, outputs)
-    answers.threshold = null_threshold or 0.0
+    answers = task.apply_tuned(task.predict(raw, features, outputs), {"null_threshold": null_threshold})
     text, n_best = answers.final()[0], answers.n_best[0]
     return {
         "answer": text,

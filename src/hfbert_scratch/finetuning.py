@@ -1,4 +1,4 @@
-"""Fine-tuning on a task: arguments that default to the task's, batches, and a run from a checkpoint to its results."""
+"""Fine-tune a checkpoint on a task: arguments with the task's defaults, batches, and the run with its results."""
 
 import dataclasses
 import math
@@ -27,15 +27,7 @@ from .evaluation import (
 from .model.configuration_hfbert import HFBertConfig
 from .model.loading import check_directory, check_fits
 from .model.packing import pack
-from .tasks import (
-    DataArguments,
-    FeatureSettings,
-    SequenceTask,
-    SquadTask,
-    Task,
-    get_task,
-    report_lines,
-)
+from .tasks import DataArguments, FeatureSettings, Task, get_task, report_lines
 from .text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from .training.fsdp import gathered, load_weights
 from .training.loop import StepBatch, own_micro_batches, prepare, train
@@ -44,12 +36,12 @@ from .utils.arguments import argument
 from .utils.environment import hardware, versions
 from .utils.errors import InputError
 from .utils.files import write_json
-from .utils.plots import draw_confusion_matrix, draw_finetuning_curves, draw_threshold_curve
+from .utils.plots import draw_finetuning_curves
 
 
 # google-research/bert, run_classifier.py: warmup_proportion.
 WARMUP_SHARE = 0.1
-# Batches among which sequences of similar length are put together; transformers' LengthGroupedSampler has as many.
+# Batches within which examples are sorted by length, as in transformers' LengthGroupedSampler.
 _GROUPED_BATCHES = 50
 
 _FROM_TASK = "default: the task's"
@@ -57,9 +49,7 @@ _FROM_TASK = "default: the task's"
 
 @dataclass(kw_only=True)
 class FinetuningArguments(TrainingArguments, DataArguments):
-    """What a fine-tuning run has. Those of TrainingArguments that depend on the task or the data are None until
-    `resolved`.
-    """
+    """Arguments of a fine-tuning run; those that depend on the task or the data are None until `resolved`."""
 
     task: str = argument(
         help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, squad_v2, swag, conll2003, custom-…"
@@ -90,7 +80,7 @@ class FinetuningArguments(TrainingArguments, DataArguments):
 
     def __post_init__(self) -> None:
         self._spell_switches()
-        # Batches of a task have too many shapes to record, and most tasks are trained before compiling has paid.
+        # Batches have too many shapes to record graphs of, and most runs end before compiling pays off.
         self._require("cuda_graphs", self.cuda_graphs in ("auto", "false"), "false for fine-tuning")
         self.cuda_graphs = "false"
         if self.compile == "auto":
@@ -106,12 +96,23 @@ class FinetuningArguments(TrainingArguments, DataArguments):
             )
 
     def resolved(self, task: Task, rows: int) -> "FinetuningArguments":
-        """With everything that the task and the number of training features decide."""
+        """Fill in the values that depend on the task and the data.
+
+        Args:
+            task: the task.
+            rows: number of training features.
+
+        Returns:
+            Complete arguments.
+
+        Raises:
+            InputError: if values do not fit each other.
+        """
         defaults = task.defaults
         batch_size = defaults.batch_sizes[0] if self.batch_size is None else self.batch_size
         self._require("batch_size", batch_size >= 1, "at least 1")
         epochs = defaults.epochs[0] if self.epochs is None else self.epochs
-        # Batches run on across the end of an epoch, as in the original code; what is left at the very end is dropped.
+        # Batches cross the ends of epochs, as in the original code; an incomplete last batch is dropped.
         max_steps = max(1, int(rows * epochs / batch_size)) if self.max_steps is None else self.max_steps
         learning_rate = defaults.learning_rates[0] if self.learning_rate is None else self.learning_rate
         eval_every = self.eval_every or -(-rows // batch_size)
@@ -129,7 +130,7 @@ class FinetuningArguments(TrainingArguments, DataArguments):
         )
 
     def feature_settings(self, task: Task) -> FeatureSettings:
-        """How rows become features."""
+        """Return the settings of the features, with the task's defaults."""
         return FeatureSettings(
             max_seq_length=task.defaults.max_seq_length if self.max_seq_length is None else self.max_seq_length,
             doc_stride=self.doc_stride,
@@ -145,26 +146,24 @@ def _default_micro_batch(batch_size: int) -> int:
     return next((size for size in range(min(share, 32), 0, -1) if batch_size % size == 0), 1)
 
 
-def _can_pack(model: nn.Module, task: Task) -> bool:
-    """Return whether packed rows serve the model and the task: its softmax must not be over positions or choices."""
-    over_rows = ("AutoModelForQuestionAnswering", "AutoModelForMultipleChoice")
-    return model.config.model_type == HFBertConfig.model_type and task.head not in over_rows
-
-
 class FinetuningBatches:
-    """The batches of a run from its progress on, a function of the seed and the step.
+    """The batches of a run, from its current step on: a function of the seed and the step.
 
-    The examples stand in a stream, one permutation of all of them after the other, that is cut into batches; with
-    `group_by_length` so that the sequences of a batch are of similar length. Every process knows the whole batch and
-    pads its own micro-batches.
+    Permutations of all examples follow each other in a stream, which is divided into batches, with `group_by_length`
+    into batches of similar lengths. Every process knows the whole batch and pads its own micro-batches.
 
-    Raises InputError when the processes cannot share the micro-batches evenly, or cannot be packed as asked for.
+    Args:
+        run: the run.
+        examples: the training features.
+        arguments: complete arguments (`FinetuningArguments.resolved`).
+
+    Raises:
+        InputError: if the processes cannot divide the micro-batches evenly, or packing does not fit the task.
     """
 
-    def __init__(self, run: Run, examples: Examples, arguments: FinetuningArguments, pad_to_batch: bool):
+    def __init__(self, run: Run, examples: Examples, arguments: FinetuningArguments):
         self.run, self.examples, self.arguments = run, examples, arguments
-        self.pad_to_batch = pad_to_batch
-        if run.packing and (pad_to_batch or examples.choices > 1):
+        if run.packing and not examples.task.can_pack:
             raise InputError(
                 f"packing does not fit {arguments.task}, which chooses among the positions or choices of padded rows; "
                 "leave it out"
@@ -180,25 +179,25 @@ class FinetuningBatches:
             yield self._step_batch(batches[step % _GROUPED_BATCHES])
 
     def block(self, number: int) -> np.ndarray:
-        """The rows of _GROUPED_BATCHES batches (fewer at the end), (batches, batch_size), sorted within a batch."""
+        """Return the examples of _GROUPED_BATCHES batches (fewer at the end), (batches, batch_size)."""
         size, seed, rows = int(self.arguments.batch_size), self.arguments.seed, len(self.examples)  # type: ignore
         first = number * _GROUPED_BATCHES
         count = min(_GROUPED_BATCHES, int(self.arguments.max_steps) - first)  # type: ignore[arg-type]
         places = np.arange(first * size, (first + count) * size)
         epochs = range(places[0] // rows, places[-1] // rows + 1)
         stream = np.concatenate([np.random.default_rng([seed, epoch]).permutation(rows) for epoch in epochs])
-        chosen = stream[places - epochs[0] * rows]
+        examples = stream[places - epochs[0] * rows]
         if not self.arguments.group_by_length:
-            batches = chosen.reshape(count, size)
+            batches = examples.reshape(count, size)
             order = np.argsort(self.examples.lengths[batches], axis=1, kind="stable")
             return np.take_along_axis(batches, order, axis=1)
-        chosen = chosen[np.argsort(self.examples.lengths[chosen], kind="stable")]
-        return chosen.reshape(count, size)[np.random.default_rng([seed, number, 1]).permutation(count)]
+        examples = examples[np.argsort(self.examples.lengths[examples], kind="stable")]
+        return examples.reshape(count, size)[np.random.default_rng([seed, number, 1]).permutation(count)]
 
     def _step_batch(self, rows: np.ndarray) -> StepBatch:
         parts = rows.reshape(-1, int(self.arguments.micro_batch_size))  # type: ignore
         parts = parts[self.first : self.first + self.share]
-        length = int(self.examples.lengths[rows].max()) if self.pad_to_batch else None
+        length = int(self.examples.lengths[rows].max()) if self.examples.task.pads_to_batch else None
         tokens = self.examples.tokens[parts.ravel()]
         return StepBatch(
             micro_batches=[self._inputs(part, length) for part in parts],
@@ -215,11 +214,18 @@ class FinetuningBatches:
         return pack(batch, self.examples.padding["input_ids"]) if self.run.packing else batch
 
 
-# ----------------------------------------------------------------------------------------------------------------- run
-
-
 def open_task(arguments: FinetuningArguments) -> TaskData:
-    """The task's data with the model's tokenizer. Raises InputError if there is nothing to train or choose by."""
+    """Load the data of `arguments.task`, with the model's tokenizer.
+
+    Args:
+        arguments: the run's.
+
+    Returns:
+        The data, for `fine_tune`.
+
+    Raises:
+        InputError: for an unknown task, unusable data, or data without a training or a validation split.
+    """
     task = get_task(arguments.task)
     if "train" not in task.splits:
         raise InputError(
@@ -239,16 +245,26 @@ def fine_tune(
     data: TaskData | None = None,
     *,
     save_model: bool = True,
-    last: bool = True,
+    end_training: bool = True,
 ) -> dict[str, Any] | None:
-    """Fine-tune `arguments.model`, keep the step that is best on validation, and write everything to output_dir.
+    """Fine-tune a checkpoint, keep the step that is best on validation, and write everything to output_dir.
 
-    data: of `open_task`, for several runs on the same. save_model: also write model/, predictions/, pictures and
-    results.json; without it only the last step is scored, on validation. last: no run follows in these processes.
-    Returns what results.json holds and, on the main process, `predictions` (split → the task's predictions); None when
-    a signal ended the run, which the same call then continues.
+    Args:
+        arguments: checkpoint, task, data, hyperparameters, output_dir.
+        data: of `open_task`, for several runs on the same data.
+        save_model: also write model/, predictions/, plots and results.json; without it only the last step is scored,
+            on validation.
+        end_training: no run follows in these processes.
 
-    Raises InputError for unusable data or checkpoints, and what `train` raises.
+    Returns:
+        The content of results.json and, on the main process, `predictions` (split → the task's predictions). None
+        when a signal ended the run, which the same call then continues.
+
+    Raises:
+        InputError: for unusable data or checkpoints.
+        CheckpointError: if output_dir holds a run that is not this one.
+        DivergenceError: if the loss is no longer finite.
+        OutputError: if output_dir cannot be written.
     """
     started = time.perf_counter()
     data = open_task(arguments) if data is None else data
@@ -256,11 +272,11 @@ def fine_tune(
     examples = data.examples("train", training=True)
     arguments = arguments.resolved(task, len(examples))
     model, new_weights = load_for_task(task, arguments.model, data.raw["train"], arguments.seed)
-    if arguments.packing == "auto" and not _can_pack(model, task):
+    if arguments.packing == "auto" and not (task.can_pack and model.config.model_type == HFBertConfig.model_type):
         arguments = dataclasses.replace(arguments, packing="false")
     check_fits(model, data.tokenizer, data.settings.max_seq_length)
     fingerprint = {"data": data.raw["train"]._fingerprint, "tokenizer_hash": tokenizer_hash(data.tokenizer)}
-    with Run(arguments, fingerprint, last=last) as run:
+    with Run(arguments, fingerprint, last=end_training) as run:
         finetuning = _Finetuning(run, arguments, data, examples, model)
         finetuning.describe(new_weights, with_data=save_model)
         if not finetuning.train():
@@ -277,23 +293,22 @@ def fine_tune(
 
 
 class _Finetuning:
-    """One run: the model, its data, and what is asked of both while and after it trains."""
+    """One run: training a model on the data of a task, then scoring its best step."""
 
     def __init__(self, run: Run, arguments: FinetuningArguments, data: TaskData, examples: Examples, model: nn.Module):
         self.run, self.arguments, self.data, self.examples, self.task = run, arguments, data, examples, data.task
-        pad_to_batch = isinstance(self.task, SquadTask)  # its softmax is over all positions, padding too
-        self.batches = FinetuningBatches(run, examples, arguments, pad_to_batch)
+        self.batches = FinetuningBatches(run, examples, arguments)
         self.model, self.optimizer, _ = prepare(run, model)
         self.unwrapped = run.accelerator.unwrap_model(self.model)
         self.metric = f"eval_{self.task.main_metric}"
         self.baseline = majority_baseline(self.task, data.raw["train"], data.raw["validation"])
         self.summary, self._summary_lines = data.describe(list(data.raw))
         self.predictions: dict[str, Any] = {}
-        self.chosen_step: int | None = arguments.max_steps
+        self.final_step: int | None = arguments.max_steps  # the step whose weights are scored and saved
         self.run.best_by = (self.metric, max)
 
     def describe(self, new_weights: list[str], with_data: bool) -> None:
-        """Print what the data turned into, if asked to, and what is about to happen."""
+        """Print the run's derived quantities, and with `with_data` the summary of the data."""
         a, run = self.arguments, self.run
         if with_data:
             run.say("\n".join(self._summary_lines))
@@ -312,7 +327,7 @@ class _Finetuning:
             run.say(f"warning: {a.model} has no pooler; {', '.join(pooler)} start from random numbers")
 
     def train(self) -> bool:
-        """Train to the end or to a signal; returns which."""
+        """Train to the end, or to a signal; return whether the end was reached."""
         self.run.start_trackers()
         weights = sum(m.weight.numel() for m in self.unwrapped.modules() if isinstance(m, nn.Linear))
         config = self.unwrapped.config
@@ -320,7 +335,7 @@ class _Finetuning:
         def forward(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
             outputs = call_model(model, inputs, self.examples.targets)
             targets = {name: inputs[name] for name in self.examples.targets}
-            outputs["loss"] = task_loss(outputs, targets, totals["num_items_in_batch"])
+            outputs["loss"] = task_loss(self.task, outputs, targets, totals["num_items_in_batch"])
             return outputs
 
         return train(
@@ -330,7 +345,7 @@ class _Finetuning:
             self.batches,
             evaluate=self._evaluate,
             save_extra=self._save_extra,
-            # As in throughput.model_flops_per_token, counted from the layers, for models of any configuration.
+            # As throughput.model_flops_per_token, but counted from the layers, for models of any configuration.
             flops_per_token=lambda length: 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * length,
             forward=forward,
         )
@@ -347,33 +362,33 @@ class _Finetuning:
 
     def _save_extra(self, directory: Path) -> None:
         save_tokenizer(self.data.tokenizer, directory)
-        write_task_file(directory, self.data, None)
+        write_task_file(directory, self.data)
 
     def last_scores(self) -> dict[str, dict[str, float]]:
-        """The validation scores of the last step."""
+        """Return the validation scores of the last step."""
         last = next(entry for entry in reversed(self.run.history) if self.metric in entry)
         names = [name for name in last if name.startswith("eval_")]
         return {"validation": {name.removeprefix("eval_"): last[name] for name in names}}
 
     def score_splits(self) -> dict[str, dict[str, float]]:
-        """Load the best step's weights, where there are checkpoints; predict every split and score the labelled."""
+        """Load the weights of the best step, if there are checkpoints; predict every split, score labelled ones."""
         run, step = self.run, self.run.progress.step
-        self.chosen_step = run.best_step if self.arguments.keep_checkpoints else step
-        if self.chosen_step != step:
-            load_weights(self.unwrapped, run.checkpoints / f"step-{self.chosen_step}" / "model.safetensors")
+        self.final_step = run.best_step if self.arguments.keep_checkpoints else step
+        if self.final_step != step:
+            load_weights(self.unwrapped, run.checkpoints / f"step-{self.final_step}" / "model.safetensors")
         scores = {}
         size = self.arguments.eval_batch_size
         with gathered(self.unwrapped):
             for split in [split for split in self.data.raw if split != "train"]:
                 if self.task.is_labelled(self.data.raw[split]):
-                    scores[split], made = evaluate(run.accelerator, self.model, self.data, split, size)
+                    scores[split], predictions = evaluate(run.accelerator, self.model, self.data, split, size)
                 else:
-                    made, _ = predict(run.accelerator, self.model, self.data, split, size)
-                self.predictions[split] = made
+                    predictions, _ = predict(run.accelerator, self.model, self.data, split, size)
+                self.predictions[split] = predictions
         return scores
 
     def results(self, scores: dict[str, dict[str, float]], started: float) -> dict[str, Any]:
-        """What results.json holds."""
+        """Build the content of results.json."""
         run, known, name = self.run, self.data.raw["train"], self.task.main_metric
         baselines = {split: majority_baseline(self.task, known, self.data.raw[split]) for split in scores}
         value = scores["validation"][name]
@@ -383,9 +398,9 @@ class _Finetuning:
             "scores": scores,
             "main_metric": {"name": name, "split": "validation", "value": value},
             "majority_baseline": baselines,
-            # A run that learnt nothing but the most frequent answer (paper, section 4.1: it happens on small sets).
+            # The run learnt only the most frequent answer, as happens on small data sets (paper, section 4.1).
             "degenerate": value <= baselines["validation"][name],
-            "best_step": self.chosen_step,
+            "best_step": self.final_step,
             "steps": run.progress.step,
             "examples": {split: len(raw) for split, raw in self.data.raw.items()},
             "data": self.summary,
@@ -398,33 +413,27 @@ class _Finetuning:
         }
 
     def write(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Write model/, predictions/, the pictures and results.json; returns the predictions."""
+        """Write model/, predictions/, plots and results.json; return the predictions, with tuned values applied."""
         directory, raw, predictions = self.run.directory, self.data.raw, self.predictions
         self.run.save_model(self.model, lambda model: save_tokenizer(self.data.tokenizer, model))
         if not self.run.is_main:
             return predictions
-        threshold = None
-        validation = predictions["validation"]
-        if isinstance(self.task, SquadTask) and validation.unanswerable:
-            best, f1, thresholds, curve = self.task.threshold_curve(raw["validation"], validation)
-            threshold = float(np.clip(best, -1e9, 1e9))  # JSON has no infinity
-            results["null_threshold"] = {"value": threshold, "f1": f1, "tuned_on": "validation"}
-            draw_threshold_curve(thresholds, curve, best, directory / "threshold.png")
-            for split in predictions.keys() - {"validation"}:
-                predictions[split].threshold = threshold
-        if isinstance(self.task, SequenceTask) and not self.task.is_regression:
-            names = self.task.class_names(raw["validation"])
-            gold = [names[label] for label in raw["validation"]["label"][:]]
-            draw_confusion_matrix(gold, validation, names, directory / "confusion.png")
+        tuning = self.task.tune(raw["validation"], predictions["validation"])
+        tuned = {name: entry["value"] for name, entry in tuning.items()}
+        results |= tuning
+        # Not to validation, on which the values were tuned: its scores would be flattered.
+        for split in predictions.keys() - {"validation"}:
+            predictions[split] = self.task.apply_tuned(predictions[split], tuned)
+        self.task.save_plots(directory, raw["validation"], predictions["validation"])
         draw_finetuning_curves(
             self.run.history, self.task.main_metric, self.baseline[self.task.main_metric], directory / "curves.png"
         )
-        for split, made in predictions.items():
-            self.task.write_predictions(directory / "predictions", raw[split], made, split)
+        for split, split_predictions in predictions.items():
+            self.task.write_predictions(directory / "predictions", raw[split], split_predictions, split)
         results["report"] = {split: self.task.report(raw[split], predictions[split]) for split in results["scores"]}
         for split, report in results["report"].items():
             if lines := report_lines(report):
                 self.run.say("\n".join([f"{split}, class by class:", *lines]))
-        write_task_file(directory / "model", self.data, threshold)
+        write_task_file(directory / "model", self.data, tuned)
         write_json(directory / "results.json", {k: v for k, v in results.items() if k != "predictions"})
         return predictions

@@ -1,39 +1,34 @@
-"""What pretraining adds to the training loop: its batches, and its evaluation against token counts alone."""
+"""Pretraining on top of the training loop: batches of a run, and evaluation against a unigram baseline."""
 
-import dataclasses
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .corpus.build import Corpus, describe_for_datasets
-from .corpus.masking import Masking, PretrainingCollator
-from .corpus.segment_pairs import Cursor, Documents, Instances, SegmentPairs
-from .corpus.shard_writing import write_batch
+from .corpus.arguments import PretrainingDataArguments
+from .corpus.masking import collate
+from .corpus.segment_pairs import Cursor, Instances
 from .model.kernels_hfbert import IGNORED_LABEL
 from .model.packing import pack
 from .training.loop import StepBatch, own_micro_batches
 from .training.run import Progress, Run, check_divides
-from .utils.files import writing
-
-
-# Rows of a file of static instances: at a length of 128 and 16 bits an id, 15 MB.
-_STATIC_ROWS = 20_000
-# Rows made at once, so that they stay in the processor's cache.
-_CACHED_ROWS = 512
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run with one sequence length; `last_step` is the number of steps done when it ends."""
+    """A stretch of a run with one sequence length.
+
+    Args:
+        max_seq_length: tokens of an instance, special ones included.
+        batch_size: instances per optimizer step, over all processes.
+        micro_batch_size: instances per forward pass; divides `batch_size`.
+        last_step: optimizer steps of the run when the phase ends.
+    """
 
     max_seq_length: int
     batch_size: int
@@ -44,65 +39,43 @@ class Phase:
         check_divides(self.batch_size, self.micro_batch_size)
 
 
-@dataclass(frozen=True)
-class PairSettings:
-    """How instances are drawn and masked, whatever their length; see SegmentPairs, Masking, PretrainingCollator."""
-
-    seed: int
-    short_seq_prob: float = 0.1
-    balanced_nsp: bool = True
-    next_sentence: bool = True
-    left_to_right: bool = False
-    # max_predictions_per_seq: 0 for the share of the length, rounded up (20 of 128, 77 of 512).
-    max_predictions_per_seq: int = 0
-    masked_lm_prob: float = 0.15
-    mask_share: float = 0.8
-    random_share: float = 0.1
-    keep_share: float = 0.1
-    whole_word: bool = False
-    random_special: bool = False
-
-    def pairs(self, documents: Documents, max_seq_length: int) -> SegmentPairs:
-        """The instances of `documents` at this length."""
-        return SegmentPairs(
-            documents,
-            max_seq_length=max_seq_length,
-            seed=self.seed,
-            short_seq_prob=self.short_seq_prob,
-            balanced_nsp=self.balanced_nsp,
-            next_sentence=self.next_sentence,
-        )
-
-    def collator(self, tokenizer: Any, max_seq_length: int) -> PretrainingCollator:
-        """The masking of instances of this length."""
-        most = self.max_predictions_per_seq or max(1, math.ceil(max_seq_length * self.masked_lm_prob))
-        names = {field.name for field in dataclasses.fields(Masking)} - {"max_predictions_per_seq"}
-        masking = Masking(max_predictions_per_seq=most, **{name: getattr(self, name) for name in names})
-        return PretrainingCollator(tokenizer, masking, self.seed, self.left_to_right)
-
-
 class PretrainingBatches:
-    """The batches of a run from `progress` on, through its phases: a function of the seed and the step alone.
+    """Iterate over the optimizer steps of a run from `progress` on, through its phases.
 
-    Every process draws the same global batches (indices, 40 bytes a row) and makes token ids only of its own
-    micro-batches, a contiguous share of the global batch's.
+    A batch is a function of the seed and the step. Every process samples the same global batches (spans, 40 bytes per
+    instance) and gathers the token ids of its own micro-batches, a contiguous part of the global batch.
 
-    Raises InputError when the processes cannot share a phase's micro-batches evenly.
+    Args:
+        run: its device and options decide shapes, packing and the local micro-batches.
+        documents: the train split.
+        tokenizer: the corpus's.
+        phases: in order.
+        arguments: options of pairs and masks.
+        progress: the steps done so far, and the cursor of a resumed run.
+
+    Raises:
+        InputError: if the processes cannot share a phase's micro-batches evenly.
     """
 
     def __init__(
-        self, run: Run, documents: Any, tokenizer: Any, phases: list[Phase], settings: PairSettings, progress: Progress
+        self,
+        run: Run,
+        documents: Any,
+        tokenizer: Any,
+        phases: list[Phase],
+        arguments: PretrainingDataArguments,
+        progress: Progress,
     ):
         self.phases = phases
         self.progress = progress
-        # Shapes that do not depend on the data: for devices that run ahead of the host, and for compiled graphs. On a
-        # CPU nothing is gained by them, and the padded predictions would cost.
+        # Shapes independent of the data suit devices that run ahead of the host, and compiled graphs. A CPU gains
+        # nothing from them and would compute the padded predictions.
         self.static_shapes = run.device.type != "cpu" or bool(run.compile)
         self.pin = run.device.type == "cuda"
         self.packing = run.packing
         self.pad_token_id = tokenizer.pad_token_id
-        self.pairs = [settings.pairs(documents, phase.max_seq_length) for phase in phases]
-        self.collators = [settings.collator(tokenizer, phase.max_seq_length) for phase in phases]
+        self.samplers = [arguments.sampler(documents, phase.max_seq_length) for phase in phases]
+        self.collators = [arguments.collator(tokenizer, phase.max_seq_length) for phase in phases]
         self.own = [own_micro_batches(run, phase.batch_size, phase.micro_batch_size) for phase in phases]
 
     def __iter__(self) -> Iterator[StepBatch]:
@@ -111,17 +84,17 @@ class PretrainingBatches:
             if step >= phase.last_step:
                 continue
             start = Cursor(*saved["cursor"]) if saved and saved["phase"] == number else None
-            for instances, cursor in self.pairs[number].batches(phase.batch_size, start):
+            for instances, cursor in self.samplers[number].batches(phase.batch_size, start):
                 yield self._step_batch(number, instances, cursor)
                 step += 1
                 if step == phase.last_step:
                     break
 
     def _step_batch(self, number: int, instances: Instances, cursor: Cursor) -> StepBatch:
-        phase, pairs, collator = self.phases[number], self.pairs[number], self.collators[number]
+        phase, sampler, collator = self.phases[number], self.samplers[number], self.collators[number]
         first, share = self.own[number]
         own = instances[first * phase.micro_batch_size : (first + share) * phase.micro_batch_size]
-        batch, lengths = collate(pairs, collator, own)
+        batch, lengths = collate(sampler, collator, own)
         if not self.static_shapes:
             batch.pop("masked_positions", None)
         counts = {"num_items_in_batch": int((batch["labels"] != IGNORED_LABEL).sum())}
@@ -153,31 +126,33 @@ def loss_without_logits(model: nn.Module, inputs: dict[str, Any], totals: dict[s
 
 
 def packed_multiple(rows: int, max_seq_length: int) -> int:
-    """What a packed row's tokens are rounded up to a multiple of, where its shapes should be few: 1/32 of the padded
-    batch's. Half of that is padding on average, and a run with many sequences in a batch sees two or three shapes.
+    """Return the multiple to round packed rows up to, so that their shapes are few: 1/32 of the padded batch's tokens.
+
+    Half of a multiple is padding on average; a run with many sequences per batch sees two or three shapes.
     """
     return -(-rows * max_seq_length // 32)
 
 
 def pinned(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same in memory that a GPU copies from while the host goes on."""
+    """Copy tensors to pinned memory, from which a GPU copies without blocking the host."""
     return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
-def collate(
-    pairs: SegmentPairs, collator: PretrainingCollator, instances: Instances
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The model's inputs for `instances`, and the rows' lengths."""
-    rows = pairs.assemble(instances) | {"epoch": instances.epoch, "index": instances.index}
-    return collator(rows), rows["lengths"]
-
-
 class PretrainingEvaluation:
-    """MLM and NSP on held-out documents: the same rows and the same masks every time.
+    """Evaluate MLM and NSP on held-out documents, with the same instances and masks every time.
 
-    `baseline` is what the training text's token counts alone give on these very positions: the loss of predicting by
-    frequency and the accuracy of always answering the most frequent token. A model has learned something about context
-    only when it is past both.
+    `baseline` is the result of the training text's token counts on the same positions: the loss of predicting by
+    frequency, and the accuracy of always answering the most frequent token. A model that uses context beats both.
+
+    Args:
+        run: its accelerator shares the batches among the processes.
+        train_documents: the train split, for the baseline.
+        documents: the validation split.
+        tokenizer: the corpus's.
+        arguments: options of pairs and masks; the seed is fixed to 0.
+        max_seq_length: tokens of an instance.
+        batch_size: instances per forward pass.
+        max_rows: most instances to evaluate.
     """
 
     def __init__(
@@ -186,7 +161,7 @@ class PretrainingEvaluation:
         train_documents: Any,
         documents: Any,
         tokenizer: Any,
-        settings: PairSettings,
+        arguments: PretrainingDataArguments,
         *,
         max_seq_length: int,
         batch_size: int,
@@ -194,13 +169,13 @@ class PretrainingEvaluation:
     ):
         self.run = run
         # Validation does not change with the run's seed, so that runs can be compared.
-        settings = dataclasses.replace(settings, seed=0)
-        pairs, collator = settings.pairs(documents, max_seq_length), settings.collator(tokenizer, max_seq_length)
+        sampler = arguments.sampler(documents, max_seq_length, seed=0)
+        collator = arguments.collator(tokenizer, max_seq_length, seed=0)
         self.batches: list[dict[str, torch.Tensor]] = []
         rows = 0
-        for instances, _ in pairs.batches(batch_size, epochs=1):
+        for instances, _ in sampler.batches(batch_size, epochs=1):
             instances = instances[: max_rows - rows]
-            batch, _ = collate(pairs, collator, instances)
+            batch, _ = collate(sampler, collator, instances)
             batch.pop("masked_positions", None)
             self.batches.append({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()})
             rows += len(instances)
@@ -209,8 +184,11 @@ class PretrainingEvaluation:
         self.baseline = self._unigram_baseline(train_documents, len(tokenizer)) | {"rows": rows}
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Evaluate: `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with NSP
-        `eval_next_sentence_loss` and `eval_next_sentence_accuracy`.
+        """Evaluate `model`.
+
+        Returns:
+            `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with next-sentence
+            prediction `eval_next_sentence_loss` and `eval_next_sentence_accuracy`.
         """
         accelerator = self.run.accelerator
         unwrapped = accelerator.unwrap_model(model)
@@ -232,14 +210,14 @@ class PretrainingEvaluation:
         return metrics
 
     def is_past_plateau(self, metrics: dict[str, float]) -> bool:
-        """Whether the model is clearly better than token counts: twice their accuracy, and half a nat less loss."""
+        """Tell whether the model clearly beats token counts: twice their accuracy, and half a nat less loss."""
         return (
             metrics.get("eval_masked_lm_accuracy", 0.0) >= 2 * self.baseline["accuracy"]
             and metrics["eval_masked_lm_loss"] <= self.baseline["loss"] - 0.5
         )
 
     def describe(self, metrics: dict[str, float]) -> str:
-        """One line: the figures beside the unigram baseline."""
+        """Describe the metrics beside the unigram baseline in one line."""
         times = metrics["eval_masked_lm_accuracy"] / max(self.baseline["accuracy"], 1e-9)
         text = (
             f"held-out: MLM loss {metrics['eval_masked_lm_loss']:.3f} (unigram {self.baseline['loss']:.3f}), "
@@ -254,7 +232,7 @@ class PretrainingEvaluation:
         next_sentence_label = batch.pop("next_sentence_label", None)
         predicted = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)
         outputs = model.bert(**batch, read_positions=predicted)
-        # The head on the predicted positions alone: a dense head would compute vocab_size logits for every token.
+        # Only predicted positions pass the head: a dense head would compute vocab_size logits for every token.
         logits = model.cls.predictions(outputs.last_hidden_state).float()
         sums = [*_loss_and_right(logits, labels.flatten()[predicted])]
         if next_sentence_label is None:
@@ -264,7 +242,7 @@ class PretrainingEvaluation:
         return torch.stack(sums)
 
     def _unigram_baseline(self, documents: Any, vocab_size: int) -> dict[str, float]:
-        counts = np.ones(vocab_size)  # add one: a held-out token may be new
+        counts = np.ones(vocab_size)  # add-one smoothing: a held-out token may be new
         for shard in range(documents.num_shards):
             counts += np.bincount(documents.tokens(shard), minlength=vocab_size)
         targets = np.concatenate([batch["labels"][batch["labels"] != IGNORED_LABEL].numpy() for batch in self.batches])
@@ -279,66 +257,3 @@ def _loss_and_right(logits: torch.Tensor, targets: torch.Tensor) -> list[torch.T
     loss = F.cross_entropy(logits, targets, reduction="sum").double()
     right = (logits.argmax(-1) == targets).sum().double()
     return [loss, right, right.new_tensor(len(targets))]
-
-
-def write_static_instances(
-    corpus: Corpus, tokenizer: Any, settings: PairSettings, output: Path, max_seq_length: int, dupe_factor: int
-) -> dict[str, int]:
-    """The original's static data: `dupe_factor` passes over the corpus, each with its own pairs and masks, baked in.
-
-    Writes a directory for `datasets.load_from_disk` with what any BertForPreTraining takes: input_ids, token_type_ids,
-    attention_mask, labels (-100 where nothing is predicted), all (rows, max_seq_length), and with NSP
-    next_sentence_label (rows,). The same rows and masks as `dupe_factor` epochs of training from the corpus itself.
-    Held-out rows are never copied: one pass.
-
-    Returns the rows of each split. Raises OutputError if `output` cannot be written.
-    """
-    files: dict[str, list[str]] = {}
-    rows: dict[str, int] = {}
-    start = time.monotonic()
-    with writing(output, "remove it and start again elsewhere"):
-        for split in corpus.manifest["splits"]:
-            (output / split).mkdir(parents=True)
-            files[split], rows[split] = [], 0
-            passes = dupe_factor if split == "train" else 1
-            for columns in _static_columns(corpus.split(split), tokenizer, settings, max_seq_length, passes):
-                files[split].append(f"data-{len(files[split]):05d}.arrow")
-                write_batch(output / split / files[split][-1], _as_arrow(columns))
-                rows[split] += len(columns["input_ids"])
-                print(f"{split}: {rows[split]} rows, {time.monotonic() - start:.0f} s", flush=True)
-        describe_for_datasets(output, files)
-    return rows
-
-
-def _static_columns(
-    documents: Documents, tokenizer: Any, settings: PairSettings, max_seq_length: int, passes: int
-) -> Iterator[dict[str, np.ndarray]]:
-    pairs, collator = settings.pairs(documents, max_seq_length), settings.collator(tokenizer, max_seq_length)
-    # As many bits as the values take; without what only static shapes need.
-    last_id = len(tokenizer) - 1
-    types = {
-        "input_ids": np.min_scalar_type(last_id),
-        "token_type_ids": np.int8,
-        "attention_mask": np.int8,
-        "labels": np.promote_types(np.min_scalar_type(-1 - last_id), np.min_scalar_type(IGNORED_LABEL)),
-        "next_sentence_label": np.int8,
-    }
-    for instances, _ in pairs.batches(_STATIC_ROWS, epochs=passes):
-        columns: dict[str, np.ndarray] = {}
-        for begin in range(0, len(instances), _CACHED_ROWS):
-            batch, _ = collate(pairs, collator, instances[begin : begin + _CACHED_ROWS])
-            for name in types.keys() & batch.keys():
-                rows = batch[name]
-                if name not in columns:
-                    columns[name] = np.empty((len(instances), *rows.shape[1:]), types[name])
-                columns[name][begin : begin + len(rows)] = rows
-        yield {name: columns[name] for name in types if name in columns}
-
-
-def _as_arrow(columns: dict[str, np.ndarray]) -> pa.RecordBatch:
-    """Matrices become columns of fixed-size lists, without a copy."""
-    arrays = {name: pa.array(values.reshape(-1)) for name, values in columns.items()}
-    for name, values in columns.items():
-        if values.ndim == 2:
-            arrays[name] = pa.FixedSizeListArray.from_arrays(arrays[name], values.shape[1])
-    return pa.record_batch(arrays)

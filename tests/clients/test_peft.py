@@ -4,8 +4,11 @@ import pytest
 import torch
 from helpers import batch
 
+import hfbert_scratch
+
 
 peft = pytest.importorskip("peft")
+hfbert_scratch.register_peft()
 
 
 @pytest.mark.parametrize("case", ["single_label", "token"])

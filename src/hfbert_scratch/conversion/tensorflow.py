@@ -1,8 +1,8 @@
-"""The original's checkpoints: bert_config.json, vocab.txt and TensorFlow's bert_model.ckpt, as a stock directory.
+"""Write the original's checkpoints (bert_config.json, vocab.txt, TensorFlow's bert_model.ckpt) as stock directories.
 
-TensorFlow itself reads its format and is imported nowhere else (`pip install "hfbert-scratch[tensorflow]"`): the one
-reader without it, tensorflow-checkpoint-reader, has been untouched since February 2023 and is bound to protobuf below
-3.19, with which neither tensorboard nor onnx can be installed.
+TensorFlow reads its own format and is imported nowhere else (`pip install "hfbert-scratch[tensorflow]"`). The only
+reader without TensorFlow, tensorflow-checkpoint-reader, was last changed in February 2023 and requires protobuf below
+3.19, which rules out tensorboard and onnx.
 """
 
 import json
@@ -22,9 +22,9 @@ from ..utils.files import read_json
 
 CONFIG_FILE = "bert_config.json"
 _INDEX = ".index"
-# What optimizers and loss scaling leave beside the model: Adam's moments, the step.
-_NOT_THE_MODEL = re.compile(r"(^|/)(adam_[mv]|global_step|beta[12]_power|loss_scale|good_steps|lamb_[mv])$")
-# The parts of google-research/bert's variable names that are called otherwise in stock, in this order.
+# Variables of optimizers and loss scaling: Adam's moments, the step.
+_TRAINING_STATE = re.compile(r"(^|/)(adam_[mv]|global_step|beta[12]_power|loss_scale|good_steps|lamb_[mv])$")
+# Differences between google-research/bert's variable names and stock's, applied in this order.
 _RENAMED = (
     (re.compile(r"/layer_(\d+)/"), r"/layer/\1/"),
     (re.compile(r"^cls/squad/output_"), "qa_outputs/"),
@@ -38,26 +38,35 @@ _OURS = re.compile(r"^(bert|cls|classifier|qa_outputs)\.")
 
 
 def is_tensorflow_checkpoint(directory: str | Path) -> bool:
-    """Whether `directory` is one of the original's and not a stock directory as well."""
+    """Whether `directory` holds the original's files and no config.json of stock's."""
     path = Path(directory)
     return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file() and any(path.glob(f"*{_INDEX}"))
 
 
 def write_as_stock(source: str | Path, target: Path) -> list[str]:
-    """Write the original's checkpoint `source` as a stock one into the directory `target`; returns notes.
+    """Write the original's checkpoint `source` as a stock checkpoint.
 
-    Weights of dense layers are transposed; Adam's moments and the step are left out. The head follows from the
-    variables: pretraining, one of its two objectives, run_classifier.py's, run_squad.py's, or none.
+    Dense layers' weights are transposed; Adam's moments and the step are left out. The variables decide the head:
+    pretraining, one of its two objectives, run_classifier.py's, run_squad.py's, or none.
 
-    Raises InputError if TensorFlow is not installed, or the files are damaged, several, or not the original BERT's.
+    Args:
+        source: directory of bert_config.json, vocab.txt and one bert_model.ckpt.
+        target: an existing directory.
+
+    Returns:
+        Sentences about variables that were not read.
+
+    Raises:
+        InputError: if TensorFlow is not installed, or if the files are damaged, hold several checkpoints or are not
+            the original BERT's.
     """
     directory = Path(source)
     config = read_json(directory / CONFIG_FILE, "the model's configuration")
     if not isinstance(config, dict):
         raise InputError(f"{directory / CONFIG_FILE} must hold a JSON object, not a {type(config).__name__}")
     tensors, unknown = {}, []
-    for variable, value in _variables(_prefix(directory)).items():
-        if _NOT_THE_MODEL.search(variable):
+    for variable, value in read_variables(_prefix(directory)).items():
+        if _TRAINING_STATE.search(variable):
             continue
         name = stock_name(variable)
         if not _OURS.match(name):
@@ -80,7 +89,7 @@ def write_as_stock(source: str | Path, target: Path) -> list[str]:
 
 
 def stock_name(variable: str) -> str:
-    """The stock name of one of the original's variables; kernels become weights, which are their transposes."""
+    """Translate a variable name of the original to stock's; kernels become weights, which are their transposes."""
     name = re.sub(r"/kernel$", "/weight", variable)
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
@@ -99,18 +108,19 @@ def _architecture(tensors: dict[str, Any]) -> str:
 
 
 def _prefix(directory: Path) -> Path:
-    """The one checkpoint's path without endings, as TensorFlow takes it."""
-    found = sorted(directory.glob(f"*{_INDEX}"))
-    if len(found) > 1:
-        names = ", ".join(path.name.removesuffix(_INDEX) for path in found)
+    """Return the checkpoint's path without endings, as TensorFlow expects it."""
+    indices = sorted(directory.glob(f"*{_INDEX}"))
+    if len(indices) > 1:
+        names = ", ".join(path.name.removesuffix(_INDEX) for path in indices)
         raise InputError(f"{directory} holds several checkpoints ({names}); leave one, with {CONFIG_FILE}")
-    prefix = found[0].with_name(found[0].name.removesuffix(_INDEX))
+    prefix = indices[0].with_name(indices[0].name.removesuffix(_INDEX))
     if not any(directory.glob(f"{prefix.name}.data-*")):
-        raise InputError(f"{directory} has {found[0].name} but no {prefix.name}.data-… with the numbers")
+        raise InputError(f"{directory} has {indices[0].name} but no {prefix.name}.data-… with the numbers")
     return prefix
 
 
-def _variables(prefix: Path) -> dict[str, np.ndarray]:
+def read_variables(prefix: Path) -> dict[str, np.ndarray]:
+    """Read all variables of a TensorFlow checkpoint. Raises InputError if it is damaged or TensorFlow is missing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         import tensorflow

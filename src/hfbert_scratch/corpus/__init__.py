@@ -1,1 +1,1 @@
-"""The pretraining corpus: shards of tokenized documents, segment pairs drawn from them, masks."""
+"""The pretraining corpus: build shards of tokenized documents, sample segment pairs from them, mask them."""

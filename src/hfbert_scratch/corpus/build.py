@@ -1,23 +1,19 @@
-"""Build a pretraining corpus: text → documents → sentences → token ids → Arrow, with a manifest that is checked.
+"""Build a pretraining corpus: text → documents → sentences → token ids → Arrow files, and a checked manifest.
 
-The directory opens with `datasets.load_from_disk`: splits train and validation, one row a document with `tokens` and
-`sentence_lengths`. manifest.json, written last, says what is inside. Segment pairs are drawn from it while training
-(segment_pairs.py), so one corpus serves every sequence length, epoch and seed.
+One process reads the text, drops duplicates and forms shards; worker processes split, tokenize and write them. The
+content of a shard depends only on the text and the arguments, so the result is the same for any number of processes
+or hosts, and an interrupted build continues after its finished shards. manifest.json is written last.
 
-One process reads the text, drops duplicates and forms shards; worker processes split, tokenize and write them. What a
-shard holds depends on the text and the arguments alone, so the result is the same for any number of processes or
-hosts, and a build that was interrupted goes on behind its finished shards.
+Segment pairs are sampled while training (segment_pairs.py), so one corpus serves every sequence length, epoch and
+seed.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import multiprocessing
 import os
 import platform
 import shutil
 import time
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,114 +22,41 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from ..text.readers import Source, find_sources, names_of
+from ..text.readers import TextSource, describe_sources, find_sources
 from ..text.sample import TextSample
 from ..text.sentences import split_sentences
-from ..text.tokenizer import Progress, check_tokenizer, tokenizer_hash
-from ..text.tokenizer_checks import NOTABLE
+from ..text.tokenizer import check_tokenizer, tokenizer_hash
 from ..utils.errors import InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, writing
-from .segment_pairs import Documents
-from .shard_forming import BuildArguments, Counts, form_shards
-from .shard_writing import (
+from ..utils.progress import ProgressReporter
+from .arguments import BuildArguments
+from .dataset import (
     BUILD,
-    Segmenter,
-    Shard,
-    ShardWriter,
-    is_written,
+    FORMAT,
+    MANIFEST,
+    Corpus,
+    TokenizedDocuments,
+    describe_for_datasets,
     open_batch,
+    write_batch,
+)
+from .shards import (
+    BuildStats,
+    Segmenter,
+    ShardWriter,
+    TextShard,
+    is_written,
     piece_path,
     record_path,
-    write_batch,
+    shard_documents,
 )
 from .statistics import check_corpus, describe_pairs, describe_split
 
 
-FORMAT = 1  # of the directory; raised when what is written changes
-MANIFEST = "manifest.json"
-# What opening a corpus and training on it read from there.
-_NEEDED = ("tokenizer_hash", "vocab_size", "max_seq_length", "special_ids", "arguments", "identity", "splits", "pairs")
-
-# Tokens of a file of the validation split.
+# Tokens per file of the validation split.
 _VALIDATION_TOKENS = 1 << 24
-# Tokens looked at to see how many continue a word.
-_WORD_SAMPLE = 1 << 20
-
-
-class Corpus:
-    """A finished corpus: `manifest` as a dict, and its splits."""
-
-    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
-        self.directory, self.manifest = directory, manifest
-
-    @classmethod
-    def open(cls, directory: str | Path, tokenizer: Any | None = None, max_seq_length: int | None = None) -> "Corpus":
-        """Open the corpus in `directory`; with `tokenizer` and `max_seq_length`, check that it was built for them.
-
-        Raises InputError if there is no finished corpus, it was built with another tokenizer, or for shorter
-        sequences.
-        """
-        directory = Path(directory)
-        if not directory.is_dir():
-            raise InputError(f"no corpus directory {directory}; build one with recipes/build_corpus.py")
-        if not (directory / MANIFEST).is_file():
-            if (directory / BUILD).is_dir():
-                raise InputError(f"the corpus {directory} is unfinished; run the same build_corpus command again")
-            raise InputError(
-                f"{directory} is not a corpus: it has no {MANIFEST}; build it with recipes/build_corpus.py"
-            )
-        manifest = read_json(directory / MANIFEST, "corpus")
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise InputError(f"{directory / MANIFEST} is not a manifest of format {FORMAT}; build the corpus again")
-        lacking = [name for name in _NEEDED if name not in manifest]
-        if lacking:
-            raise InputError(f"{directory / MANIFEST} has no {', '.join(lacking)}; build the corpus again")
-        if tokenizer is not None and tokenizer_hash(tokenizer) != manifest["tokenizer_hash"]:
-            raise InputError(
-                f"the corpus {directory} was built with another tokenizer ({manifest['arguments']['tokenizer']}, "
-                f"hash {manifest['tokenizer_hash'][:12]}, {manifest['vocab_size']} tokens) than the one given (hash "
-                f"{tokenizer_hash(tokenizer)[:12]}); use that one or build the corpus again"
-            )
-        longest = manifest["max_seq_length"]
-        if max_seq_length is not None and max_seq_length > longest:
-            raise InputError(
-                f"max_seq_length {max_seq_length} is longer than the {longest} the corpus {directory} was built for; "
-                f"build it again with --max_seq_length {max_seq_length}"
-            )
-        return cls(directory, manifest)
-
-    def split(self, name: str) -> Documents:
-        """The documents of the split `name` ("train" or "validation")."""
-        if name not in self.manifest["splits"]:
-            raise InputError(
-                f"the corpus {self.directory} has no split {name!r}, only {', '.join(self.manifest['splits'])}; "
-                "build it with --validation_share above 0, from 4 documents or more (2 with --no_nsp)"
-            )
-        names = self.manifest["splits"][name]["files"]
-        outside = next((file for file in names if Path(file).name != file), None)
-        if outside is not None:
-            raise InputError(f"{self.directory / MANIFEST} points outside its directory: {outside!r}")
-        files = [self.directory / name / file for file in names]
-        return Documents(files, self.manifest["special_ids"])
-
-    def whole_word_note(self, tokenizer: Any) -> str | None:
-        """Say where whole-word masking does nothing: in ideographs, and where few words have several pieces."""
-        tokens = self.split("train").tokens(0)[:_WORD_SAMPLE]
-        pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        continues = np.array([piece.startswith("##") for piece in pieces])[tokens].mean()
-        ideographs = np.array([unicodedata.name(piece[:1], "").startswith("CJK ") for piece in pieces])[tokens].mean()
-        if continues >= NOTABLE and ideographs < 10 * NOTABLE:
-            return None
-        return (
-            f"whole_word hardly changes which tokens are masked together: {continues:.1%} of the corpus's tokens "
-            f"continue a word (##), and {ideographs:.0%} are ideographs, each of which is a word to BERT's tokenizer"
-        )
-
-
-# ---------------------------------------------------------------------------------------------------- building
 
 
 def build_corpus(
@@ -146,15 +69,25 @@ def build_corpus(
     host_index: int = 0,
     segmenter: Segmenter = split_sentences,
 ) -> Corpus | None:
-    """Build the corpus `output_dir` from `arguments.text`, or go on with it, or open it when it is finished.
+    """Build a corpus, or continue an interrupted build, or open it if it is finished.
 
-    `tokenizer` is a transformers tokenizer with BERT's special tokens. `segmenter` takes a document and returns its
-    sentences; with several processes it must be a function that can be imported. Several hosts run the same call with
-    their `host_index` on a shared file system: each reads all text and writes the shards index, index + num_hosts, …;
-    the one that finds all shards finished completes the corpus, the others return None.
+    Args:
+        arguments: the text and the options that decide the content.
+        tokenizer: a transformers tokenizer with BERT's special tokens.
+        output_dir: a new directory, or that of the same build.
+        num_proc: worker processes. With 1, the work is done in this process.
+        num_hosts: hosts that run the same call on a shared file system. Each reads all text and writes every
+            `num_hosts`-th shard.
+        host_index: the number of this host, from 0.
+        segmenter: splits a document into sentences; importable from its module if there are several processes.
 
-    Raises InputError for unusable text or arguments, for a corpus nothing can be learnt from, and for a directory
-    that holds something else; OutputError if it cannot be written.
+    Returns:
+        The corpus. None if other hosts have unfinished shards; the last host completes the corpus.
+
+    Raises:
+        InputError: if the text or an argument is unusable, the corpus is unfit for pretraining (see `check_corpus`),
+            or the directory holds something else.
+        OutputError: if the directory cannot be written, or another build is writing there.
     """
     check_tokenizer(tokenizer, arguments.tokenizer)
     if not 0 <= host_index < num_hosts:
@@ -167,45 +100,43 @@ def build_corpus(
     sources = find_sources(arguments.text)
     identity = _identity(arguments, tokenizer, sources, segmenter)
     if (output / MANIFEST).is_file():
-        return _finished(output, identity)
-    _refuse_strangers(output)
+        return _open_finished(output, identity)
+    _check_output_dir(output)
     with (
         writing(f"the corpus {output}", "finished shards are kept, the same command goes on"),
         lock(output / BUILD / f"host-{host_index}.lock", wait=False) as alone,
     ):
         if not alone:
             raise OutputError(f"another build is writing to {output}; wait for it, or end it")
-        _claim(output, identity)
-        counts = Counts()
-        shards = form_shards(arguments, sources, counts)
+        _start_or_resume(output, identity)
+        stats = BuildStats()
+        shards = shard_documents(arguments, sources, stats)
         workers = _Workers(output, tokenizer, segmenter, num_proc)
         _tokenize_shards(output, shards, workers, num_hosts, host_index, sources)
-        if counts.documents == 0:
-            raise InputError(f"{names_of(sources)} holds no text")
+        if stats.documents == 0:
+            raise InputError(f"{describe_sources(sources)} holds no text")
         if (output / MANIFEST).is_file():
-            return _finished(output, identity)
+            return _open_finished(output, identity)
         with lock(output / BUILD / "completion.lock", wait=False) as first:
-            records = _records(output, counts.shards) if first else None
+            records = _read_records(output, stats.shards) if first else None
             if records is None:
                 print(f"{output}: this host is done; the last host to finish completes the corpus", flush=True)
                 return None
-            return _complete(output, arguments, tokenizer, identity, counts, records, time.monotonic() - start)
+            return _finalize(output, arguments, tokenizer, identity, stats, records, time.monotonic() - start)
 
 
-def _finished(output: Path, identity: dict[str, Any]) -> Corpus:
+def _open_finished(output: Path, identity: dict[str, Any]) -> Corpus:
+    """Open the finished corpus if this build is the one that made it."""
     corpus = Corpus.open(output)
-    _refuse_differences(output, corpus.manifest["identity"], identity)
+    _require_same_build(output, corpus.manifest["identity"], identity)
     return corpus
 
 
-# ---------------------------------------------------------------------------------------------------- the directory
-
-
 def _identity(
-    arguments: BuildArguments, tokenizer: Any, sources: list[Source], segmenter: Segmenter
+    arguments: BuildArguments, tokenizer: Any, sources: list[TextSource], segmenter: Segmenter
 ) -> dict[str, Any]:
-    """What must be the same when a build goes on. Text counts by content, not by path."""
-    identity = dataclasses.asdict(arguments)
+    """Collect the settings that must not change when a build continues. Text counts by content, not by path."""
+    identity = arguments.as_manifest()
     del identity["text"], identity["tokenizer"]
     identity["tokenizer_hash"] = tokenizer_hash(tokenizer)
     identity["segmenter"] = getattr(segmenter, "__qualname__", type(segmenter).__qualname__)
@@ -213,8 +144,8 @@ def _identity(
     return identity
 
 
-def _refuse_differences(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    # The digests of the text are long and say nothing to a reader.
+def _require_same_build(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError if the build in `output` has other settings; the digests of the text are not printed."""
     texts = {} if before.get("sources") == now.get("sources") else {"sources": "other content"}
     others = differences(*({key: value for key, value in one.items() if key != "sources"} for one in (before, now)))
     if others or texts:
@@ -224,50 +155,47 @@ def _refuse_differences(output: Path, before: dict[str, Any], now: dict[str, Any
         )
 
 
-def _claim(output: Path, identity: dict[str, Any]) -> None:
-    """Make `output` the directory of this build, or find that it is so already."""
+def _start_or_resume(output: Path, identity: dict[str, Any]) -> None:
+    """Make `output` the directory of this build, or check that it already is."""
     begun = output / BUILD / "identity.json"
     if begun.is_file():
-        _refuse_differences(output, read_json(begun, "corpus build"), identity)
+        _require_same_build(output, read_json(begun, "corpus build"), identity)
     else:
         write_json(begun, identity)
     for split in ("train", "validation"):
         (output / split).mkdir(exist_ok=True)
 
 
-def _refuse_strangers(output: Path) -> None:
-    """Before anything is written there: a directory that is no build's must be empty, or not be there."""
+def _check_output_dir(output: Path) -> None:
+    """Refuse a non-empty directory that does not belong to a build."""
     if output.is_dir() and not (output / BUILD / "identity.json").is_file():
         strangers = sorted(path.name for path in output.iterdir() if path.name != BUILD)
         if strangers:
             raise InputError(f"--output_dir {output} is not empty (it has {strangers[0]}); name a new directory")
 
 
-# ---------------------------------------------------------------------------------------------------- tokenizing
-
-
 class _Workers:
-    """Processes that turn shards into files; with one, the work is done in this process."""
+    """A pool of processes that write shards; with `num_proc` 1, this process writes them."""
 
     def __init__(self, output: Path, tokenizer: Any, segmenter: Segmenter, num_proc: int) -> None:
         self.num_proc = num_proc
         self._setup = (str(output), tokenizer.backend_tokenizer.to_str(), len(tokenizer), segmenter)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Callable[[Shard], Future]]:
-        """A function that starts the work on a shard."""
+    def running(self) -> Iterator[Callable[[TextShard], Future]]:
+        """Start the workers; yield a function that submits a shard."""
         if self.num_proc == 1:
             writer = ShardWriter(*self._setup)
 
-            def now(shard: Shard) -> Future:
+            def now(shard: TextShard) -> Future:
                 done: Future = Future()
                 done.set_result(writer.write(shard))
                 return done
 
             yield now
             return
-        # Not forked from here: the tokenizer's and Arrow's threads do not survive it. The server they are forked from
-        # has imported everything once and started nothing.
+        # A plain fork would break the threads of the tokenizer and of Arrow. The fork server has imported everything
+        # once and started no thread.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         pool = ProcessPoolExecutor(self.num_proc, context, _start_worker, self._setup)
@@ -287,28 +215,35 @@ _worker: "ShardWriter"
 
 def _start_worker(*setup: Any) -> None:
     global _worker
-    # The processes are the parallelism.
+    # Parallelism comes from the processes.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker = ShardWriter(*setup)
 
 
-def _write_shard(shard: Shard) -> int:
+def _write_shard(shard: TextShard) -> int:
     return _worker.write(shard)
 
 
 def _tokenize_shards(
-    output: Path, shards: Iterator[Shard], workers: _Workers, num_hosts: int, host_index: int, sources: list[Source]
+    output: Path,
+    shards: Iterator[TextShard],
+    workers: _Workers,
+    num_hosts: int,
+    host_index: int,
+    sources: list[TextSource],
 ) -> None:
-    """Have every unfinished shard of this host written."""
+    """Write every unfinished shard of this host, and report the progress."""
     packed = any(source.compression or source.format != "text" for source in sources)
-    progress = Progress("corpus", total=0 if packed or num_hosts > 1 else sum(source.size for source in sources))
+    progress = ProgressReporter(
+        "corpus", total=0 if packed or num_hosts > 1 else sum(source.size for source in sources)
+    )
     running: deque[Future] = deque()
     with workers.running() as start:
         for shard in shards:
             if shard.number % num_hosts != host_index or is_written(output, shard.number):
                 continue
             running.append(start(shard))
-            # As many shards in memory as there are processes, and one to go on with.
+            # Bounds the memory: one shard per process, and the next.
             while len(running) > workers.num_proc:
                 progress.add(running.popleft().result())
         while running:
@@ -316,49 +251,46 @@ def _tokenize_shards(
     print(progress.line(), flush=True)
 
 
-def _records(output: Path, shards: int) -> list[dict[str, Any]] | None:
-    """The records of all shards, None while some are missing."""
+def _read_records(output: Path, shards: int) -> list[dict[str, Any]] | None:
+    """Read the records of all shards; None if some are missing."""
     if not all(is_written(output, number) for number in range(shards)):
         return None
     return [read_json(record_path(output, number), "corpus build") for number in range(shards)]
 
 
-# ---------------------------------------------------------------------------------------------------- completing
-
-
-def _complete(
+def _finalize(
     output: Path,
     arguments: BuildArguments,
     tokenizer: Any,
     identity: dict[str, Any],
-    counts: Counts,
+    stats: BuildStats,
     records: list[dict[str, Any]],
     seconds: float,
 ) -> Corpus:
     """Collect the validation split, count and check everything, and write the manifest."""
     special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
     files = {
-        "train": _without_empty(output / "train", [f"data-{number:05d}.arrow" for number in range(counts.shards)]),
-        "validation": _collect_validation(output, counts.shards),
+        "train": _without_empty(output / "train", [f"data-{number:05d}.arrow" for number in range(stats.shards)]),
+        "validation": _collect_validation(output, stats.shards),
     }
     documents = {
-        name: Documents([output / name / file for file in names], special_ids)
+        name: TokenizedDocuments([output / name / file for file in names], special_ids)
         for name, names in files.items()
         if names
     }
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "arguments": dataclasses.asdict(arguments) | {"text": list(arguments.text)},
+        "arguments": arguments.as_manifest(),
         "seed": arguments.seed,
         "max_seq_length": arguments.max_seq_length,
         "tokenizer_hash": identity["tokenizer_hash"],
         "vocab_size": len(tokenizer),
         "special_ids": special_ids,
-        "documents_read": counts.documents,
-        "duplicates": counts.duplicates,
-        "duplicate_rate": round(counts.duplicates / counts.documents, 6),
-        "null_texts": counts.reading.null_texts,
-        "cut_documents": counts.reading.cut_documents,
+        "documents_read": stats.documents,
+        "duplicates": stats.duplicates,
+        "duplicate_rate": round(stats.duplicates / stats.documents, 6),
+        "null_texts": stats.reading.null_texts,
+        "cut_documents": stats.reading.cut_documents,
         "documents_without_tokens": sum(record["without_text"] for record in records),
         "documents_with_literal_special_tokens": sum(record["literal_special_tokens"] for record in records),
         # Records of earlier versions have no sample.
@@ -374,7 +306,7 @@ def _complete(
         for name, split in documents.items()
     }
     manifest["warnings"] = check_corpus(manifest, arguments.next_sentence, arguments.validation_share)
-    manifest |= _effort(counts, records, seconds)
+    manifest |= _timings(stats, records, seconds)
     manifest["identity"] = identity
     manifest["sources"] = [
         {"name": source.name, **content}
@@ -386,11 +318,11 @@ def _complete(
     return Corpus.open(output)
 
 
-def _effort(counts: Counts, records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """How much text took how long, by stage and process, and with which versions."""
+def _timings(stats: BuildStats, records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Summarise the amount of text, the speed of every stage, and the versions of the libraries."""
     spent = {stage: sum(record["seconds"][stage] for record in records) for stage in ("split", "tokenize", "write")}
-    spent = {"read": counts.seconds, **spent, "all": seconds}
-    megabytes = counts.bytes / 1e6
+    spent = {"read": stats.seconds, **spent, "all": seconds}
+    megabytes = stats.bytes / 1e6
     return {
         "megabytes": round(megabytes, 3),
         "seconds": round(seconds, 2),
@@ -401,12 +333,12 @@ def _effort(counts: Counts, records: list[dict[str, Any]], seconds: float) -> di
 
 
 def _without_empty(directory: Path, files: list[str]) -> list[str]:
-    """`files` without those of no document, which would be in the way of everyone who reads them."""
+    """Drop the files without documents, which would disturb readers."""
     return [file for file in files if open_batch(directory / file).num_rows]
 
 
 def _collect_validation(output: Path, shards: int) -> list[str]:
-    """Join the shards' validation documents into files of some million tokens; return the files' names."""
+    """Join the shards' validation documents into files of some million tokens; return their names."""
     files: list[str] = []
     batches: list[pa.RecordBatch] = []
     held = 0
@@ -427,29 +359,3 @@ def _collect_validation(output: Path, shards: int) -> list[str]:
     if batches:
         write()
     return files
-
-
-def describe_for_datasets(output: Path, files: dict[str, list[str]]) -> None:
-    """Write the JSON files `datasets.load_from_disk` looks for; `files` names each split's Arrow files."""
-    import datasets
-
-    kept = [split for split, names in files.items() if names]
-    for split, names in files.items():
-        directory = output / split
-        if split not in kept:
-            shutil.rmtree(directory)
-            continue
-        features = datasets.Features.from_arrow_schema(open_batch(directory / names[0]).schema)
-        datasets.DatasetInfo(features=features).write_to_directory(str(directory), pretty_print=True)
-        digest = hashlib.sha256("".join(f"{name}{(directory / name).stat().st_size}" for name in names).encode())
-        state = {
-            "_data_files": [{"filename": name} for name in names],
-            "_fingerprint": digest.hexdigest()[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": split,
-        }
-        write_json(directory / "state.json", state)
-    write_json(output / "dataset_dict.json", {"splits": kept})

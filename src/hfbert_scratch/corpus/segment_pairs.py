@@ -1,127 +1,63 @@
-"""Documents as flat arrays, and BERT's segment pairs drawn from them as a function of (seed, epoch).
+"""Sample BERT's segment pairs from tokenized documents, as a function of (seed, epoch).
 
-Nothing is copied per epoch: an instance is two (start, length) spans of the token array and a label. All documents of
-a shard advance in lockstep in numpy; the random B comes from the same shard, and a group mixes several shards.
-Rules of a pair: Devlin et al. 2018, appendix A.2, and the code published with it.
+An epoch copies no token: an instance is two (start, length) spans of the token array and a label. numpy advances all
+documents of a shard in lockstep. A random B comes from the same shard; a shuffle buffer mixes several shards.
+Rules of a pair: Devlin et al. 2018, appendix A.2, and create_pretraining_data.py of google-research/bert.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from ..utils.errors import InputError
-from .shard_writing import open_batch
+from .dataset import ShardArrays, TokenizedDocuments
 
 
-# Shards whose rows are shuffled together: 8 shards of 64 MB of text are about a million rows of 128.
-SHARDS_PER_GROUP = 8
-# The dry passes that find the share of one-sentence chunks go over so many shards until they saw so many documents.
+# Shards whose instances are shuffled together: 8 shards of 64 MB of text give about a million instances of length 128.
+SHUFFLE_BUFFER_SHARDS = 8
+# The dry passes measure the share of one-sentence chunks on this many shards, until they saw this many documents.
 _DRY_SHARDS, _DRY_DOCUMENTS, _DRY_PASSES = 4, 2_000, 12
-# Streams of random numbers, told apart by the last entry of the seed.
+# The last entry of a generator's seed, one for each use, so that the streams of random numbers are independent.
 _SHARD_ORDER, _DRAW, _ROW_ORDER, _DRY = range(4)
 
 
-class Shard(NamedTuple):
-    """A run of documents. Sentence i is tokens[sentences[i]:sentences[i + 1]], document d its sentences likewise."""
-
-    tokens: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped
-    sentences: np.ndarray  # (sentences + 1,) int64, offsets into tokens
-    documents: np.ndarray  # (documents + 1,) int64, offsets into sentences
-
-
-class Documents:
-    """The documents of one split, as zero-copy views of its Arrow files.
-
-    `files` are Arrow streams of one record batch with the columns tokens (list of unsigned integers) and
-    sentence_lengths (list of int32); `special_ids` has pad, cls and sep.
-    """
-
-    def __init__(self, files: Sequence[Path], special_ids: dict[str, int]) -> None:
-        self.special_ids = special_ids
-        # A shard needs another document to take a random B from, so a lone one joins its neighbour (by copy).
-        self._batches: list[list[pa.RecordBatch]] = []
-        lone = False
-        for batch in (open_batch(file) for file in files):
-            if lone or (self._batches and batch.num_rows < 2):
-                self._batches[-1].append(batch)
-            else:
-                self._batches.append([batch])
-            lone = sum(part.num_rows for part in self._batches[-1]) < 2
-        self.num_documents = sum(batch.num_rows for parts in self._batches for batch in parts)
-        self._tokens = [_joined([_values(batch, "tokens") for batch in parts]) for parts in self._batches]
-        # Token positions count on from shard to shard.
-        self.first_tokens = np.cumsum([0, *(len(tokens) for tokens in self._tokens)], dtype=np.int64)
-        self.num_tokens = int(self.first_tokens[-1])
-        self.num_shards = len(self._batches)
-
-    def tokens(self, shard: int) -> np.ndarray:
-        """The token ids of a shard, (tokens,)."""
-        return self._tokens[shard]
-
-    def shard(self, shard: int) -> Shard:
-        """The arrays of a shard; the offsets are computed, the tokens are not read."""
-        parts = self._batches[shard]
-        lengths = _joined([_values(batch, "sentence_lengths") for batch in parts])
-        counts = _joined([np.diff(_offsets(batch, "sentence_lengths")) for batch in parts])
-        return Shard(self._tokens[shard], _cumulative(lengths), _cumulative(counts))
-
-
-def _values(batch: pa.RecordBatch, column: str) -> np.ndarray:
-    return batch.column(column).flatten().to_numpy(zero_copy_only=True)
-
-
-def _offsets(batch: pa.RecordBatch, column: str) -> np.ndarray:
-    return batch.column(column).offsets.to_numpy(zero_copy_only=True)
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _cumulative(lengths: np.ndarray) -> np.ndarray:
-    result = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=result[1:])
-    return result
-
-
 class Cursor(NamedTuple):
-    """A place in the endless stream of instances: the next one is number `offset` of `group` in `epoch`."""
+    """A position in the endless stream of instances: the next is number `offset` of shuffle buffer `buffer`."""
 
     epoch: int = 0
-    group: int = 0
+    buffer: int = 0
     offset: int = 0
 
 
 @dataclasses.dataclass
 class Instances:
-    """Rows as parallel arrays. Spans are positions in the tokens of the split; a row without segment B has length 0.
+    """Training instances as parallel arrays.
 
-    `index` is unique within an epoch and does not depend on the order of the rows.
+    Starts are positions in the tokens of the whole split. Without segment B, b_length is 0. `index` is unique within
+    an epoch and does not depend on the order of the instances.
     """
 
-    epoch: np.ndarray  # (rows,) int64
-    index: np.ndarray  # (rows,) uint64
-    a_start: np.ndarray  # (rows,) int64
-    a_length: np.ndarray  # (rows,) int32
-    b_start: np.ndarray  # (rows,) int64
-    b_length: np.ndarray  # (rows,) int32
-    next_sentence_label: np.ndarray  # (rows,) int64: 0 B follows A, 1 B is from another document
+    epoch: np.ndarray  # (instances,) int64
+    index: np.ndarray  # (instances,) uint64
+    a_start: np.ndarray  # (instances,) int64
+    a_length: np.ndarray  # (instances,) int32
+    b_start: np.ndarray  # (instances,) int64
+    b_length: np.ndarray  # (instances,) int32
+    next_sentence_label: np.ndarray  # (instances,) int64: 0 B follows A, 1 B is from another document
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, rows: slice | np.ndarray) -> "Instances":
-        return Instances(*(column[rows] for column in self._columns()))
+    def __getitem__(self, selected: slice | np.ndarray) -> "Instances":
+        return Instances(*(column[selected] for column in self._columns()))
 
     @staticmethod
     def concatenate(parts: Sequence["Instances"]) -> "Instances":
-        """The rows of `parts` (at least one) one after another."""
+        """Join `parts` (at least one) in their order."""
         if len(parts) == 1:
             return parts[0]
         return Instances(*(np.concatenate(columns) for columns in zip(*(p._columns() for p in parts), strict=True)))
@@ -130,32 +66,41 @@ class Instances:
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
-class Drawn(NamedTuple):
-    """One pass over a shard: spans in shard positions, and what only statistics look at."""
+class SampledSpans(NamedTuple):
+    """The result of one pass over a shard, (instances,) each; starts are positions in the shard's tokens."""
 
     a_start: np.ndarray
     a_length: np.ndarray
     b_start: np.ndarray
     b_length: np.ndarray
     label: np.ndarray
-    lost: np.ndarray  # tokens taken away by truncation
-    chunk_sentences: np.ndarray  # sentences of the chunk the row came from
+    num_truncated: np.ndarray  # tokens removed by truncation; for statistics
+    chunk_sentences: np.ndarray  # sentences of the chunk the instance was made from; for statistics
 
 
-class SegmentPairs:
-    """Draws the instances of `documents` for every epoch.
+class SegmentPairSampler:
+    """Sample the instances of a split for every epoch.
 
-    `max_seq_length` counts [CLS] and [SEP]. With probability `short_seq_prob` a document aims at a random shorter
-    length in a pass. `balanced_nsp` lowers the coin so that half of the rows are NotNext in spite of the one-sentence
-    chunks, which can be nothing else; False is the original's fair coin. `next_sentence=False` gives contiguous spans
-    of one document, `[CLS] A [SEP]`, without segment B (§5.1 of the paper).
+    Everything is a pure function of the seed and the position in the stream, so any number of processes and a resumed
+    run see the same instances.
 
-    Raises InputError if the split is empty, the length too small, or NSP has no second document to draw from.
+    Args:
+        documents: the split.
+        max_seq_length: tokens of an instance, [CLS] and [SEP] included.
+        seed: decides pairs and order; 0 or more.
+        short_seq_prob: probability that a document gets a random shorter target length in a pass.
+        balanced_nsp: make exactly half of the instances NotNext. One-sentence chunks are always NotNext, so the other
+            chunks become NotNext less often. False: with probability 0.5, as the original does.
+        next_sentence: sample pairs. False: contiguous spans of one document, `[CLS] A [SEP]` (paper, section 5.1).
+
+    Raises:
+        InputError: if the split is empty, has no second document for next-sentence prediction, or an argument is out
+            of range.
     """
 
     def __init__(
         self,
-        documents: Documents,
+        documents: TokenizedDocuments,
         *,
         max_seq_length: int,
         seed: int,
@@ -167,8 +112,8 @@ class SegmentPairs:
             raise InputError("this split of the corpus holds no document; build it with more text")
         if next_sentence and documents.num_documents < 2:
             raise InputError("next-sentence prediction needs at least 2 documents, this split has 1; use --no_nsp")
-        self.room = max_seq_length - (3 if next_sentence else 2)
-        if self.room < 2:
+        self.max_num_tokens = max_seq_length - (3 if next_sentence else 2)
+        if self.max_num_tokens < 2:
             raise InputError(f"max_seq_length {max_seq_length} leaves no room for text; the smallest is 5")
         if not 0 <= short_seq_prob <= 1:
             raise InputError(f"short_seq_prob must be between 0 and 1, not {short_seq_prob}")
@@ -178,141 +123,161 @@ class SegmentPairs:
         self.max_seq_length, self.seed, self.short_seq_prob = max_seq_length, seed, short_seq_prob
         self.balanced_nsp, self.next_sentence = balanced_nsp, next_sentence
         self._single_shares: dict[float, float] = {}
-        self.num_groups = -(-documents.num_shards // SHARDS_PER_GROUP)
+        self.num_buffers = -(-documents.num_shards // SHUFFLE_BUFFER_SHARDS)
 
     @cached_property
-    def coin(self) -> float:
+    def not_next_probability(self) -> float:
         """Probability of NotNext for a chunk of two or more sentences.
 
-        Balanced: (0.5 − p)/(1 − p) with p the share of one-sentence chunks, found by dry passes. p depends a little on
-        the coin itself (the unused sentences are put back), so the second pass starts from the first's answer.
+        Balanced: (0.5 − p)/(1 − p), where p is the share of one-sentence chunks, measured by dry passes. A random B
+        puts its displaced sentences back, so p depends a little on the probability; the second pass starts from the
+        first one's result.
         """
-        coin = 0.5
+        probability = 0.5
         if self.balanced_nsp and self.next_sentence:
             for _ in range(2):
-                single = self.single_sentence_share(coin)
-                coin = max(0.0, (0.5 - single) / (1 - single)) if single < 1 else 0.0
-        return coin
+                single = self.single_sentence_share(probability)
+                probability = max(0.0, (0.5 - single) / (1 - single)) if single < 1 else 0.0
+        return probability
 
-    def single_sentence_share(self, coin: float) -> float:
-        """Share of rows from chunks of one sentence, expected over all passes, from some shards, whatever the seed.
+    def single_sentence_share(self, not_next_probability: float) -> float:
+        """Estimate the share of instances from one-sentence chunks, independent of the seed.
 
-        Documents with short targets have many times as many of them as others. To draw which documents those are would
-        be noise, so every document goes through once with the full and once with a short target, weighted.
+        Documents with a short target length have many more such chunks. Drawing these documents at random would add
+        noise, so every document passes once with the full and once with a short length, weighted.
         """
-        if coin not in self._single_shares:
-            self._single_shares[coin] = self._dry_passes(coin)
-        return self._single_shares[coin]
+        if not_next_probability not in self._single_shares:
+            self._single_shares[not_next_probability] = self._dry_passes(not_next_probability)
+        return self._single_shares[not_next_probability]
 
-    def _dry_passes(self, coin: float) -> float:
+    def _dry_passes(self, not_next_probability: float) -> float:
         shards = self.documents.num_shards
         chosen = sorted({shard * shards // _DRY_SHARDS for shard in range(_DRY_SHARDS)})
         arrays = {number: self.documents.shard(number) for number in chosen}
-        rows = single = 0.0
+        instances = single = 0.0
         seen = 0
         for dry_pass in range(_DRY_PASSES):
             for number, shard in arrays.items():
                 rng = np.random.default_rng([dry_pass, number, _DRY])
                 for short, weight in ((0.0, 1 - self.short_seq_prob), (1.0, self.short_seq_prob)):
-                    sentences = draw_pairs(shard, self.room, short, coin, rng).chunk_sentences
-                    rows += weight * len(sentences)
-                    single += weight * int((sentences == 1).sum())
+                    sampled = sample_pairs(shard, self.max_num_tokens, short, not_next_probability, rng)
+                    instances += weight * len(sampled.chunk_sentences)
+                    single += weight * int((sampled.chunk_sentences == 1).sum())
                 seen += len(shard.documents) - 1
             if seen >= _DRY_DOCUMENTS:
                 break
-        return single / rows
+        return single / instances
 
-    def draw(self, epoch: int, shard: int) -> Drawn:
-        """One pass over a shard in the order of drawing; a pure function of (seed, epoch, shard)."""
+    def sample_shard(self, epoch: int, shard: int) -> SampledSpans:
+        """Sample one pass over a shard, unshuffled; a pure function of (seed, epoch, shard)."""
         rng = np.random.default_rng([self.seed, epoch, shard, _DRAW])
         arrays = self.documents.shard(shard)
         if self.next_sentence:
-            return draw_pairs(arrays, self.room, self.short_seq_prob, self.coin, rng)
-        return draw_spans(arrays, self.room, self.short_seq_prob, rng)
+            return sample_pairs(arrays, self.max_num_tokens, self.short_seq_prob, self.not_next_probability, rng)
+        return sample_spans(arrays, self.max_num_tokens, self.short_seq_prob, rng)
 
-    def group(self, epoch: int, group: int) -> Instances:
-        """The shuffled rows of a group; a pure function of (seed, epoch, group)."""
+    def sample_buffer(self, epoch: int, buffer: int) -> Instances:
+        """Sample and shuffle the instances of a shuffle buffer; a pure function of (seed, epoch, buffer)."""
         order = np.random.default_rng([self.seed, epoch, _SHARD_ORDER]).permutation(self.documents.num_shards)
         parts = []
-        for shard in order[group * SHARDS_PER_GROUP : (group + 1) * SHARDS_PER_GROUP]:
-            drawn = self.draw(epoch, int(shard))
-            first, rows = self.documents.first_tokens[shard], len(drawn.label)
+        for shard in order[buffer * SHUFFLE_BUFFER_SHARDS : (buffer + 1) * SHUFFLE_BUFFER_SHARDS]:
+            sampled = self.sample_shard(epoch, int(shard))
+            first, count = self.documents.first_tokens[shard], len(sampled.label)
             parts.append(
                 Instances(
-                    epoch=np.full(rows, epoch, dtype=np.int64),
-                    index=(np.uint64(shard) << np.uint64(32)) + np.arange(rows, dtype=np.uint64),
-                    a_start=drawn.a_start + first,
-                    a_length=drawn.a_length.astype(np.int32),
-                    b_start=drawn.b_start + first,
-                    b_length=drawn.b_length.astype(np.int32),
-                    next_sentence_label=drawn.label.astype(np.int64),
+                    epoch=np.full(count, epoch, dtype=np.int64),
+                    index=(np.uint64(shard) << np.uint64(32)) + np.arange(count, dtype=np.uint64),
+                    a_start=sampled.a_start + first,
+                    a_length=sampled.a_length.astype(np.int32),
+                    b_start=sampled.b_start + first,
+                    b_length=sampled.b_length.astype(np.int32),
+                    next_sentence_label=sampled.label.astype(np.int64),
                 )
             )
-        rows = Instances.concatenate(parts)
-        return rows[np.random.default_rng([self.seed, epoch, group, _ROW_ORDER]).permutation(len(rows))]
+        instances = Instances.concatenate(parts)
+        order = np.random.default_rng([self.seed, epoch, buffer, _ROW_ORDER]).permutation(len(instances))
+        return instances[order]
 
     def batches(
         self, batch_size: int, cursor: Cursor | None = None, *, drop_last: bool = False, epochs: int | None = None
     ) -> Iterator[tuple[Instances, Cursor]]:
-        """Yield (batch, cursor behind it) from `cursor` on; endless unless `epochs` says where to stop.
+        """Yield batches of instances; they run across shuffle buffers and epochs.
 
-        Batches run across groups and epochs. With `epochs`, epochs 0 … epochs − 1 are passed and the last batch may
-        be smaller unless `drop_last`. The next group is drawn in a thread while this one is used.
+        A thread samples the next buffer while this one is used.
+
+        Args:
+            batch_size: instances per batch.
+            cursor: the position to start from; default: the beginning.
+            drop_last: leave out a smaller last batch. Only with `epochs`.
+            epochs: stop after epoch `epochs` − 1; default: never stop.
+
+        Yields:
+            A batch, and the cursor of the instance after it.
+
+        Raises:
+            InputError: if `batch_size` is below 1.
         """
         if batch_size < 1:
             raise InputError(f"batch size must be at least 1, not {batch_size}")
-        epoch, group, offset = cursor or Cursor()
+        epoch, buffer, offset = cursor or Cursor()
         parts: list[Instances] = []
         missing = batch_size
         with ThreadPoolExecutor(max_workers=1) as executor:
-            upcoming = executor.submit(self.group, epoch, group) if epochs is None or epoch < epochs else None
+            upcoming = executor.submit(self.sample_buffer, epoch, buffer) if epochs is None or epoch < epochs else None
             while upcoming is not None:
-                rows = upcoming.result()
-                following = (epoch, group + 1) if group + 1 < self.num_groups else (epoch + 1, 0)
+                instances = upcoming.result()
+                following = (epoch, buffer + 1) if buffer + 1 < self.num_buffers else (epoch + 1, 0)
                 more = epochs is None or following[0] < epochs
-                upcoming = executor.submit(self.group, *following) if more else None
-                while offset < len(rows):
-                    part = rows[offset : offset + missing]
+                upcoming = executor.submit(self.sample_buffer, *following) if more else None
+                while offset < len(instances):
+                    part = instances[offset : offset + missing]
                     offset += len(part)
                     missing -= len(part)
                     parts.append(part)
                     if missing == 0:
                         batch, parts, missing = Instances.concatenate(parts), [], batch_size
-                        yield batch, Cursor(epoch, group, offset) if offset < len(rows) else Cursor(*following, 0)
-                (epoch, group), offset = following, 0
+                        at_end = offset == len(instances)
+                        yield batch, Cursor(*following, 0) if at_end else Cursor(epoch, buffer, offset)
+                (epoch, buffer), offset = following, 0
         if parts and not drop_last:
-            yield Instances.concatenate(parts), Cursor(epoch, group, 0)
+            yield Instances.concatenate(parts), Cursor(epoch, buffer, 0)
 
-    def assemble(self, instances: Instances) -> dict[str, np.ndarray]:
-        """Token ids of `instances`, padded to max_seq_length = S.
+    def to_batch(self, instances: Instances) -> dict[str, np.ndarray]:
+        """Gather the token ids of n instances, padded to S = max_seq_length.
 
-        Returns input_ids and token_type_ids (rows, S) int64, lengths (rows,) int32 counting the special tokens, and
-        next_sentence_label (rows,) int64 unless next_sentence is off.
+        Args:
+            instances: of this sampler's split and length.
+
+        Returns:
+            input_ids and token_type_ids (n, S) int64, lengths (n,) int32 with the special tokens counted, and
+            next_sentence_label (n,) int64 if pairs are sampled.
         """
-        rows, width, special = len(instances), self.max_seq_length, self.documents.special_ids
-        # Rows of a shard together: its tokens are one array.
-        shards = self.documents.first_tokens.searchsorted(instances.a_start, side="right") - 1
+        count, width, special = len(instances), self.max_seq_length, self.documents.special_ids
+        # Sort by shard: the tokens of a shard are one array, read by one `take`.
+        shards = self.documents.first_tokens.searchsorted(instances.a_start, side="right") - 1  # (n,)
         order = shards.argsort(kind="stable")
-        used, first_rows = np.unique(shards[order], return_index=True)
+        used, first_of_shard = np.unique(shards[order], return_index=True)
         ordered = instances[order]
-        # A row is [CLS] A [SEP], then B [SEP] if there is a B, then padding: `spread` gives each part one value.
-        head = ordered.a_length.astype(np.int64) + 2
+        # An instance is a head [CLS] A [SEP], a tail B [SEP] (empty without B), and padding.
+        head = ordered.a_length.astype(np.int64) + 2  # (n,)
         tail = ordered.b_length.astype(np.int64) + 1 if self.next_sentence else np.zeros_like(head)
         lengths = head + tail
-        parts = np.stack([head, tail, width - lengths], axis=1).ravel()
+        parts = np.stack([head, tail, width - lengths], axis=1).ravel()  # (n * 3,), sums to n * S
 
         def spread(first: np.ndarray | int, second: np.ndarray | int, padding: np.ndarray | int) -> np.ndarray:
-            values = np.empty((rows, 3), dtype=np.int64)
+            """Repeat one value per part over its cells, (n * S,)."""
+            values = np.empty((count, 3), dtype=np.int64)
             values[:, 0], values[:, 1], values[:, 2] = first, second, padding
             return values.ravel().repeat(parts)
 
-        # Where special tokens and padding will be, any token of the shard does.
-        begin = np.arange(0, rows * width, width)
+        # `source` maps every cell to a position in its shard: a constant per part plus the cell's own number. Cells of
+        # special tokens and padding read some token, which is overwritten below.
+        begin = np.arange(0, count * width, width)  # (n,)
         offset = self.documents.first_tokens[shards[order]] + begin
-        source = spread(ordered.a_start - 1 - offset, ordered.b_start - head - offset, 0)
-        source += np.arange(rows * width)
-        input_ids = np.empty(rows * width, dtype=np.int64)
-        borders = [*(first_rows * width).tolist(), rows * width]
+        source = spread(ordered.a_start - 1 - offset, ordered.b_start - head - offset, 0)  # (n * S,)
+        source += np.arange(count * width)
+        input_ids = np.empty(count * width, dtype=np.int64)
+        borders = [*(first_of_shard * width).tolist(), count * width]
         for shard, first, last in zip(used.tolist(), borders[:-1], borders[1:], strict=True):
             cells = slice(first, last)
             input_ids[cells] = self.documents.tokens(shard).take(source[cells], mode="clip")
@@ -320,9 +285,9 @@ class SegmentPairs:
         input_ids[begin] = special["cls"]
         input_ids[begin + head - 1] = input_ids[begin + lengths - 1] = special["sep"]
         batch = {"input_ids": input_ids, "token_type_ids": spread(0, 1, 0)}
-        batch = {name: values.reshape(rows, width) for name, values in batch.items()}
+        batch = {name: values.reshape(count, width) for name, values in batch.items()}
         batch["lengths"] = lengths.astype(np.int32)
-        if len(used) > 1:
+        if len(used) > 1:  # undo the sorting
             back = order.argsort()
             batch = {name: values[back] for name, values in batch.items()}
         if self.next_sentence:
@@ -330,76 +295,93 @@ class SegmentPairs:
         return batch
 
 
-# ---------------------------------------------------------------------------------------------------- drawing
+def sample_pairs(
+    shard: ShardArrays,
+    max_num_tokens: int,
+    short_seq_prob: float,
+    not_next_probability: float,
+    rng: np.random.Generator,
+) -> SampledSpans:
+    """Sample one pass of segment pairs over the documents of `shard`.
 
-
-def draw_pairs(shard: Shard, room: int, short_seq_prob: float, coin: float, rng: np.random.Generator) -> Drawn:
-    """One pass of segment pairs over the documents of `shard`; `room` is max_seq_length − 3.
-
-    Step k takes the k-th chunk of every document that still has sentences. The shard needs two documents.
+    Args:
+        shard: two documents or more.
+        max_num_tokens: tokens of A and B together, max_seq_length − 3.
+        short_seq_prob: probability of a random shorter target length, per document.
+        not_next_probability: probability of a random B, per chunk of two or more sentences.
+        rng: the source of all random numbers.
     """
-    tokens_before, first_sentences = shard.sentences, shard.documents[:-1]
+    token_offsets, first_sentences = shard.sentences, shard.documents[:-1]
     document_sentences = np.diff(shard.documents)
-    alive = np.arange(len(first_sentences))
-    begin, stop = first_sentences, shard.documents[1:]
-    target = _targets(len(alive), room, short_seq_prob, rng)
+    # Step k takes the k-th chunk of every document with sentences left; d is the number of these documents.
+    alive = np.arange(len(first_sentences))  # (d,) document numbers
+    begin, stop = first_sentences, shard.documents[1:]  # (d,) sentence numbers: next to use, end of the document
+    target_seq_length = _target_seq_lengths(len(alive), max_num_tokens, short_seq_prob, rng)  # (d,)
     steps: list[tuple[np.ndarray, ...]] = []
     while len(alive):
-        end = np.minimum(tokens_before.searchsorted(tokens_before[begin] + target), stop)
+        # The chunk ends with the sentence that reaches the target length, or with the document.
+        end = np.minimum(token_offsets.searchsorted(token_offsets[begin] + target_seq_length), stop)
         draws = rng.random(4 * len(alive)).reshape(4, -1)
-        # A: one sentence of a one-sentence chunk, else 1 … n − 1 of them.
+        # A is the first 1 … n − 1 sentences of a chunk of n; all of a one-sentence chunk.
         a_end = begin + 1 + (draws[0] * np.maximum(end - begin - 1, 1)).astype(np.int64)
-        random_b = (draws[1] < coin) | (end - begin == 1)
-        steps.append((alive, target, begin, a_end, end, random_b, *draws[2:]))
-        # The sentences a random B displaced are put back.
+        random_b = (draws[1] < not_next_probability) | (end - begin == 1)
+        steps.append((alive, target_seq_length, begin, a_end, end, random_b, *draws[2:]))
+        # The sentences displaced by a random B are put back.
         begin = np.where(random_b, a_end, end)
         unfinished = begin < stop
         if not unfinished.all():
-            alive, begin, stop, target = (values[unfinished] for values in (alive, begin, stop, target))
-    document, target, begin, a_end, end, label, *draws = (
+            remaining = (alive, begin, stop, target_seq_length)
+            alive, begin, stop, target_seq_length = (values[unfinished] for values in remaining)
+    document, target_seq_length, begin, a_end, end, label, *draws = (
         np.concatenate(column) for column in zip(*steps, strict=True)
-    )
-    a_start = tokens_before[begin]
-    a_length = tokens_before[a_end] - a_start
-    # Random B: never from A's document, from a uniform sentence on, until the target is reached.
+    )  # (instances,) each
+    a_start = token_offsets[begin]
+    a_length = token_offsets[a_end] - a_start
+    # A random B comes from any document but A's: from a uniform sentence on, until the target length is reached.
     other = (draws[0] * (len(first_sentences) - 1)).astype(np.int64)
     other += other >= document
     other_begin = first_sentences[other] + (draws[1] * document_sentences[other]).astype(np.int64)
-    wanted = tokens_before[other_begin] + np.maximum(target - a_length, 1)
-    other_end = np.minimum(tokens_before.searchsorted(wanted), shard.documents[other + 1])
-    b_start = tokens_before[np.where(label, other_begin, a_end)]
-    b_length = tokens_before[np.where(label, other_end, end)] - b_start
-    *spans, lost = _truncate(a_start, a_length, b_start, b_length, room, rng)
-    return Drawn(*spans, label=label, lost=lost, chunk_sentences=end - begin)
+    enough = token_offsets[other_begin] + np.maximum(target_seq_length - a_length, 1)
+    other_end = np.minimum(token_offsets.searchsorted(enough), shard.documents[other + 1])
+    b_start = token_offsets[np.where(label, other_begin, a_end)]
+    b_length = token_offsets[np.where(label, other_end, end)] - b_start
+    *spans, num_truncated = _truncate(a_start, a_length, b_start, b_length, max_num_tokens, rng)
+    return SampledSpans(*spans, label=label, num_truncated=num_truncated, chunk_sentences=end - begin)
 
 
-def draw_spans(shard: Shard, room: int, short_seq_prob: float, rng: np.random.Generator) -> Drawn:
-    """One pass of contiguous spans over the documents of `shard`; `room` is max_seq_length − 2.
+def sample_spans(
+    shard: ShardArrays, max_num_tokens: int, short_seq_prob: float, rng: np.random.Generator
+) -> SampledSpans:
+    """Sample one pass of contiguous spans over the documents of `shard`.
 
-    A document is cut every `room` tokens (or its shorter target) from a random phase on, so that epochs differ.
+    A document is cut every `max_num_tokens` = max_seq_length − 2 tokens (or every target length, if shorter). The
+    first cut is random, so that epochs differ.
     """
-    document_starts = shard.sentences[shard.documents[:-1]]
+    document_starts = shard.sentences[shard.documents[:-1]]  # (documents,)
     lengths = shard.sentences[shard.documents[1:]] - document_starts
-    targets = _targets(len(lengths), room, short_seq_prob, rng)
-    # The first span ends after 1 … target tokens; a document that fits into one span stays whole.
-    heads = np.where(lengths > targets, 1 + _uniform(targets, rng), lengths)
-    counts = 1 + -(-(lengths - heads) // targets)
-    document = np.repeat(np.arange(len(lengths)), counts)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = np.where(number > 0, heads[document] + (number - 1) * targets[document], 0)
-    stop = np.minimum(heads[document] + number * targets[document], lengths[document])
-    none = np.zeros(len(document), dtype=np.int64)
+    target_seq_lengths = _target_seq_lengths(len(lengths), max_num_tokens, short_seq_prob, rng)
+    # The first span has 1 … target length tokens; a document that fits into one span stays whole.
+    heads = np.where(lengths > target_seq_lengths, 1 + _uniform(target_seq_lengths, rng), lengths)
+    counts = 1 + -(-(lengths - heads) // target_seq_lengths)  # (documents,) spans of each
+    document = np.repeat(np.arange(len(lengths)), counts)  # (instances,)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)  # within the document
+    start = np.where(number > 0, heads[document] + (number - 1) * target_seq_lengths[document], 0)
+    stop = np.minimum(heads[document] + number * target_seq_lengths[document], lengths[document])
+    zeros = np.zeros(len(document), dtype=np.int64)
     begin = document_starts[document] + start
-    return Drawn(begin, stop - start, begin, none, none, lost=none, chunk_sentences=none)
+    return SampledSpans(begin, stop - start, begin, zeros, zeros, num_truncated=zeros, chunk_sentences=zeros)
 
 
-def _targets(documents: int, room: int, short_seq_prob: float, rng: np.random.Generator) -> np.ndarray:
+def _target_seq_lengths(
+    documents: int, max_num_tokens: int, short_seq_prob: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw the target length of every document, (documents,): `max_num_tokens`, or uniform from 2 to it."""
     short = rng.random(documents) < short_seq_prob
-    return np.where(short, 2 + _uniform(np.full(documents, room - 1), rng), room)
+    return np.where(short, 2 + _uniform(np.full(documents, max_num_tokens - 1), rng), max_num_tokens)
 
 
 def _uniform(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One uniform integer in [0, count) per entry (every count at least 1)."""
+    """Draw one uniform integer in [0, count) per entry (every count at least 1)."""
     return (rng.random(len(counts)) * counts).astype(np.int64)
 
 
@@ -408,14 +390,15 @@ def _truncate(
     a_length: np.ndarray,
     b_start: np.ndarray,
     b_length: np.ndarray,
-    room: int,
+    max_num_tokens: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, ...]:
-    """Take one token at a time from the longer segment (B on a tie), front or back at random, until both fit `room`.
+    """Shorten pairs to `max_num_tokens`, in closed form; all arrays are (instances,).
 
-    In closed form: the longer gives the difference, the rest is shared; what comes from the front is binomial.
+    The original removes one token at a time from the longer segment (B on a tie), at its front or back at random. So
+    the longer segment first loses the difference, both share the rest, and the tokens lost at a front are binomial.
     """
-    excess = np.maximum(a_length + b_length - room, 0)
+    excess = np.maximum(a_length + b_length - max_num_tokens, 0)
     difference = a_length - b_length
     from_longer = np.minimum(excess, np.abs(difference))
     shared = excess - from_longer

@@ -1,4 +1,4 @@
-"""What a corpus manifest says about the content, and the checks that stop a corpus nothing can be learnt from."""
+"""Describe a corpus for its manifest, and refuse one that is unfit for pretraining."""
 
 from typing import Any
 
@@ -6,20 +6,21 @@ import numpy as np
 
 from ..text.sample import TextSample
 from ..utils.errors import InputError
-from .segment_pairs import Documents, SegmentPairs
+from .dataset import TokenizedDocuments
+from .segment_pairs import SegmentPairSampler
 
 
 # Sequence lengths of the two phases of BERT's pretraining.
 PHASE_LENGTHS = (128, 512)
-# Pairs are described from at most this many shards; above it the counts are scaled up.
+# Pairs are described from at most this many shards, and the counts scaled up.
 _DESCRIBED_SHARDS = 16
 
 
-def describe_split(documents: Documents, vocab_size: int, unk_id: int) -> dict[str, Any]:
-    """Sizes, histograms and the unigram baseline of a split.
+def describe_split(documents: TokenizedDocuments, vocab_size: int, unk_id: int) -> dict[str, Any]:
+    """Compute sizes, histograms and the unigram baseline of a split.
 
-    The entropy (nats) and the accuracy of the most frequent token are what a masked language model reaches that only
-    knows token frequencies. All tokens of the split count; [CLS], [SEP] and [PAD] are not among them.
+    A masked language model that only knows token frequencies reaches the loss `unigram_entropy` (nats) and the
+    accuracy `unigram_accuracy`, the share of the most frequent token. [CLS], [SEP] and [PAD] do not count.
     """
     unigrams = np.zeros(vocab_size, dtype=np.int64)
     sentences = one_sentence = 0
@@ -48,47 +49,57 @@ def describe_split(documents: Documents, vocab_size: int, unk_id: int) -> dict[s
     }
 
 
-def describe_pairs(documents: Documents, longest: int, next_sentence: bool) -> dict[str, Any]:
-    """Statistics of one pass at the usual lengths up to `longest`, as balanced and (not_next_rate_original) original.
+def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: bool) -> dict[str, Any]:
+    """Describe one pass of segment pairs at the usual lengths up to `longest`.
 
-    tokens_truncated_rate: tokens drawn and taken away again; padding_rate: of rows padded to the length.
+    tokens_truncated_rate is the share of sampled tokens that truncation removes; padding_rate the share of padding;
+    not_next_rate_original the share of NotNext with the original's fair coin.
     """
     described = {}
     if next_sentence and documents.num_documents < 2:
         return described
     for length in sorted({*(length for length in PHASE_LENGTHS if length <= longest), longest}):
-        pairs = SegmentPairs(documents, max_seq_length=length, seed=0, next_sentence=next_sentence)
+        sampler = SegmentPairSampler(documents, max_seq_length=length, seed=0, next_sentence=next_sentence)
         shards = documents.num_shards
         chosen = sorted({number * shards // _DESCRIBED_SHARDS for number in range(_DESCRIBED_SHARDS)})
-        drawn = [pairs.draw(0, shard) for shard in chosen]
-        used = np.concatenate([rows.a_length + rows.b_length for rows in drawn])
-        lost = sum(int(rows.lost.sum()) for rows in drawn)
+        sampled = [sampler.sample_shard(0, shard) for shard in chosen]
+        used = np.concatenate([spans.a_length + spans.b_length for spans in sampled])
+        truncated = sum(int(spans.num_truncated.sum()) for spans in sampled)
         scale = documents.num_tokens / sum(len(documents.tokens(shard)) for shard in chosen)
         entry: dict[str, Any] = {
             "instances": round(len(used) * scale),
             "counted_shards": len(chosen),
-            "mean_length": round(float(used.mean()) + length - pairs.room, 2),
-            "full_rows": round(float((used == pairs.room).mean()), 4),
-            "rows_under_half": round(float((used < pairs.room / 2).mean()), 4),
-            "padding_rate": round(float(1 - (used.mean() + length - pairs.room) / length), 4),
-            "tokens_truncated_rate": round(lost / (lost + int(used.sum())), 4),
+            "mean_length": round(float(used.mean()) + length - sampler.max_num_tokens, 2),
+            "full_rows": round(float((used == sampler.max_num_tokens).mean()), 4),
+            "rows_under_half": round(float((used < sampler.max_num_tokens / 2).mean()), 4),
+            "padding_rate": round(float(1 - (used.mean() + length - sampler.max_num_tokens) / length), 4),
+            "tokens_truncated_rate": round(truncated / (truncated + int(used.sum())), 4),
             "tokens_per_corpus_token": round(float(used.sum()) * scale / documents.num_tokens, 4),
         }
         if next_sentence:
-            single = pairs.single_sentence_share(0.5)
+            single = sampler.single_sentence_share(0.5)
             entry["one_sentence_chunks"] = round(single, 4)
-            entry["not_next_coin"] = round(pairs.coin, 4)
-            entry["not_next_rate"] = round(float(np.concatenate([rows.label for rows in drawn]).mean()), 4)
+            entry["not_next_coin"] = round(sampler.not_next_probability, 4)
+            entry["not_next_rate"] = round(float(np.concatenate([spans.label for spans in sampled]).mean()), 4)
             entry["not_next_rate_original"] = round(single + (1 - single) * 0.5, 4)
         described[str(length)] = entry
     return described
 
 
 def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share: float) -> list[str]:
-    """Warnings about a corpus described by `manifest`.
+    """Check a described corpus.
 
-    Raises InputError if pretraining on it cannot work: no document, none to take a random segment from, next to no
-    pair that can be IsNext, duplicates for the most part, or a tokenizer that does not know the text.
+    Args:
+        manifest: its description so far.
+        next_sentence: whether it serves next-sentence prediction.
+        validation_share: the share of documents to hold out.
+
+    Returns:
+        Warnings, one sentence each.
+
+    Raises:
+        InputError: if pretraining cannot work: no document, no second one for random segments, hardly any pair that
+            can be IsNext, mostly duplicates, or a tokenizer that does not know the text.
     """
     splits = manifest["splits"]
     train = splits.get("train")
@@ -164,7 +175,7 @@ def _warnings(manifest: dict[str, Any], next_sentence: bool, single: float) -> l
 
 
 def _binned(lengths: np.ndarray) -> np.ndarray:
-    """Counts by power of two: bin k has the lengths from 2^k to 2^(k+1) − 1."""
+    """Count lengths by powers of two: bin k has those from 2^k to 2^(k+1) − 1."""
     return np.bincount(np.log2(lengths).astype(np.int64), minlength=40)
 
 

@@ -1,4 +1,4 @@
-"""Feature-based BERT (paper, section 5.3): vectors of texts, files of them, and a tagger trained on them."""
+"""Feature-based BERT (paper, section 5.3): encode texts, write the vectors to files, train a tagger on them."""
 
 from .encoder import POOLINGS, Features, encode, load_encoder
 

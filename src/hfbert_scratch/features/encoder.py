@@ -1,8 +1,8 @@
-"""Feature vectors of texts from any encoder that AutoModel opens: of every token from chosen layers, or pooled.
+"""Feature vectors of texts from any encoder that AutoModel opens: per token from chosen layers, or pooled.
 
-Streaming: texts come from any iterable, vectors go out in the same order. In between, rows wait in a window until
-there is enough to sort them by length, so that batches hold little padding; how much waits, and how large a batch is,
-is counted in tokens and bytes, never in rows, so that memory stays bounded whatever the lengths.
+Texts stream in from any iterable, and vectors stream out in the same order. In between, sequences wait in a window
+and are sorted by length, so that batches hold little padding. Windows and batches are limited in tokens and bytes,
+never in sequences, so that memory stays bounded for all lengths.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,18 @@ import torch
 import transformers
 from torch import nn
 
-from ..model.inference import choose_attention, inference_copy
-from ..model.loading import check_directory, check_finite, wrapper_note
-from ..utils.errors import InputError, one_line
+from ..model.attention import choose_attention
+from ..model.inference import inference_copy
+from ..model.loading import drop_random_pooler, open_model
+from ..utils.errors import InputError
 
 
 POOLINGS = ("mean", "max", "cls", "pooler")
-# Vectors that wait for the rest of their window, in bytes.
+# The most bytes of vectors that wait for the rest of their window.
 _WINDOW_BYTES = 1 << 28
-# A window is at most so many batches: more would sort no better and answer later.
+# The most batches in a window; larger windows add latency without better batching.
 _WINDOW_BATCHES = 64
-# Texts tokenized at a time.
+# Texts and characters tokenized at a time.
 _CHUNK_TEXTS = 512
 _CHUNK_CHARACTERS = 1 << 20
 
@@ -36,64 +38,57 @@ Text = str | tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A sequence on its way into the encoder.
+class EncoderInput:
+    """A tokenized sequence.
 
-    input_ids, token_type_ids: (tokens,), special tokens included. positions: (wanted,), the tokens whose vectors are
-    returned; None for all. cut: how many tokens truncation took.
+    Attributes:
+        input_ids: [tokens], special tokens included.
+        token_type_ids: [tokens].
+        positions: [num_vectors], the tokens whose vectors are returned; None for all.
+        num_truncated: the number of tokens that truncation removed.
     """
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     positions: np.ndarray | None = None
-    cut: int = 0
+    num_truncated: int = 0
+
+    @property
+    def num_vectors(self) -> int:
+        """The number of token vectors to return."""
+        return len(self.input_ids if self.positions is None else self.positions)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What `encode` returns for a text.
+    """The vectors of a text.
 
-    input_ids: (tokens,) int32, special tokens included. vectors: float32, (layers, tokens, hidden_size), or pooled
-    (layers, hidden_size). cut: how many tokens did not fit and are not represented; 0 for a whole text.
+    Attributes:
+        input_ids: [tokens] int32, special tokens included.
+        vectors: float32 [layers, tokens, hidden_size], or pooled [layers, hidden_size].
+        num_truncated: the number of tokens that did not fit and are not represented.
     """
 
     input_ids: np.ndarray
     vectors: np.ndarray
-    cut: int
+    num_truncated: int
 
 
-def load_encoder(name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """The encoder without a head of the checkpoint `name` (directory or Hub name), in eval mode on `device`.
+def load_encoder(name: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Open a checkpoint's encoder, without its head, for inference.
 
-    A checkpoint without pooler weights gives a model whose `pooler` is None, not a random one.
-    Raises InputError when it cannot be loaded or lacks other weights.
+    Args:
+        name: a checkpoint directory or a name on the Hub, of any encoder that AutoModel opens.
+        device: the device to put it on.
+
+    Returns:
+        The encoder in eval mode and float32. Its `pooler` is None if the checkpoint has no weights for one.
+
+    Raises:
+        InputError: if the checkpoint cannot be opened or lacks other weights.
     """
-    check_directory(name)
-    logging = transformers.logging
-    verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # What a head leaves over is no news here, and what is missing is an error below.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, info = transformers.AutoModel.from_pretrained(
-            name, output_loading_info=True, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers, safetensors and the Hub raise many types
-        raise InputError(f"no encoder can be loaded from {name!r} ({one_line(error)})") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress_bar:
-            logging.enable_progress_bar()
-    missing = sorted(info["missing_keys"])
-    if any(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-        missing = [key for key in missing if not key.startswith("pooler.")]
-    if missing:
-        raise InputError(
-            f"{name!r} has no weights for {', '.join(missing[:3])}: it is not a {type(model).__name__}"
-            + wrapper_note(info["unexpected_keys"])
-        )
-    check_finite(model, name)
+    model, new = open_model(transformers.AutoModel, name)
+    drop_random_pooler(model, new)
     model.eval().to(device)
     choose_attention(model)
     return model
@@ -110,21 +105,30 @@ def encode(
     batch_tokens: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[Features]:
-    """Yield the `Features` of each text in the given order, computed in eval mode and without gradients.
+    """Encode texts in batches, in eval mode and without gradients.
 
-    model: an encoder or a model with a head, whose encoder is then used. texts: strings, or (A, B) for a pair; they
-    are tokenized as `tokenizer(A, B)` does. layers: indices into transformers' `hidden_states`, 0 for the embeddings,
-    -1 for the last layer. pooling: None for a vector per token; "mean" or "max" over all tokens with the special ones;
-    "cls" for the first, in a left-to-right model for the last; "pooler" for the model's own pooler_output (then layers
-    must be (-1,)). max_seq_length: longer sequences are cut, by default at what model and tokenizer take;
-    `Features.cut` tells. batch_tokens: per forward pass, padding included, by default `default_batch_tokens`; a
-    sequence that is longer is a batch of its own. dtype: to compute in, by default the model's own; for another one
-    (bfloat16) a copy is made and yours stays as it is. For many texts an `inference.inference_copy` of the model is
-    faster.
-    Vectors are float32 in any case; in float32 they differ from a forward pass of the text alone by rounding (at most
-    1e-5).
+    Vectors differ from a forward pass of the text alone by rounding, in float32 by at most 1e-5. For many texts an
+    `inference_copy` of the model is faster.
 
-    Raises InputError at once for arguments that do not fit the model, and on the way for a text that is no string.
+    Args:
+        model: an encoder, or a model with a head, whose encoder is used.
+        tokenizer: the model's tokenizer.
+        texts: strings, or (A, B) for a pair, which is tokenized as `tokenizer(A, B)`.
+        layers: indices into transformers' `hidden_states`: 0 for the embeddings, -1 for the last layer.
+        pooling: None for a vector per token; "mean" or "max" over all tokens, special ones included; "cls" for the
+            first token, in a left-to-right model for the last; "pooler" for the model's pooler_output, with layers
+            (-1,) only.
+        max_seq_length: truncate longer sequences; default: the limit of model and tokenizer.
+        batch_tokens: tokens in a forward pass, padding included; default: `default_batch_tokens`. A longer sequence
+            is a batch of its own.
+        dtype: the precision to compute in; default: the model's own. Another one is applied to a copy.
+
+    Returns:
+        An iterator over the `Features` of each text, float32, in the given order.
+
+    Raises:
+        InputError: at once for arguments that do not fit the model; while iterating for a text that is not a string
+            or a pair of strings.
     """
     limit = _length_limit(model, tokenizer, max_seq_length)
     vocab_size = model.get_input_embeddings().weight.shape[0]
@@ -132,22 +136,28 @@ def encode(
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {vocab_size}; use the model's own"
         )
-    rows = tokenized(tokenizer, texts, limit)
-    encoded = encode_rows(model, rows, layers=layers, pooling=pooling, batch_tokens=batch_tokens, dtype=dtype)
-    return (Features(row.input_ids, vectors, row.cut) for row, vectors in encoded)
+    inputs = tokenize(tokenizer, texts, limit)
+    encoded = encode_inputs(model, inputs, layers=layers, pooling=pooling, batch_tokens=batch_tokens, dtype=dtype)
+    return (Features(item.input_ids, vectors, item.num_truncated) for item, vectors in encoded)
 
 
-def encode_rows(
+def encode_inputs(
     model: nn.Module,
-    rows: Iterable[Row],
+    inputs: Iterable[EncoderInput],
     *,
     layers: Sequence[int] = (-1,),
     pooling: str | None = None,
     batch_tokens: int | None = None,
     dtype: torch.dtype | None = None,
-) -> Iterator[tuple[Row, np.ndarray]]:
-    """`encode` for what is tokenized already: yields each row with its vectors, (layers, wanted tokens, hidden_size)
-    or pooled (layers, hidden_size), float32, in the given order.
+) -> Iterator[tuple[EncoderInput, np.ndarray]]:
+    """Encode tokenized sequences; see `encode` for the arguments.
+
+    Returns:
+        An iterator over each input and its vectors, float32 [layers, num_vectors, hidden_size], or pooled
+        [layers, hidden_size], in the given order.
+
+    Raises:
+        InputError: for arguments that do not fit the model.
     """
     encoder = _encoder(model)
     config = encoder.config
@@ -155,7 +165,7 @@ def encode_rows(
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"pooling is {pooling!r}; it must be {', '.join(POOLINGS)}, or None for a vector per token")
     if pooling == "pooler" and layers != [config.num_hidden_layers]:
-        raise InputError("pooling 'pooler' is made from the last layer: use it with layers -1 alone")
+        raise InputError("pooling 'pooler' is made from the last layer: use it with layers -1 only")
     if pooling == "pooler" and getattr(encoder, "pooler", None) is None:
         raise InputError(f"this {type(encoder).__name__} has no pooler; use pooling 'cls' or 'mean'")
     if batch_tokens is None:
@@ -164,41 +174,43 @@ def encode_rows(
         raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1")
     if dtype is not None and dtype != encoder.dtype:
         encoder = inference_copy(encoder, dtype)
-    # Pooled vectors weigh next to nothing.
+    # Pooled vectors need almost no memory.
     waiting = _WINDOW_BYTES // (len(layers) * config.hidden_size * 4) if pooling is None else math.inf
     window_tokens = max(batch_tokens, min(waiting, _WINDOW_BATCHES * batch_tokens))
-    return _encode_windows(encoder, rows, layers, pooling, batch_tokens, window_tokens)
+    return _encode_windows(encoder, inputs, layers, pooling, batch_tokens, window_tokens)
 
 
-def tokenized(tokenizer: Any, texts: Iterable[Text], max_seq_length: int) -> Iterator[Row]:
-    """The rows of `texts` (strings or pairs), with special tokens, cut to max_seq_length (the longer of a pair first).
+def tokenize(tokenizer: Any, texts: Iterable[Text], max_seq_length: int) -> Iterator[EncoderInput]:
+    """Tokenize strings or pairs with special tokens; truncate to max_seq_length, the longer text of a pair first.
 
     Raises InputError for a text that is neither.
     """
     for chunk in _chunks(texts):
         encoded: list[Any] = [None] * len(chunk)
-        # The tokenizer takes single texts and pairs apart.
+        # The tokenizer takes single texts and pairs in separate calls.
         for is_pair in (False, True):
             members = [number for number, text in enumerate(chunk) if isinstance(text, tuple) == is_pair]
-            for number, row in zip(members, _tokenize(tokenizer, [chunk[m] for m in members]), strict=True):
-                encoded[number] = row
+            for number, ids_and_types in zip(members, _tokenize(tokenizer, [chunk[m] for m in members]), strict=True):
+                encoded[number] = ids_and_types
         for text, (ids, types) in zip(chunk, encoded, strict=True):
-            cut = len(ids) - max_seq_length
-            if cut > 0:
+            excess = len(ids) - max_seq_length
+            if excess > 0:
                 ((ids, types),) = _tokenize(tokenizer, [text], truncation=True, max_length=max_seq_length)
-            yield Row(np.array(ids, dtype=np.int32), np.array(types, dtype=np.int32), cut=max(cut, 0))
+            input_ids, token_type_ids = np.array(ids, dtype=np.int32), np.array(types, dtype=np.int32)
+            yield EncoderInput(input_ids, token_type_ids, num_truncated=max(excess, 0))
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Tokens in a forward pass that are fast: on a CPU enough for its matrix products, and few enough that what passes
-    from layer to layer is memory that glibc keeps (2048 against 512 and 4096: benchmarks/inference.py --batch_tokens);
-    on a GPU enough to fill it.
+    """Return the fastest number of tokens in a forward pass: 2048 on a CPU, 16384 on a GPU.
+
+    On a CPU fewer tokens slow down the matrix products, and for more glibc no longer reuses the memory of the
+    activations (2048 against 512 and 4096: benchmarks/inference.py --batch_tokens).
     """
     return 2048 if device.type == "cpu" else 16384
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A fingerprint (64 hex digits) of a model's class, configuration and weights, wherever they were loaded from."""
+    """Hash a model's class, configuration and weights to 64 hex digits, independent of the checkpoint's location."""
     digest = hashlib.sha256(type(model).__name__.encode())
     config = model.config.to_dict()
     digest.update(repr(sorted((k, v) for k, v in config.items() if not k.startswith(("_", "transformers")))).encode())
@@ -208,10 +220,8 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------------- the texts
-
-
 def _chunks(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """Group texts for the tokenizer; refuse everything but strings and pairs of strings."""
     chunk: list[Text] = []
     characters = 0
     for number, text in enumerate(texts):
@@ -230,7 +240,7 @@ def _chunks(texts: Iterable[Text]) -> Iterator[list[Text]]:
 
 
 def _tokenize(tokenizer: Any, texts: list[Text], **truncation: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids and segments of texts that are all single, or all pairs."""
+    """Return ids and segments of texts that are all single, or all pairs."""
     if not texts:
         return iter(())
     columns = zip(*texts, strict=True) if isinstance(texts[0], tuple) else [texts]
@@ -239,7 +249,7 @@ def _tokenize(tokenizer: Any, texts: list[Text], **truncation: Any) -> Iterator[
             *map(list, columns),
             return_token_type_ids=True,
             return_attention_mask=False,
-            verbose=False,  # a long text is cut and counted here, no reason for a warning
+            verbose=False,  # long texts are truncated and counted here; do not warn
             **truncation,
         )
     except UnicodeEncodeError as error:
@@ -247,23 +257,21 @@ def _tokenize(tokenizer: Any, texts: list[Text], **truncation: Any) -> Iterator[
     return zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
 
 
-def _length_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int:
+def _length_limit(model: nn.Module, tokenizer: Any, max_seq_length: int | None) -> int:
+    """Return the longest sequence in tokens; refuse a max_seq_length that model or tokenizer cannot take."""
     positions = getattr(model.config, "max_position_embeddings", math.inf)
-    # RoBERTa's family counts positions from behind the padding id, so some of its table is never used.
+    # RoBERTa and its relatives count positions from padding_idx + 1, so the first rows of the table are never used.
     padding_idx = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
-    # Tokenizers without a limit say 1e30.
+    # Tokenizers without a limit state 1e30.
     limit = min(tokenizer.model_max_length, positions - (0 if padding_idx is None else padding_idx + 1))
-    if asked is None:
+    if max_seq_length is None:
         if limit > 1e9:
             raise InputError("neither model nor tokenizer says how long a sequence may be; give max_seq_length")
         return int(limit)
     least = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if not least <= asked <= limit:
-        raise InputError(f"max_seq_length is {asked}; this model and tokenizer take {least} to {int(limit)}")
-    return asked
-
-
-# --------------------------------------------------------------------------------------------------------- the model
+    if not least <= max_seq_length <= limit:
+        raise InputError(f"max_seq_length is {max_seq_length}; this model and tokenizer take {least} to {int(limit)}")
+    return max_seq_length
 
 
 def _encoder(model: nn.Module) -> nn.Module:
@@ -274,7 +282,7 @@ def _encoder(model: nn.Module) -> nn.Module:
 
 
 def _resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
-    """Non-negative indices into the num_layers + 1 hidden states."""
+    """Return non-negative indices into the num_layers + 1 hidden states."""
     if not layers:
         raise InputError("layers is empty; name at least one, such as -1")
     for layer in layers:
@@ -287,8 +295,8 @@ def _resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; every module's mode is put back."""
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode without gradients; restore every module's mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -299,22 +307,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-# ------------------------------------------------------------------------------------------------ windows and batches
-
-
 def _encode_windows(
     encoder: nn.Module,
-    rows: Iterable[Row],
+    inputs: Iterable[EncoderInput],
     layers: list[int],
     pooling: str | None,
     batch_tokens: int,
     window_tokens: float,
-) -> Iterator[tuple[Row, np.ndarray]]:
-    window: list[Row] = []
+) -> Iterator[tuple[EncoderInput, np.ndarray]]:
+    window: list[EncoderInput] = []
     tokens = 0
-    for row in rows:
-        window.append(row)
-        tokens += len(row.input_ids)
+    for item in inputs:
+        window.append(item)
+        tokens += len(item.input_ids)
         if tokens >= window_tokens:
             yield from zip(window, _encode_window(encoder, window, layers, pooling, batch_tokens), strict=True)
             window, tokens = [], 0
@@ -322,38 +327,37 @@ def _encode_windows(
 
 
 def _encode_window(
-    encoder: nn.Module, window: list[Row], layers: list[int], pooling: str | None, batch_tokens: int
+    encoder: nn.Module, window: list[EncoderInput], layers: list[int], pooling: str | None, batch_tokens: int
 ) -> list[np.ndarray]:
-    """The vectors of all rows; longest first, so that the largest batch finds the memory it needs at the start."""
+    """Return the vectors of all inputs, computed longest first: a batch beyond the memory fails at the start."""
     order = sorted(range(len(window)), key=lambda number: -len(window[number].input_ids))
     batches = []
     while order:
         size = max(1, batch_tokens // len(window[order[0]].input_ids))
         batches.append(order[:size])
         order = order[size:]
-    with _evaluating(encoder):
-        # Nothing is read back before all is started, so that a GPU does not wait for the host.
+    with _eval_mode(encoder):
+        # Launch every batch before reading any result, so that a GPU does not wait for the host.
         outputs = [_forward(encoder, [window[number] for number in batch], layers, pooling) for batch in batches]
-        found: list[np.ndarray] = [np.empty(0)] * len(window)
+        results: list[np.ndarray] = [np.empty(0)] * len(window)
         for batch, vectors in zip(batches, outputs, strict=True):
             host = vectors.float().cpu().numpy()
             if pooling is None:
-                ends = np.cumsum([_wanted(window[number]) for number in batch])
-                parts = np.split(host, ends[:-1], axis=1)
+                ends = np.cumsum([window[number].num_vectors for number in batch])
+                slices = np.split(host, ends[:-1], axis=1)
             else:
-                parts = list(host)
-            for number, part in zip(batch, parts, strict=True):
-                found[number] = np.array(part)  # a copy: one row must not keep its batch alive
-    return found
+                slices = list(host)
+            for number, vectors in zip(batch, slices, strict=True):
+                results[number] = np.array(vectors)  # a copy: one sequence must not keep its batch alive
+    return results
 
 
-def _wanted(row: Row) -> int:
-    return len(row.input_ids if row.positions is None else row.positions)
+def _forward(encoder: nn.Module, rows: list[EncoderInput], layers: list[int], pooling: str | None) -> torch.Tensor:
+    """Encode one batch, padded on the right.
 
-
-def _forward(encoder: nn.Module, rows: list[Row], layers: list[int], pooling: str | None) -> torch.Tensor:
-    """One batch, padded on the right → (layers, all rows' wanted tokens, hidden), or pooled (rows, layers, hidden)."""
-    width = len(rows[0].input_ids)
+    Returns [layers, sum of num_vectors, hidden_size], or pooled [rows, layers, hidden_size].
+    """
+    width = len(rows[0].input_ids)  # the first row is the longest
     input_ids = np.full((len(rows), width), encoder.config.pad_token_id or 0, dtype=np.int64)
     token_type_ids = np.zeros_like(input_ids)
     mask = np.zeros_like(input_ids)
@@ -363,15 +367,15 @@ def _forward(encoder: nn.Module, rows: list[Row], layers: list[int], pooling: st
         token_type_ids[number, :length] = row.token_type_ids
         mask[number, :length] = 1
     inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "attention_mask": mask}
-    known = inspect.signature(encoder.forward).parameters
+    parameters = inspect.signature(encoder.forward).parameters
     device = encoder.device
-    tensors = {k: torch.from_numpy(v).to(device, non_blocking=True) for k, v in inputs.items() if k in known}
+    tensors = {k: torch.from_numpy(v).to(device, non_blocking=True) for k, v in inputs.items() if k in parameters}
     last = encoder.config.num_hidden_layers
-    # In each row the vector of "cls": left to right only the last token has seen the others.
+    # Position of the "cls" vector; in a left-to-right model only the last token attends to all others.
     is_causal = any(getattr(encoder.config, name, False) for name in ("left_to_right", "is_decoder"))
     place = np.array([len(row.input_ids) - 1 if is_causal else 0 for row in rows])
     summary = torch.from_numpy(np.arange(len(rows)) * width + place).to(device, non_blocking=True)
-    if pooling in ("cls", "pooler") and layers == [last] and "read_positions" in known:  # of our own encoders
+    if pooling in ("cls", "pooler") and layers == [last] and "read_positions" in parameters:  # our own encoders
         read = encoder(**tensors, read_positions=summary, return_dict=True)
         return (read.last_hidden_state.float() if pooling == "cls" else read.pooler_output)[:, None]
     outputs = encoder(**tensors, output_hidden_states=layers != [last], return_dict=True)
@@ -382,16 +386,16 @@ def _forward(encoder: nn.Module, rows: list[Row], layers: list[int], pooling: st
         return torch.stack([state.flatten(0, 1)[summary].float() for state in states], dim=1)
     if pooling is not None:
         return torch.stack([_pool(state, tensors["attention_mask"], pooling) for state in states], dim=1)
-    places = [
+    flat_positions = [
         number * width + (np.arange(len(row.input_ids)) if row.positions is None else row.positions)
         for number, row in enumerate(rows)
     ]
-    index = torch.from_numpy(np.concatenate(places).astype(np.int64)).to(device, non_blocking=True)
+    index = torch.from_numpy(np.concatenate(flat_positions).astype(np.int64)).to(device, non_blocking=True)
     return torch.stack([state.flatten(0, 1)[index] for state in states])
 
 
 def _pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """(rows, tokens, hidden) → (rows, hidden), in float32: a bfloat16 sum over tokens would lose digits."""
+    """Pool [rows, tokens, hidden] to [rows, hidden] in float32: a bfloat16 sum over tokens would lose digits."""
     real = mask[..., None].bool()
     if pooling == "max":
         return states.float().masked_fill(~real, -math.inf).amax(dim=1)

@@ -1,4 +1,4 @@
-"""The metrics of the tasks, as `evaluate` modules that need no network.
+"""The tasks' metrics, as `evaluate` modules that need no network.
 
 Each `<name>/<name>.py` can also be loaded by its path: `evaluate.load(".../metrics/glue", "mrpc")`.
 """
@@ -17,14 +17,21 @@ METRICS = {"glue": "Glue", "squad": "Squad", "squad_v2": "SquadV2", "ner": "Ner"
 
 
 def load_metric(name: str, config: str | None = None) -> evaluate.Metric:
-    """The metric `name`, in the configuration `config` where it has several (glue: the task).
+    """Load a metric. It keeps its inputs in memory, without files, locks or network, and works again after an error.
 
-    What is added to it stays in memory: no file, no lock, no network, and it can be used again after an error.
-    Raises InputError for an unknown name or configuration.
+    Args:
+        name: "glue", "squad", "squad_v2" or "ner".
+        config: the configuration of a metric that has several; for glue the task.
+
+    Returns:
+        An `evaluate.Metric`; its docstring describes the arguments of `compute`.
+
+    Raises:
+        InputError: for an unknown name or configuration.
     """
     if name not in METRICS:
         raise InputError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
     metric = getattr(importlib.import_module(f"{__name__}.{name}.{name}"), METRICS[name])
-    # evaluate makes a cache directory even when it writes nothing there, by default in HOME, which may be read-only.
+    # evaluate creates a cache directory even if it writes nothing there; the default, HOME, may be read-only.
     cache = Path(tempfile.gettempdir()) / f"hfbert-metrics-{os.getuid()}"
     return metric(config_name=config, keep_in_memory=True, cache_dir=str(cache))

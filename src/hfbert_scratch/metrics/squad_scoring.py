@@ -1,7 +1,7 @@
-"""How SQuAD compares answers, shared by the metrics of both versions and the threshold search.
+"""SQuAD's comparison of answers, shared by the metrics of both versions and the threshold search.
 
-The rules are those of the official evaluation scripts (Rajpurkar et al. 2016, arXiv:1606.05250; 2018,
-arXiv:1806.03822), their differences between the versions included.
+Follows the official evaluation scripts (Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822), including
+the differences between the versions.
 """
 
 import re
@@ -17,20 +17,20 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation (deleted, not replaced), without articles, blanks joined."""
+    """Lower-case a text, delete ASCII punctuation and articles, and join blanks."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def score_v1(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
-    """SQuAD 1.1: exact match and F1 in 0…1, each the best over the gold answers.
+    """Score an answer as SQuAD 1.1 does: exact match and F1 in [0, 1], each the best over the gold answers.
 
-    Two answers that normalize to nothing match exactly, and yet have the F1 0.
+    Two answers that normalize to the empty string match exactly but have an F1 of 0.
     """
     return _best(prediction, golds, both_empty_f1=0.0)
 
 
 def score_v2(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
-    """SQuAD 2.0: exact match and F1 in 0…1; no gold answer, or none with a word, means that "" is right."""
+    """Score an answer as SQuAD 2.0 does: exact match and F1 in [0, 1]; without a gold answer of words "" is right."""
     return _best(prediction, [gold for gold in golds if normalize_answer(gold)] or [""], both_empty_f1=1.0)
 
 
@@ -59,18 +59,24 @@ def _f1(tokens: list[str], gold: list[str]) -> float:
 def best_threshold(
     differences: np.ndarray, answered: np.ndarray, unanswered: np.ndarray
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """The threshold that gives the best mean score, when an example is answered iff difference ≤ threshold.
+    """Find the threshold with the best mean score, if an example is answered iff its difference ≤ threshold.
 
-    differences, answered, unanswered: (n,): null score minus the best answer's; the scores if the example is answered
-    and if it is not. Returns the threshold, its mean score, and the whole curve: the candidate thresholds, ascending,
-    and their mean scores. Candidates are −inf (answer nothing) and every difference that occurs; equal differences
-    fall on the same side. Of equally good candidates the lowest is taken.
+    Candidates are −inf (answer nothing) and every difference; equal differences fall on the same side. The lowest of
+    equally good candidates wins.
+
+    Args:
+        differences: [n], the null score minus the best answer's score.
+        answered: [n], the scores of the examples if they are answered.
+        unanswered: [n], the scores of the examples if they are not.
+
+    Returns:
+        The threshold, its mean score, all candidates in ascending order, and their mean scores.
     """
     order = np.argsort(differences, kind="stable")
     ordered = differences[order]
     gains = np.cumsum((answered - unanswered)[order])
     last_of_ties = np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
-    # A difference of +inf has no span to answer with; answering it is not reachable.
+    # A difference of +inf means that there is no span to answer with.
     last_of_ties &= ordered != np.inf
     thresholds = np.concatenate([[-np.inf], ordered[last_of_ties]])
     scores = (unanswered.sum() + np.concatenate([[0.0], gains[last_of_ties]])) / max(len(ordered), 1)

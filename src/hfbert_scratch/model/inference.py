@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.activations import GELUActivation
 
-from ..utils.environment import fastest_attention
+from .attention import choose_attention
 from .onednn import PackedLinear, has_onednn
 
 
@@ -35,10 +35,3 @@ def inference_copy(encoder: nn.Module, dtype: torch.dtype | None = None) -> nn.M
             dense.activation, module.intermediate_act_fn = "gelu", nn.Identity()
     choose_attention(made)
     return made
-
-
-def choose_attention(encoder: nn.Module) -> None:
-    """Set the fastest attention for inference, where the present one is one of those that fit everywhere."""
-    if encoder.config._attn_implementation in ("sdpa", "eager"):
-        precision = "bf16" if encoder.dtype == torch.bfloat16 else "no"
-        encoder.set_attn_implementation(fastest_attention(encoder, encoder.device, precision, 0.0))

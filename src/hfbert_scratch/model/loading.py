@@ -1,10 +1,11 @@
-"""Opening a checkpoint someone else wrote: what is checked before transformers reads it, and after.
+"""Open a checkpoint from anyone, with checks before and after transformers reads it.
 
-Nothing in the directory is trusted: no code of it runs, no pickle is read, no file outside is opened, and nothing is
-allocated before it is known that config.json asks for a size that can be.
+Nothing in the directory is trusted: no code of it runs, no pickle is read, no file outside it is opened, and no memory
+is allocated before config.json is known to ask for a possible size.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,56 +24,93 @@ from .configuration_hfbert import LARGEST
 from .modeling_hfbert import WRAPPED
 
 
-# What no number of a configuration exceeds that has no limit of its own. Layers are built one by one, even without
-# memory.
+# Limits of configuration fields without a limit of their own. Layers are built one by one, even without memory.
 _LARGEST_LAYERS, _LARGEST_NUMBER = 1_000, 10**9
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 
 def open_model(
-    model_class: Any, name: str | Path, overrides: dict[str, Any], *, new_head: bool
+    model_class: Any, name: str | Path, overrides: dict[str, Any] | None = None, *, new_head: bool = False
 ) -> tuple[nn.Module, list[str]]:
-    """The checkpoint `name` (directory or Hub name) in float32, and the names of the weights that it does not hold.
+    """Open a checkpoint in float32. No code of the checkpoint runs, and no pickle is read.
 
-    model_class: one of ours or an Auto class of transformers. overrides: of the configuration. new_head: weights
-    outside the encoder may have other shapes than the configuration's; they are drawn at random like missing ones.
+    Args:
+        model_class: a model class of this package, or an Auto class of transformers.
+        name: a checkpoint directory or a name on the Hub.
+        overrides: configuration fields that replace the checkpoint's own.
+        new_head: accept weights outside the encoder whose shapes differ from the configuration; like missing ones
+            they are drawn at random.
 
-    Raises InputError when it cannot be opened, its encoder is not whole, or a weight is not finite.
+    Returns:
+        The model, and the names of the weights that were drawn at random.
+
+    Raises:
+        InputError: if the checkpoint cannot be opened, if weights of its encoder other than the pooler's are missing,
+            or if a weight is not finite.
     """
     check_directory(name)
     config_class = getattr(model_class, "config_class", None) or AutoConfig
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # which weights are new is returned, not logged
     try:
-        # Never asked on the terminal whether code may run: it may not.
-        config = config_class.from_pretrained(name, trust_remote_code=False, **overrides)
-        model, info = model_class.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=new_head,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with _quiet_transformers():  # new weights are returned, not logged
+            # Code of the checkpoint never runs, so transformers must not ask for permission on the terminal.
+            config = config_class.from_pretrained(name, trust_remote_code=False, **(overrides or {}))
+            model, info = model_class.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=new_head,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError, SafetensorError) as error:
-        raise InputError(f"--model {name} cannot be opened: {one_line(error)}") from error
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-    prefix = f"{model.base_model_prefix}."
+        raise InputError(f"the checkpoint {name} cannot be opened: {one_line(error)}") from error
     new = sorted(info["missing_keys"]) + sorted(entry[0] for entry in info["mismatched_keys"])
-    lost = [key for key in new if key.startswith(prefix) and "pooler" not in key]
-    if lost:
+    # A base model's own keys have no prefix.
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = [key for key in new if key.startswith(prefix) and "pooler" not in key]
+    if missing:
         raise InputError(
-            f"--model {name} lacks {len(lost)} weights of its own encoder, the first {lost[0]}; "
+            f"the checkpoint {name} lacks {len(missing)} weights of its own encoder, the first {missing[0]}; "
             "config.json and the weights do not belong together" + wrapper_note(info["unexpected_keys"])
         )
     check_finite(model, name)
     return model, new
 
 
+def drop_random_pooler(model: nn.Module, new: list[str]) -> list[str]:
+    """Replace a base model's pooler by None if it was drawn at random: it must not pass for trained.
+
+    Args:
+        model: a base model from `open_model`.
+        new: the names of its weights that were drawn at random.
+
+    Returns:
+        The names in `new` outside the pooler.
+    """
+    others = [key for key in new if not key.startswith("pooler.")]
+    if len(others) < len(new):
+        model.pooler = None
+    return others
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Turn off transformers' warnings and progress bars, and restore both."""
+    logging = transformers.utils.logging
+    verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress_bar:
+            logging.enable_progress_bar()
+
+
 def wrapper_note(names: Iterable[str]) -> str:
-    """The end of a sentence about weights that are missing, where a wrapper's prefix on `names` is the cause."""
+    """Return the end of a sentence about missing weights if a wrapper's prefix on `names` is the cause."""
     wrapped = sorted(filter(WRAPPED.search, names))
     if not wrapped:
         return ""
@@ -80,13 +118,17 @@ def wrapper_note(names: Iterable[str]) -> str:
 
 
 def check_directory(name: str | Path) -> None:
-    """Raise InputError unless the directory `name` can be opened as a model; names on the Hub pass."""
+    """Check that the directory `name` can be opened as a model; names on the Hub pass.
+
+    Raises:
+        InputError: naming the file and the remedy.
+    """
     if not is_local(name):
         return
     directory = Path(name)
     config = read_config(directory)
     path = directory / "config.json"
-    model_type = config.get("model_type", "bert")  # configurations of 2018 and 2019 name none
+    model_type = config.get("model_type", "bert")  # absent from configurations of 2018 and 2019
     if not isinstance(model_type, str):
         raise InputError(f"{path}: model_type is {model_type!r}; it must be a name, such as bert")
     if "auto_map" in config and model_type not in CONFIG_MAPPING:
@@ -115,9 +157,9 @@ def check_directory(name: str | Path) -> None:
 
 
 def is_local(name: str | Path) -> bool:
-    """Whether `name` is a directory; False for what may be a name on the Hub.
+    """Whether `name` is a directory; False for a possible name on the Hub.
 
-    Raises InputError for a file, and for what is written like a path and is not there.
+    Raises InputError for a file, and for a path that does not exist.
     """
     path, text = Path(name), str(name)
     if path.is_dir():
@@ -130,7 +172,7 @@ def is_local(name: str | Path) -> bool:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json as it stands. Raises InputError if it is missing, or not a JSON object."""
+    """Read config.json as it stands. Raises InputError if it is missing, or not a JSON object."""
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"{directory} is not a checkpoint: it has no config.json")
@@ -141,7 +183,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The weight files that an index names. Raises InputError for one that is not in the directory."""
+    """List the weight files of an index. Raises InputError for one that is not in the directory."""
     content = read_json(index, "the list of weight files")
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
@@ -156,7 +198,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def check_weights(path: Path) -> None:
-    """Raise InputError unless the header of a safetensors file fits the file; no weight is read."""
+    """Raise InputError unless the header of a safetensors file fits the file. Reads no weight."""
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -165,35 +207,30 @@ def check_weights(path: Path) -> None:
 
 
 def check_size(config: dict[str, Any], model_type: str, path: Path) -> None:
-    """Raise InputError if the encoder that a configuration describes cannot fit into this machine's memory."""
+    """Raise InputError if the encoder of a configuration cannot fit into this machine's memory."""
     if model_type not in CONFIG_MAPPING:
         raise InputError(f"{path}: model_type {model_type!r} is not known to transformers or this package")
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
     try:
-        made = CONFIG_MAPPING[model_type].from_dict(config)
-        with torch.device("meta"):
-            model = AutoModel.from_config(made, trust_remote_code=False)
-    # Whatever is wrong with single fields comes up in many types; @strict's and KeyError have no common base.
+        with _quiet_transformers(), torch.device("meta"):
+            model = AutoModel.from_config(CONFIG_MAPPING[model_type].from_dict(config), trust_remote_code=False)
+    # Invalid fields raise errors of many types; @strict's and KeyError have no common base.
     except Exception as error:
         raise InputError(f"{path} describes no model: {one_line(error)}") from None
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
     check_memory(model, str(path))
 
 
 def check_memory(model: nn.Module, name: str) -> None:
-    """Raise InputError if a model, made without memory (on the meta device), is larger than this machine's."""
-    count, there = sum(parameter.numel() for parameter in model.parameters()), psutil.virtual_memory().total
-    if 4 * count > there:
+    """Raise InputError if a model on the meta device is larger than this machine's memory."""
+    count, available = sum(parameter.numel() for parameter in model.parameters()), psutil.virtual_memory().total
+    if 4 * count > available:
         raise InputError(
             f"{name} asks for {count / 1e9:,.1f} billion parameters, {4 * count / 2**30:,.0f} GiB in float32; this "
-            f"machine has {there / 2**30:,.0f} GiB: make the model smaller"
+            f"machine has {available / 2**30:,.0f} GiB: make the model smaller"
         )
 
 
 def check_finite(model: nn.Module, name: str | Path) -> None:
-    """Raise InputError naming the first weight that holds NaN or infinity."""
+    """Raise InputError with the name of the first weight that holds NaN or infinity."""
     for key, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise InputError(f"{name}: {key} holds values that are not finite; its training diverged, use another")

@@ -51,9 +51,9 @@ class PackedLinear(nn.Module):
 def train_with_onednn(model: nn.Module) -> bool:
     """Have the linear layers of a float32 model on a CPU computed by oneDNN, forward and backward; returns whether.
 
-    Parameters and hooks stay as they are. `onednn_is_faster` says whether it is worth it: on AMD's processors a
-    training step of the base size takes 0.9 of the time so, on Intel's more than without
-    (benchmarks/pretraining_step.py, --onednn false against true).
+    Parameters and hooks stay as they are. `onednn_is_faster` says whether it is worth it: on an AMD EPYC a
+    training step of the base size takes 0.9 of the time so (benchmarks/pretraining_step.py, --onednn false against
+    true).
     """
     parameter = next(model.parameters())
     if parameter.dtype != torch.float32 or not has_onednn(parameter.device, parameter.dtype):
@@ -74,7 +74,7 @@ def onednn_is_faster() -> bool:
 def onednn_speed() -> float:
     """Return how many times as fast oneDNN is at the float32 products of BERT's training.
 
-    A process times them once, in less than half a second: the outputs and the input gradients of feed-forward layers.
+    A process times them once, some 40 GFLOP in all: the outputs and the input gradients of feed-forward layers.
     The two ways take turns, and the best of each counts, so that other work on the machine slows neither alone.
     """
     sizes = ((_TIMED_HIDDEN, _TIMED_INTERMEDIATE), (_TIMED_INTERMEDIATE, _TIMED_HIDDEN))

@@ -1,1 +1,1 @@
-"""The model card and the repository on the Hub."""
+"""Publish a finished run: its records, the model card written from them, and the repository for the Hub."""

@@ -1,4 +1,4 @@
-"""Task data from files or the Hub, as Arrow tables whose columns have the names the task uses."""
+"""Read a task's data, from files or the Hub, into Arrow tables with the task's column names."""
 
 import csv
 import dataclasses
@@ -23,10 +23,10 @@ from ..utils.files import parse_json
 from .notes import leave_out, warn
 
 
-# Task column → the names it may have in a file, the first found is taken.
+# Task column → the names it may have in a file; the first that is there counts.
 Columns = Mapping[str, Sequence[str]]
 
-# Split → the file names (without suffix) it is looked for under, in the Hub's and in GLUE's naming.
+# Split → file names (without suffix), in the Hub's and in GLUE's naming.
 SPLIT_FILES = {
     "train": ("train",),
     "validation": ("validation_matched", "validation", "dev_matched", "dev"),
@@ -34,14 +34,14 @@ SPLIT_FILES = {
     "test": ("test_matched", "test"),
     "test_mismatched": ("test_mismatched",),
 }
-# A .gz file can stand for a thousand times its size; it is read as a whole.
+# A .gz file can unpack to a thousand times its size, and is read as a whole.
 MAX_UNPACKED = 1 << 31
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
 
 @dataclasses.dataclass(kw_only=True)
 class DataArguments:
-    """Where a task's data come from. Without any of these: the task's own data set on the Hub."""
+    """Sources of a task's data; without any of these the task's own data set on the Hub."""
 
     data_dir: str | None = argument(
         None, help="directory with the splits as files (train.jsonl, dev.tsv, train-v1.1.json, eng.testa…)"
@@ -65,7 +65,17 @@ class DataArguments:
     max_eval_samples: int = argument(0, help="the same for validation")
 
     def renamed(self, known: Columns) -> dict[str, Sequence[str]]:
-        """`known` with the user's names in place; InputError for an unknown or malformed entry of `columns`."""
+        """Replace names of columns by the user's.
+
+        Args:
+            known: task column → names in known files.
+
+        Returns:
+            Task column → names, the user's alone where `columns` gives one.
+
+        Raises:
+            InputError: for an unknown or malformed entry of `columns`.
+        """
         result = dict(known)
         for entry in self.columns:
             role, separator, name = entry.partition("=")
@@ -77,28 +87,30 @@ class DataArguments:
         return result
 
 
-# ------------------------------------------------------------------------------------------------------ finding files
+def find_files(
+    data: DataArguments, splits: Iterable[str], original_files: Mapping[str, Sequence[str]]
+) -> dict[str, list]:
+    """Find the files of every split, in `data_dir` and by the options that name one; none if no option does.
 
+    `original_files` has glob patterns of the task's original files by split.
 
-def find_files(data: DataArguments, splits: Iterable[str], originals: Mapping[str, Sequence[str]]) -> dict[str, list]:
-    """Split → its files, from `data_dir` and the options that name one; `originals` are further glob patterns.
-
-    Raises InputError if a named file is missing or the directory holds none of the names looked for.
+    Raises:
+        InputError: if a named file is missing, or the directory holds no file of any split.
     """
     splits = list(splits)
-    found: dict[str, list[Path]] = {}
+    split_files: dict[str, list[Path]] = {}
     if data.data_dir is not None:
         directory = Path(data.data_dir)
         if not directory.is_dir():
             raise InputError(f"--data_dir {directory} is not a directory")
         for split in splits:
-            files = _in_directory(directory, split, originals.get(split, ()))
+            files = _in_directory(directory, split, original_files.get(split, ()))
             if files:
-                found[split] = files
-        if not found:
+                split_files[split] = files
+        if not split_files:
             raise InputError(
                 f"--data_dir {directory} holds no file of {', '.join(splits)} (as {splits[0]}.jsonl, .parquet, .csv, "
-                f".tsv, or {', '.join(p for patterns in originals.values() for p in patterns) or 'GLUE names'}); "
+                f".tsv, or {', '.join(p for patterns in original_files.values() for p in patterns) or 'GLUE names'}); "
                 f"it holds {_listed(sorted(path.name for path in directory.iterdir())[:10])}"
             )
     for split, name in (
@@ -112,11 +124,11 @@ def find_files(data: DataArguments, splits: Iterable[str], originals: Mapping[st
             raise InputError(f"--{split}_file {name}: this task has no such split, only {', '.join(splits)}")
         if not Path(name).is_file():
             raise InputError(f"--{split}_file {name}: no such file")
-        found[split] = [Path(name)]
-    return found
+        split_files[split] = [Path(name)]
+    return split_files
 
 
-def _in_directory(directory: Path, split: str, originals: Sequence[str]) -> list[Path]:
+def _in_directory(directory: Path, split: str, original_files: Sequence[str]) -> list[Path]:
     for stem in SPLIT_FILES[split]:
         for suffix in (*SUFFIXES, *(suffix + ".gz" for suffix in SUFFIXES)):
             if (directory / f"{stem}{suffix}").is_file():
@@ -124,7 +136,7 @@ def _in_directory(directory: Path, split: str, originals: Sequence[str]) -> list
         shards = sorted(directory.glob(f"{stem}-*-of-*.parquet"))
         if shards:
             return shards
-    for pattern in originals:
+    for pattern in original_files:
         matches = sorted(directory.glob(pattern))
         if len(matches) > 1:
             names = ", ".join(path.name for path in matches)
@@ -134,78 +146,85 @@ def _in_directory(directory: Path, split: str, originals: Sequence[str]) -> list
     return []
 
 
-# ------------------------------------------------------------------------------------------------------ reading files
-
-
 def read_file(
     path: Path,
     columns: Columns,
-    optional: Collection[str],
-    headless: Sequence[str] = (),
+    optional_columns: Collection[str],
+    tsv_header: Sequence[str] = (),
     quotes: bool = False,
 ) -> pa.Table:
-    """The `columns` of a jsonl, json, parquet, csv or tsv file (all but parquet also .gz), under the task's names.
+    """Read a jsonl, json, parquet, csv or tsv file (all but parquet also .gz) into a table.
 
-    Columns in `optional` may be absent. A json file holds a list of rows, alone or under "data". A tsv is read as
-    GLUE's are: tabs and line ends rule, quotes are text, unless `quotes` allows them and the file was written with
-    them (see `_unquote`). `headless` names the fields of a tsv without a header. Nothing is taken for a missing value
-    but JSON's null: "NA" and "null" are words.
+    A json file holds a list of rows, at the top or under "data". A tsv is read like GLUE's: tabs and line ends
+    separate fields, and quotes are text. Only JSON's null is a missing value: "NA" and "null" are words.
 
-    Raises InputError naming the file, the place and, for a missing column, those there are.
+    Args:
+        path: the file; its suffix is its format.
+        columns: task column → names it may have in the file.
+        optional_columns: columns that may be absent.
+        tsv_header: fields of a tsv without a header.
+        quotes: take quotes in a tsv for quotes if a program added them (see `_unquote`).
+
+    Returns:
+        The columns that are there, under the task's names.
+
+    Raises:
+        InputError: for an unusable file; the message names file and place and, for a missing column, all columns.
     """
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix == ".parquet":
-        return _read_parquet(path, columns, optional)
+        return _read_parquet(path, columns, optional_columns)
     readers: dict[str, Callable[[], dict[str, list]]] = {
-        ".jsonl": lambda: columns_of_rows(json_rows(path), columns, optional),
-        ".json": lambda: columns_of_rows(json_rows(path), columns, optional),
-        ".csv": lambda: _read_csv(path, columns, optional),
-        ".tsv": lambda: _read_tsv(path, columns, optional, headless, quotes),
+        ".jsonl": lambda: columns_of_rows(json_rows(path), columns, optional_columns),
+        ".json": lambda: columns_of_rows(json_rows(path), columns, optional_columns),
+        ".csv": lambda: _read_csv(path, columns, optional_columns),
+        ".tsv": lambda: _read_tsv(path, columns, optional_columns, tsv_header, quotes),
     }
     if suffix not in readers:
         raise InputError(f"{path}: unknown suffix {suffix!r}; it must be one of {', '.join(SUFFIXES)}")
     return table_of(readers[suffix](), str(path))
 
 
-def table_of(values: Mapping[str, list], where: str) -> pa.Table:
-    """A table of Python values; InputError names the column in which they are of different types."""
+def table_of(values: Mapping[str, list], location: str) -> pa.Table:
+    """Make a table of Python values; raise InputError that names the column with values of different types."""
     arrays = {}
     for name, column in values.items():
         try:
             arrays[name] = pa.array(column)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-            kinds = [type(value) for value in column if value is not None]
-            other = next(
-                (row for row, value in enumerate(column) if value is not None and type(value) is not kinds[0]), -1
+            types = [type(value) for value in column if value is not None]
+            odd = next(
+                (row for row, value in enumerate(column) if value is not None and type(value) is not types[0]), -1
             )
-            reason = f"row {other} holds {column[other]!r}, other rows {kinds[0].__name__}"
+            reason = f"row {odd} holds {column[odd]!r}, other rows {types[0].__name__}"
             raise InputError(
-                f"{where}: column {name!r} cannot be used: {reason if other >= 0 else one_line(error)}"
+                f"{location}: column {name!r} cannot be used: {reason if odd >= 0 else one_line(error)}"
             ) from None
     return pa.table(arrays)
 
 
-def check_strings(values: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
-    """`values` as an array of strings; InputError names the first row that is null or something else."""
+def check_strings(values: pa.ChunkedArray | pa.Array, location: str) -> pa.Array:
+    """Return `values` as an array of strings; raise InputError that names the first row of another type."""
     if pa.types.is_null(values.type) or values.null_count:
         row = pc.index(values.is_null(), True).as_py()
-        raise InputError(f"{where} is missing (null) in row {row}")
+        raise InputError(f"{location} is missing (null) in row {row}")
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise InputError(f"{where} holds {one_line(values.type)}, not text; row 0 is {values[0].as_py()!r}")
+        raise InputError(f"{location} holds {one_line(values.type)}, not text; row 0 is {values[0].as_py()!r}")
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
-def check_single(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """`values` if they are numbers or texts; InputError if they are lists or objects."""
+def check_single(values: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
+    """Return `values` if they are numbers or texts; raise InputError if they are lists or objects."""
     if pa.types.is_nested(values.type):
-        raise InputError(f"{where} holds {one_line(values.type)}, not one value a row")
+        raise InputError(f"{location} holds {one_line(values.type)}, not one value a row")
     return values
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, unpacked if it ends in .gz, without a byte order mark.
+    """Read a UTF-8 file, unpacked if it ends in .gz, without a byte order mark.
 
-    Raises InputError naming what is wrong with it.
+    Raises:
+        InputError: if it cannot be read, unpacked or decoded.
     """
     try:
         if path.suffix == ".gz":
@@ -225,7 +244,7 @@ def read_text(path: Path) -> str:
 
 
 def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Every row of a JSON file with its place: of JSON lines, of a list, or of the list under "data".
+    """Read the rows of a JSON file, with their locations: JSON lines, a list, or the list under "data".
 
     Raises:
         InputError: if the file is not JSON, or a row is not an object.
@@ -236,28 +255,28 @@ def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         rows = [(f"{path}: entry {number}", row) for number, row in enumerate(entries)]
     else:
         rows = []
-        # Only LF ends a line; U+2028 and the like may stand inside a string.
+        # Only LF ends a line: U+2028 and the like may be part of a string.
         for number, line in enumerate(text.split("\n"), start=1):
             if line and not line.isspace():
-                where = f"{path}: line {number}"
-                rows.append((where, parse_json(line, where)))
+                location = f"{path}: line {number}"
+                rows.append((location, parse_json(line, location)))
     if not rows:
         raise InputError(f"{path} holds no rows")
-    for where, row in rows:
+    for location, row in rows:
         if not isinstance(row, dict):
-            raise InputError(f"{where} is a {type(row).__name__}; every row must be an object with named fields")
+            raise InputError(f"{location} is a {type(row).__name__}; every row must be an object with named fields")
     return rows
 
 
 def _json_entries(text: str, path: Path) -> list | None:
-    """The entries of a file that is one JSON value; None for JSON lines."""
+    """Return the entries of a file with a single JSON value, None for JSON lines."""
     text = text.strip()
     if text[:1] == "[":
         return parse_json(text, str(path))
     try:
         first, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        # A document that is cut off has its error at its end, JSON lines in their first line.
+        # Parse again for the message: a truncated document fails at its end, JSON lines in their first line.
         return parse_json(text, str(path)) if ".json" in path.suffixes[-2:] and text else None
     if end == len(text) and isinstance(first, dict) and isinstance(first.get("data"), list):
         return first["data"]
@@ -265,22 +284,22 @@ def _json_entries(text: str, path: Path) -> list | None:
 
 
 def columns_of_rows(
-    rows: Sequence[tuple[str, dict[str, Any]]], columns: Columns, optional: Collection[str]
+    rows: Sequence[tuple[str, dict[str, Any]]], columns: Columns, optional_columns: Collection[str]
 ) -> dict[str, list]:
-    """Task column → its values in `rows`, pairs of a place and an object; InputError names a field that is missing."""
-    names = choose_columns(rows[0][1], columns, optional, rows[0][0])
+    """Turn rows, pairs of location and object, into columns; raise InputError that names a missing field."""
+    names = choose_columns(rows[0][1], columns, optional_columns, rows[0][0])
     values: dict[str, list] = {role: [] for role in names}
-    for where, row in rows:
+    for location, row in rows:
         for role, name in names.items():
-            if name not in row and role not in optional:
-                raise InputError(f"{where} has no field {name!r}, only {_listed(row)}")
+            if name not in row and role not in optional_columns:
+                raise InputError(f"{location} has no field {name!r}, only {_listed(row)}")
             values[role].append(row.get(name))
     return values
 
 
 @contextmanager
 def _any_field_size() -> Iterator[None]:
-    """Lift the csv module's limit of 131,072 characters a field, which is the process's, for a while."""
+    """Lift the csv module's limit of 131,072 characters a field within the block; the limit is global."""
     limit = csv.field_size_limit(MAX_UNPACKED - 1)
     try:
         yield
@@ -288,8 +307,8 @@ def _any_field_size() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _read_csv(path: Path, columns: Columns, optional: Collection[str]) -> dict[str, list]:
-    # Line ends are normalized by nobody but the csv module, which must see them to keep those inside quotes.
+def _read_csv(path: Path, columns: Columns, optional_columns: Collection[str]) -> dict[str, list]:
+    # newline="": only the csv module can tell line ends from those inside quotes.
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows = []
     try:
@@ -299,25 +318,25 @@ def _read_csv(path: Path, columns: Columns, optional: Collection[str]) -> dict[s
                     rows.append((f"{path}: line {reader.line_num}", row))
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num}: {error}; is a quote left open?") from None
-    return _fields(path, rows, columns, optional)
+    return _fields(path, rows, columns, optional_columns)
 
 
-def _fields(path: Path, rows: list, columns: Columns, optional: Collection[str]) -> dict[str, list]:
+def _fields(path: Path, rows: list, columns: Columns, optional_columns: Collection[str]) -> dict[str, list]:
     if len(rows) < 2:
         raise InputError(f"{path} holds no rows below its header")
     (_, header), rows = rows[0], rows[1:]
-    names = choose_columns(header, columns, optional, str(path))
-    for where, row in rows:
+    names = choose_columns(header, columns, optional_columns, str(path))
+    for location, row in rows:
         if len(row) != len(header):
-            raise InputError(f"{where} has {len(row)} fields, but the header has {len(header)}")
+            raise InputError(f"{location} has {len(row)} fields, but the header has {len(header)}")
     return {role: [row[header.index(name)] for _, row in rows] for role, name in names.items()}
 
 
 def _unquote(text: str) -> list[list[str]] | None:
-    """The rows of a tsv whose quotes are not text but were added by a program that wrote it; None if there are none.
+    """Parse a tsv whose quotes were added by the program that wrote it; return None for any other.
 
-    They were added if a CSV writer, given what the file means with them, writes the same file again (as pandas does),
-    or if every field is quoted.
+    They were added if a CSV writer, given the parsed fields, writes the same file again, as pandas does, or if every
+    field is quoted.
     """
     if not (text.startswith('"') or '\t"' in text or '\n"' in text):
         return None
@@ -336,9 +355,9 @@ def _unquote(text: str) -> list[list[str]] | None:
 
 
 def _read_tsv(
-    path: Path, columns: Columns, optional: Collection[str], headless: Sequence[str], quotes: bool
+    path: Path, columns: Columns, optional_columns: Collection[str], tsv_header: Sequence[str], quotes: bool
 ) -> dict[str, list]:
-    """GLUE's originals hold rows with missing fields; they are skipped, but for test sets, where every row counts."""
+    """Read a tsv; skip rows with missing fields, which GLUE's files have, except in test sets: every row counts."""
     text = read_text(path)
     unquoted = _unquote(text)
     if unquoted is not None and not quotes:
@@ -347,13 +366,13 @@ def _read_tsv(
         rows = unquoted
     else:
         rows = [line.removesuffix("\r").split("\t") for line in text.split("\n") if line.strip("\r")]
-    if rows and headless and len(rows[0]) == len(headless) and not set(rows[0]) & _all_names(columns):
-        header = list(headless)
+    if rows and tsv_header and len(rows[0]) == len(tsv_header) and not set(rows[0]) & _all_names(columns):
+        header = list(tsv_header)
     else:
         header, rows = (rows[0], rows[1:]) if rows else ([], rows)
     if not rows:
         raise InputError(f"{path} holds no rows below its header")
-    names = choose_columns(header, columns, optional, str(path))
+    names = choose_columns(header, columns, optional_columns, str(path))
     places = {role: header.index(name) for role, name in names.items()}
     width = max(places.values()) + 1
     short = [number for number, row in enumerate(rows) if len(row) < width]
@@ -367,10 +386,10 @@ def _read_tsv(
     return {role: [row[place] for row in rows] for role, place in places.items()}
 
 
-def _read_parquet(path: Path, columns: Columns, optional: Collection[str]) -> pa.Table:
+def _read_parquet(path: Path, columns: Columns, optional_columns: Collection[str]) -> pa.Table:
     try:
         schema = pq.read_schema(path)
-        names = choose_columns(schema.names, columns, optional, str(path))
+        names = choose_columns(schema.names, columns, optional_columns, str(path))
         table = pq.read_table(path, columns=list(names.values()))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file ({one_line(error)})") from None
@@ -379,53 +398,69 @@ def _read_parquet(path: Path, columns: Columns, optional: Collection[str]) -> pa
 
 
 def class_names_in_place(table: pa.Table) -> pa.Table:
-    """`table` with class ids replaced by the names that `datasets` noted in its schema, −1 by null."""
+    """Replace class ids by the names in the schema that `datasets` wrote, and −1 by null."""
     features = datasets.Features.from_arrow_schema(table.schema)
     for name, feature in features.items():
         inner = getattr(feature, "feature", feature)
         if not isinstance(inner, datasets.ClassLabel):
             continue
         classes = inner.names
-        at = table.schema.get_field_index(name)
-        column = table.column(at).to_pylist()
+        position = table.schema.get_field_index(name)
+        column = table.column(position).to_pylist()
         if inner is feature:
-            named: list[Any] = [None if i is None or i < 0 else classes[i] for i in column]
+            labels: list[Any] = [None if i is None or i < 0 else classes[i] for i in column]
         else:
-            named = [None if row is None else [classes[i] for i in row] for row in column]
-        table = table.set_column(at, name, pa.array(named))
+            labels = [None if row is None else [classes[i] for i in row] for row in column]
+        table = table.set_column(position, name, pa.array(labels))
     return table.replace_schema_metadata(None)
 
 
-def choose_columns(present: Iterable[str], columns: Columns, optional: Collection[str], where: str) -> dict[str, str]:
-    """Task column → its name in the data; InputError for a missing one lists what there is."""
+def choose_columns(
+    present: Iterable[str], columns: Columns, optional_columns: Collection[str], location: str
+) -> dict[str, str]:
+    """Match the columns of the task with the columns of the data.
+
+    Args:
+        present: columns of the data.
+        columns: task column → names it may have.
+        optional_columns: columns that may be absent.
+        location: the data, for messages.
+
+    Returns:
+        Task column → its name in the data.
+
+    Raises:
+        InputError: if a column is missing, or there are several of its name.
+    """
     present = list(present)
-    chosen = {}
+    names_in_data = {}
     for role, names in columns.items():
         name = next((name for name in names if name in present), None)
         if name is not None:
             if present.count(name) > 1:
-                raise InputError(f"{where} has {present.count(name)} columns {name!r}; rename or remove the others")
-            chosen[role] = name
-        elif role not in optional:
+                raise InputError(f"{location} has {present.count(name)} columns {name!r}; rename or remove the others")
+            names_in_data[role] = name
+        elif role not in optional_columns:
             close = difflib.get_close_matches(names[0], present, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             if len(present) == 1 and ";" in present[0]:
                 hint = " (fields are separated by commas, not by ';')"
-            raise InputError(f"{where} has no column {names[0]!r}, only {_listed(present)}{hint}")
-    return chosen
+            raise InputError(f"{location} has no column {names[0]!r}, only {_listed(present)}{hint}")
+    return names_in_data
 
 
 def _all_names(columns: Columns) -> set[str]:
     return {name for names in columns.values() for name in names}
 
 
-# ------------------------------------------------------------------------------------------------------------ the Hub
-
-
 def load_hub(
-    name: str, configuration: str | None, splits: Iterable[str], columns: Columns, optional: Collection[str]
+    name: str, configuration: str | None, splits: Iterable[str], columns: Columns, optional_columns: Collection[str]
 ) -> dict[str, pa.Table]:
-    """Split → table of a data set on the Hub (or of a directory written by `DatasetDict.save_to_disk`)."""
+    """Load the splits of a data set on the Hub, or of a directory that `DatasetDict.save_to_disk` wrote.
+
+    Raises:
+        InputError: if the data set cannot be loaded, or has none of the splits.
+    """
     try:
         if Path(name).is_dir() and (Path(name) / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(name)
@@ -438,11 +473,11 @@ def load_hub(
         ) from None
     tables = {}
     for split in splits:
-        there = next((stem for stem in SPLIT_FILES[split] if stem in loaded), None)
-        if there is None:
+        hub_split = next((stem for stem in SPLIT_FILES[split] if stem in loaded), None)
+        if hub_split is None:
             continue
-        part = loaded[there]
-        names = choose_columns(part.column_names, columns, optional, f"{name}, split {there},")
+        part = loaded[hub_split]
+        names = choose_columns(part.column_names, columns, optional_columns, f"{name}, split {hub_split},")
         table = class_names_in_place(part.select_columns(list(names.values())).with_format("arrow")[:])
         tables[split] = table.select(list(names.values())).rename_columns(list(names))
     if not tables:

@@ -1,4 +1,4 @@
-"""Classes: their names, the ids of labels in data, and the classes behind a model's outputs."""
+"""Classes: their names in the data, the ids of labels, and the classes of a model's outputs."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ _NO_CLASS = -2
 
 
 def as_number(value: Any) -> int | float | None:
-    """The number that `value` is or spells, an int if it is whole; None for anything else."""
+    """Return the number that `value` is or spells, an int if it is whole; None for anything else."""
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value):
             return None
@@ -31,42 +31,61 @@ def as_number(value: Any) -> int | float | None:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a label says that there is none: null, empty, or NaN."""
+    """Return whether a label is null, empty, or NaN."""
     return value is None or value == "" or value != value
 
 
-def class_names(values: pa.ChunkedArray, where: str = "column 'label'") -> list[str]:
-    """The classes in a column of the user's own labels: names sorted, or numbers ascending, without negative ones.
+def distinct_classes(values: pa.ChunkedArray, location: str = "column 'label'") -> list[str]:
+    """List the classes in a column of labels: names sorted, or numbers ascending, without negative ones.
 
     Numbers are classes by their value, however they are written: 1, 1.0 and "1.0" are the class 1.
+
+    Args:
+        values: the labels.
+        location: place of the column, for messages.
+
+    Returns:
+        The names of the classes.
 
     Raises:
         InputError: if the labels are fractional numbers.
     """
-    found = [value for value in pc.unique(values).to_pylist() if not is_missing(value)]
-    numbers = [as_number(value) for value in found]
+    labels = [value for value in pc.unique(values).to_pylist() if not is_missing(value)]
+    numbers = [as_number(value) for value in labels]
     if any(number is None for number in numbers):
-        return sorted({str(value) for value in found})
-    fractional = next((value for value, number in zip(found, numbers, strict=True) if isinstance(number, float)), None)
+        return sorted({str(value) for value in labels})
+    fractional = next(
+        (value for value, number in zip(labels, numbers, strict=True) if isinstance(number, float)), None
+    )
     if fractional is not None:
         raise InputError(
-            f"{where} holds fractional numbers such as {fractional!r}; predict them as numbers with --task "
+            f"{location} holds fractional numbers such as {fractional!r}; predict them as numbers with --task "
             "custom-regression, or give every class a name that is not a number"
         )
     return [str(number) for number in sorted(set(numbers)) if number >= 0]  # type: ignore[type-var, operator]
 
 
 def class_ids(
-    values: pa.ChunkedArray, names: Sequence[str], where: str, *, by_position: bool, remedy: str = ""
+    values: pa.ChunkedArray, names: Sequence[str], location: str, *, by_position: bool, remedy: str = ""
 ) -> np.ndarray:
-    """Labels, given as names or numbers, as ids 0 … len(names) − 1 and −1 for none; shape (rows,).
+    """Convert labels, names or numbers, to ids.
 
-    A number is an id where `by_position`, else it must be one of the names. Raises InputError naming the first row
-    whose label is neither, with `remedy`.
+    Args:
+        values: the labels.
+        names: the classes in the order of their ids.
+        location: place of the column, for messages.
+        by_position: a number is an id, not one of the names.
+        remedy: end of the message for an unknown label.
+
+    Returns:
+        (rows,) ids 0 … len(names) − 1, −1 for a missing label.
+
+    Raises:
+        InputError: for an unknown label; the message names its row.
     """
     if pa.types.is_null(values.type):
         return np.full(len(values), -1, dtype=np.int64)
-    check_single(values, f"{where}: the label")
+    check_single(values, f"{location}: the label")
     encoded = pc.dictionary_encode(values)
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().combine_chunks()
@@ -82,12 +101,12 @@ def class_ids(
             allowed += f" or 0 … {len(names) - 1}"
         if are_unnamed(names):
             remedy = "; name the model's classes in their order with --model_classes"
-        raise InputError(f"{where}, row {row}: unknown label {values[row].as_py()!r}; it must be {allowed}{remedy}")
+        raise InputError(f"{location}, row {row}: unknown label {values[row].as_py()!r}; it must be {allowed}{remedy}")
     return result
 
 
 def _class_id(value: Any, places: Mapping[str, int], by_position: bool) -> int:
-    """`value`'s id, −1 for a missing label (null, empty, NaN, negative), or _NO_CLASS."""
+    """Return the id of a label, −1 for a missing one (null, empty, NaN, negative), or _NO_CLASS."""
     if is_missing(value):
         return -1
     if isinstance(value, str) and value in places:
@@ -102,24 +121,30 @@ def _class_id(value: Any, places: Mapping[str, int], by_position: bool) -> int:
     return places.get(str(number), _NO_CLASS)
 
 
-def refuse_unlabelled(missing: np.ndarray, split: str, where: str) -> bool:
-    """Whether the split is labelled; InputError for a split that must be and is not, or for one that is only partly.
+def refuse_unlabelled(missing: np.ndarray, split: str, location: str) -> bool:
+    """Return whether a split is labelled.
 
-    missing: (rows,) bool. Only a test split may lack its labels.
+    Args:
+        missing: (rows,) bool, rows without a label.
+        split: name of the split; only a test split may lack all labels.
+        location: the split, for messages.
+
+    Raises:
+        InputError: if labels are missing elsewhere, or in some rows only.
     """
     if not missing.any():
         return True
     if missing.all() and split.startswith("test"):
         return False
     if missing.all():
-        raise InputError(f"{where} has no labels: it cannot serve as {split}; to predict it, name it --test_file")
+        raise InputError(f"{location} has no labels: it cannot serve as {split}; to predict it, name it --test_file")
     raise InputError(
-        f"{where}, row {int(np.argmax(missing))} has no label, while other rows have one; label or remove its "
+        f"{location}, row {int(np.argmax(missing))} has no label, while other rows have one; label or remove its "
         f"{int(missing.sum())} rows without (null, empty or negative)"
     )
 
 
-def warn_of_similar(names: Iterable[str], where: str) -> None:
+def warn_of_similar(names: Iterable[str], location: str) -> None:
     """Warn of classes that differ only in case or blanks, or that look like a mark for "no label"."""
     names = list(names)
     groups: dict[str, list[str]] = {}
@@ -127,22 +152,31 @@ def warn_of_similar(names: Iterable[str], where: str) -> None:
         groups.setdefault(" ".join(name.casefold().split()), []).append(name)
     for group in groups.values():
         if len(group) > 1:
-            warn(f"{where}: the classes {', '.join(map(repr, group))} differ only in case or blanks; are they one?")
+            warn(f"{location}: the classes {', '.join(map(repr, group))} differ only in case or blanks; are they one?")
     for name in names:
         if name.strip(" -_?").casefold() in ("", "na", "n/a", "nan", "none", "null") and len(names) > 2:
-            warn(f"{where}: {name!r} is taken for a class; if it means that there is no label, remove its rows")
+            warn(f"{location}: {name!r} is taken for a class; if it means that there is no label, remove its rows")
 
 
 def are_unnamed(names: Sequence[str]) -> bool:
-    """Whether these are the names that transformers gives to classes without names: LABEL_0, LABEL_1, …"""
+    """Return whether these are transformers' names of unnamed classes: LABEL_0, LABEL_1, …"""
     return list(names) == [f"LABEL_{number}" for number in range(len(names))]
 
 
-def model_classes(id2label: Mapping[int, str] | None, own: Sequence[str], width: int, task: str) -> list[str]:
-    """The task's class behind each of the model's `width` outputs.
+def match_model_classes(id2label: Mapping[int, str] | None, own: Sequence[str], width: int, task: str) -> list[str]:
+    """Match the outputs of a model with the classes of a task.
 
-    By name, in whatever order the model has them; by position, with a warning, if its classes have no names
-    (LABEL_0 …).
+    Classes are matched by name, whatever their order; by position, with a warning, if the model's classes have no
+    names (LABEL_0 …).
+
+    Args:
+        id2label: the model's; None: the classes are in the task's order.
+        own: the classes of the task.
+        width: number of the model's outputs.
+        task: name of the task, for messages.
+
+    Returns:
+        The task's class of every output.
 
     Raises:
         InputError: if the model's classes are not the task's.
@@ -171,14 +205,14 @@ def model_classes(id2label: Mapping[int, str] | None, own: Sequence[str], width:
     )
 
 
-def check_numbered(task: str, numbered: Sequence[str], classes: Sequence[str] | None) -> None:
-    """Raise InputError unless the user's names for numbers are those of the task, where it has its own."""
-    if numbered and classes and set(numbered) != set(classes):
+def check_user_classes(task: str, user_classes: Sequence[str], classes: Sequence[str] | None) -> None:
+    """Raise InputError if the task has classes of its own and the user's are others."""
+    if user_classes and classes and set(user_classes) != set(classes):
         raise InputError(f"--class_names must name all classes of {task}: {', '.join(classes)}")
 
 
 def label_maps(names: Sequence[str]) -> dict[str, Any]:
-    """num_labels, id2label and label2id for a model's configuration."""
+    """Return num_labels, id2label and label2id for a model's configuration."""
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),

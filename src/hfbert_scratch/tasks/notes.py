@@ -1,4 +1,4 @@
-"""What reading data changed or found doubtful: printed at once, and collected for the run's record."""
+"""Notes of a task's data: warnings and left-out rows, printed at once and collected for the run's record."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,11 @@ _COLLECTING: ContextVar[Notes | None] = ContextVar("notes", default=None)
 
 @contextmanager
 def collect_notes() -> Iterator[Notes]:
-    """Collect what `warn` and `leave_out` report within the block."""
+    """Collect the reports of `warn` and `leave_out` within the block.
+
+    Yields:
+        The notes, filled as they come up.
+    """
     notes = Notes()
     token = _COLLECTING.set(notes)
     try:
@@ -31,7 +35,7 @@ def collect_notes() -> Iterator[Notes]:
 
 
 def _print(text: str) -> None:
-    # Data are read before there is a process group.
+    # There is no process group yet when data are read.
     if not int(os.environ.get("RANK", "0")):
         print(f"warning: {text}")
 
@@ -44,7 +48,7 @@ def warn(text: str) -> None:
 
 
 def leave_out(rows: int, text: str) -> None:
-    """Print how many rows were left out and why, as `text` says, and note it."""
+    """Print the reason why rows were left out, and note it with their number."""
     _print(text)
     if (notes := _COLLECTING.get()) is not None:
         notes.left_out.append({"rows": rows, "reason": text})

@@ -1,143 +1,114 @@
 """Extractive question answering: SQuAD 1.1 and 2.0, and the user's own data in their shape.
 
-Which of the two versions it is follows from the data: with an unanswerable question it is 2.0.
+The data decide the version: with an unanswerable question it is 2.0.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+import torch.nn.functional as F
 
 from ..metrics.squad_scoring import best_threshold, score_v2
 from ..utils.errors import InputError
 from .data import Columns, check_single, check_strings, columns_of_rows, json_rows, read_file, table_of
+from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, plain_backend, token_ids
 from .notes import leave_out, warn
 from .squad_files import check_answers, has_text, is_nested, locate, nested_rows, without_plausible_answers
-from .squad_spans import N_BEST_SIZE, Span, answer_tokens, best_spans, max_context_windows, windows
-from .task import (
-    INPUT_FEATURES,
-    Defaults,
-    FeatureSettings,
-    Task,
-    cached_map,
-    make_dataset,
-    metric_scores,
-    plain_backend,
-    token_ids,
-    write_lines,
-)
-
-
-class NBest(NamedTuple):
-    """One entry of an example's n-best list; the probabilities of a list sum to 1."""
-
-    text: str
-    probability: float
-    start_logit: float
-    end_logit: float
-
-
-@dataclass
-class Answers:
-    """Predictions for one split, in the order of its rows.
-
-    texts: the best answer that is a span of the context ("" if there is none). differences: (rows,) the null score
-    minus that answer's score, +inf if there is none. n_best: best first, with "" for no answer in SQuAD 2.0.
-    threshold: in SQuAD 2.0, above which difference a question counts as unanswerable.
-    """
-
-    texts: list[str]
-    differences: np.ndarray
-    n_best: list[list[NBest]]
-    unanswerable: bool
-    threshold: float = 0.0
-
-    def final(self) -> list[str]:
-        """The answers: for SQuAD 2.0 with "" where the difference is above the threshold."""
-        if not self.unanswerable:
-            return self.texts
-        above = self.differences > self.threshold
-        return ["" if null else text for text, null in zip(self.texts, above, strict=True)]
+from .squad_spans import N_BEST_SIZE, Answers, Span, answer_tokens, best_spans, max_context_windows, n_best, windows
+from .task import Defaults, Task, metric_scores, write_lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class SquadTask(Task):
-    """Question and context → a span of the context, or none."""
+    """Question and context → a span of the context, or none.
+
+    Args:
+        unanswerable: whether questions may have no answer, assumed of an unlabelled split; a labelled one shows it.
+    """
 
     head: ClassVar[str] = "AutoModelForQuestionAnswering"
     label_columns: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
+    outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
+    per_token: ClassVar[bool] = True
+    pads_to_batch: ClassVar[bool] = True  # the softmax is over all positions, padding too
+    can_pack: ClassVar[bool] = False
+    score_scale: ClassVar[int] = 1  # the official scripts give percentages
+    answers_questions: ClassVar[bool] = True
     label_column: ClassVar[str] = "answers"
-    optional: ClassVar[frozenset[str]] = frozenset({"answers", "id"})
-    originals: ClassVar[Mapping[str, Sequence[str]]] = {
+    optional_columns: ClassVar[frozenset[str]] = frozenset({"answers", "id"})
+    original_files: ClassVar[Mapping[str, Sequence[str]]] = {
         "train": ("train-v*.json*",),
         "validation": ("dev-v*.json*",),
         "test": ("test-v*.json*",),
     }
 
-    # Assumed of an unlabelled split; a labelled one shows it.
     unanswerable: bool = False
     columns: Columns = field(
         default_factory=lambda: {name: (name,) for name in ("id", "question", "context", "answers")}
     )
     main_metric: str = "f1"
 
-    # ------------------------------------------------------------------------------------------------------- loading
+    # Loading.
 
     def read(self, path: Path, columns: Columns) -> pa.Table:
         if not {".json", ".jsonl"} & {*path.suffixes[-2:]}:
-            return read_file(path, columns, self.optional)
+            return read_file(path, columns, self.optional_columns)
         rows = json_rows(path)
         if is_nested(rows):
             return table_of(nested_rows(rows, str(path)), str(path))
         rows = without_plausible_answers(rows, columns["answers"])
-        return table_of(columns_of_rows(rows, columns, self.optional), str(path))
+        return table_of(columns_of_rows(rows, columns, self.optional_columns), str(path))
 
     def validate(
-        self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()
+        self, tables: dict[str, pa.Table], model_classes: Sequence[str] | None, user_classes: Sequence[str] = ()
     ) -> dict[str, datasets.Dataset]:
         return {split: self._dataset(split, table) for split, table in tables.items()}
 
     def _dataset(self, split: str, table: pa.Table) -> datasets.Dataset:
-        where = f"{self.name}, split {split}"
+        location = f"{self.name}, split {split}"
         columns: dict[str, Any] = {
-            name: check_strings(table.column(name), f"{where}: column {name!r}") for name in ("question", "context")
+            name: check_strings(table.column(name), f"{location}: column {name!r}") for name in ("question", "context")
         }
         if "id" in table.column_names:
-            ids = check_single(table.column("id"), f"{where}: column 'id'")
-            columns["id"] = check_strings(ids.cast(pa.string()), f"{where}: column 'id'")
+            ids = check_single(table.column("id"), f"{location}: column 'id'")
+            columns["id"] = check_strings(ids.cast(pa.string()), f"{location}: column 'id'")
         else:
             columns["id"] = pa.array([str(row) for row in range(table.num_rows)])
         if len(pc.unique(columns["id"])) < table.num_rows:
             counts = pc.value_counts(columns["id"]).to_pylist()
             double = next(entry["values"] for entry in counts if entry["counts"] > 1)
-            raise InputError(f"{where}: id {double!r} occurs more than once; answers are matched by id")
+            raise InputError(f"{location}: id {double!r} occurs more than once; answers are matched by id")
         string = datasets.Value("string")
         features: dict[str, Any] = {"id": string, "question": string, "context": string}
-        given = table.column("answers").to_pylist() if "answers" in table.column_names else None
-        if given is not None and split.startswith("test") and not any(map(has_text, given)):
-            given = None  # hidden answers come as nulls, or as empty lists in every row
-        if given is not None:
-            answers = check_answers(given, where)
+        column = table.column("answers").to_pylist() if "answers" in table.column_names else None
+        if column is not None and split.startswith("test") and not any(map(has_text, column)):
+            column = None  # hidden answers come as nulls, or as empty lists in every row
+        if column is not None:
+            answers = check_answers(column, location)
             if split == "train":
-                answers = _located(answers, columns["context"].to_pylist(), where)
+                answers = _located(answers, columns["context"].to_pylist(), location)
             features["answers"] = {
                 "text": datasets.List(string),
                 "answer_start": datasets.List(datasets.Value("int32")),
             }
             columns["answers"] = pa.array(answers, type=datasets.Features(features).arrow_schema.field("answers").type)
         elif not split.startswith("test"):
-            raise InputError(f"{where} has no answers: it cannot serve as {split}; to predict it, name it --test_file")
+            raise InputError(
+                f"{location} has no answers: it cannot serve as {split}; to predict it, name it --test_file"
+            )
         raw = make_dataset(columns, datasets.Features(features))
-        return self._without_misplaced_answers(raw, where) if split == "train" else raw
+        return self._without_misplaced_answers(raw, location) if split == "train" else raw
 
-    def _without_misplaced_answers(self, raw: datasets.Dataset, where: str) -> datasets.Dataset:
-        """The rows whose first answer stands where it says; like the original code, the others cannot be learnt."""
+    def _without_misplaced_answers(self, raw: datasets.Dataset, location: str) -> datasets.Dataset:
+        """Drop the rows whose first answer is not at its answer_start, as the original code does."""
         good = []
         for row, (context, answers) in enumerate(zip(raw["context"][:], raw["answers"][:], strict=True)):
             if answers["text"]:
@@ -150,9 +121,9 @@ class SquadTask(Task):
             return raw
         ids = ", ".join(raw[row]["id"] for row in bad[:5])
         if not good:
-            raise InputError(f"{where}: no answer stands in its context at its answer_start (ids {ids} …)")
+            raise InputError(f"{location}: no answer stands in its context at its answer_start (ids {ids} …)")
         leave_out(
-            len(bad), f"{where}: left out {len(bad)} rows whose answer is not in the context at answer_start: {ids}"
+            len(bad), f"{location}: left out {len(bad)} rows whose answer is not in the context at answer_start: {ids}"
         )
         return raw.select(good)
 
@@ -160,7 +131,7 @@ class SquadTask(Task):
         if not _has_answer(raw).any():
             raise InputError(f"{self.name}, split train: no question has an answer, so that there is none to learn")
 
-    # ---------------------------------------------------------------------------------------------------- description
+    # Description.
 
     def describe_targets(self, raw: datasets.Dataset) -> dict[str, Any]:
         if not self.is_labelled(raw):
@@ -169,19 +140,19 @@ class SquadTask(Task):
         return {"classes": {"answer": answered, "no answer": len(raw) - answered}}
 
     def describe_features(self, raw: datasets.Dataset, features: datasets.Dataset) -> dict[str, Any]:
-        """Lengths of the windows, and what no window holds: the ends of questions, and in training long answers."""
+        """Describe the windows; count truncated questions and, in training, answers that no window holds."""
         table = features.with_format("arrow")[:]
         lengths, examples = self._lengths(table), table.column("example").to_numpy()
-        cut = np.unique(examples[table.column("cut").to_numpy() > 0])
+        truncated = np.unique(examples[table.column("num_truncated").to_numpy() > 0])
         description = {
             "windows": len(features),
             "tokens": {"mean": round(float(lengths.mean()), 1), "max": int(lengths.max())},
             "examples_in_several_windows": int((np.bincount(examples, minlength=len(raw)) > 1).sum()),
-            "questions_cut_by_max_query_length": len(cut),
+            "questions_cut_by_max_query_length": len(truncated),
         }
         if "start_positions" in table.column_names:
-            held = np.unique(examples[table.column("start_positions").to_numpy() > 0])
-            description["answers_in_no_window"] = int(_has_answer(raw).sum()) - len(held)
+            answered = np.unique(examples[table.column("start_positions").to_numpy() > 0])
+            description["answers_in_no_window"] = int(_has_answer(raw).sum()) - len(answered)
         return description
 
     def target_of(self, raw: datasets.Dataset, row: int) -> str:
@@ -190,24 +161,25 @@ class SquadTask(Task):
         texts = raw[row]["answers"]["text"]
         return repr(texts[0]) if texts else "no answer"
 
-    # ------------------------------------------------------------------------------------------------------ features
+    # Features.
 
     def has_unanswerable(self, raw: datasets.Dataset) -> bool:
-        """Whether `raw` is SQuAD 2.0: a question without answer shows it, and where no row is labelled, the task."""
+        """Return whether `raw` is SQuAD 2.0: a question has no answer or, without labels, the task says so."""
         if not self.is_labelled(raw):
             return self.unanswerable
         return not _has_answer(raw).all()
 
     def config_overrides(self, raw: datasets.Dataset) -> dict[str, Any]:
-        return {}
+        return {"num_labels": 2}  # stock's head has num_labels outputs, which another task may have left
 
     def features(
         self, raw: datasets.Dataset, tokenizer: Any, settings: FeatureSettings, training: bool = False
     ) -> datasets.Dataset:
-        """One feature per window: for training with the answer's positions, else with what `predict` needs.
+        """Encode one feature per window, for training with the positions of the answer.
 
-        The latter are `context_first` (the window's place of the first context token), and for the window's context
-        tokens `starts` and `ends` (characters of the context) and `max_context` (whether an answer may begin there).
+        For prediction there are `context_first` (position of the first context token in the window) and, for every
+        context token of the window, `starts` and `ends` (characters of the context) and `max_context` (whether an
+        answer may begin there).
         """
         least = settings.max_query_length + 4
         if settings.max_seq_length < least:
@@ -228,7 +200,15 @@ class SquadTask(Task):
             }
         return cached_map(raw, squad_features, datasets.Features(kinds), tokenizer, settings, training=training)
 
-    # ----------------------------------------------------------------------------------------------------- prediction
+    def loss_sum(self, outputs: Any, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Sum the mean of the start's and the end's cross-entropy, over all positions, padding too."""
+        start, end = (
+            F.cross_entropy(outputs[f"{name}_logits"].float(), targets[f"{name}_positions"], reduction="sum")
+            for name in ("start", "end")
+        )
+        return (start + end) / 2
+
+    # Predictions and scores.
 
     def predict(
         self,
@@ -237,8 +217,9 @@ class SquadTask(Task):
         outputs: Mapping[str, Any],
         id2label: Mapping[int, str] | None = None,
     ) -> Answers:
-        """The best span of each example over all its windows. outputs: `start_logits`, `end_logits`, as in the base
-        class; of padded rows only the feature's own length is read.
+        """Return the best span of each example over all its windows.
+
+        Of padded rows in `outputs` only the feature's own length is read.
         """
         unanswerable = self.has_unanswerable(raw)
         spans: list[list[tuple[Span, int]]] = [[] for _ in range(len(raw))]
@@ -259,33 +240,59 @@ class SquadTask(Task):
             spans[example] += [(span, number) for span in best_spans(start[here], end[here], may_start, N_BEST_SIZE)]
         answers = Answers([], np.full(len(raw), np.inf), [], unanswerable)
         for example, context in enumerate(raw["context"][:]):
-            # Stable: of equal scores the earlier window's comes first.
+            # Stable: of equal scores that of the earlier window comes first.
             best = sorted(spans[example], key=lambda entry: -entry[0].score)[:N_BEST_SIZE]
             texts = [context[offsets[0][at][span.start] : offsets[1][at][span.end]] for span, at in best]
             if best:
                 answers.differences[example] = null_scores[example] - best[0][0].score
             answers.texts.append(texts[0] if texts else "")
             null = null_logits[example] if unanswerable else None
-            answers.n_best.append(_n_best(texts, [span for span, _ in best], null))
+            answers.n_best.append(n_best(texts, [span for span, _ in best], null))
         return answers
 
     def score(self, raw: datasets.Dataset, predictions: Answers) -> dict[str, float]:
-        """SQuAD 1.1: exact_match, f1. 2.0: exact, f1 and HasAns_, NoAns_ at the threshold; best_ over thresholds."""
+        """Score SQuAD 1.1 (exact_match, f1) or 2.0 (exact, f1, HasAns_, NoAns_ at the threshold, and best_ ones)."""
         self.require_labels(raw)
         references = [{"id": i, "answers": a} for i, a in zip(raw["id"][:], raw["answers"][:], strict=True)]
-        given = [{"id": i, "prediction_text": text} for i, text in zip(raw["id"][:], predictions.texts, strict=True)]
+        answers = [{"id": i, "prediction_text": text} for i, text in zip(raw["id"][:], predictions.texts, strict=True)]
         if not predictions.unanswerable:
-            return metric_scores("squad", None, given, references)
-        for entry, difference in zip(given, predictions.differences.tolist(), strict=True):
+            return metric_scores("squad", None, answers, references)
+        for entry, difference in zip(answers, predictions.differences.tolist(), strict=True):
             entry["no_answer_probability"] = difference
-        return metric_scores("squad_v2", None, given, references, no_answer_threshold=float(predictions.threshold))
+        return metric_scores("squad_v2", None, answers, references, no_answer_threshold=float(predictions.threshold))
+
+    def majority_predictions(self, known: datasets.Dataset, raw: datasets.Dataset) -> Answers:
+        """Return no answer for every row."""
+        return Answers([""] * len(raw), np.ones(len(raw)), [], self.has_unanswerable(raw))
+
+    def tune(self, raw: datasets.Dataset, predictions: Answers) -> dict[str, Any]:
+        """Return the null threshold of the best F1 (SQuAD 2.0)."""
+        if not predictions.unanswerable:
+            return {}
+        threshold, f1, _, _ = self.threshold_curve(raw, predictions)
+        # JSON has no infinity.
+        return {"null_threshold": {"value": float(np.clip(threshold, -1e9, 1e9)), "f1": f1, "tuned_on": "validation"}}
+
+    def apply_tuned(self, predictions: Answers, tuned: Mapping[str, Any]) -> Answers:
+        """Set the threshold to `null_threshold`, 0 by default (SQuAD 2.0)."""
+        return replace(predictions, threshold=tuned.get("null_threshold") or 0.0)
 
     def threshold_curve(
         self, raw: datasets.Dataset, predictions: Answers
     ) -> tuple[float, float, np.ndarray, np.ndarray]:
-        """The threshold of the best F1 on this split, that F1, and F1 (0 to 100) against all thresholds to plot.
+        """Compute F1 against the null threshold.
 
-        Tuned on the split it is reported for, a threshold flatters it; say so, or use another split.
+        A threshold tuned on the split it is reported for flatters it; say so, or use another split.
+
+        Args:
+            raw: a labelled split.
+            predictions: `predict` on it.
+
+        Returns:
+            The threshold of the best F1, that F1 (0 to 100), and all thresholds with their F1, to plot.
+
+        Raises:
+            InputError: for an unlabelled split.
         """
         self.require_labels(raw)
         golds = [answers["text"] for answers in raw["answers"][:]]
@@ -296,12 +303,22 @@ class SquadTask(Task):
         )
         return threshold, 100 * f1, thresholds, 100 * curve
 
+    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Answers) -> list[Path]:
+        """Draw threshold.png (SQuAD 2.0)."""
+        if not predictions.unanswerable:
+            return []
+        from ..utils.plots import draw_threshold_curve  # slow to import, and selects a backend of matplotlib
+
+        threshold, _, thresholds, curve = self.threshold_curve(raw, predictions)
+        draw_threshold_curve(thresholds, curve, threshold, directory / "threshold.png")
+        return [directory / "threshold.png"]
+
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: Answers, split: str
     ) -> list[Path]:
-        """`predictions_<split>.json`, `nbest_predictions_<split>.json` and for SQuAD 2.0 `null_odds_<split>.json`.
+        """Write `predictions_`, `nbest_predictions_` and, for SQuAD 2.0, `null_odds_<split>.json`.
 
-        The first and the last are what the official evaluation script reads.
+        The official evaluation script reads the first and the last.
         """
         ids = raw["id"][:]
         files = {
@@ -319,27 +336,27 @@ class SquadTask(Task):
 
 
 def _has_answer(raw: datasets.Dataset) -> np.ndarray:
-    """Whether each row has an answer, (rows,) bool."""
+    """Find the rows with an answer, (rows,) bool."""
     texts = pc.struct_field(raw.with_format("arrow")[:].column("answers"), "text")
     return pc.list_value_length(texts).to_numpy() > 0
 
 
-def _located(answers: list[dict[str, list]], contexts: list[str], where: str) -> list[dict[str, list]]:
-    """The answers, the first of each row put where it stands if it is off by blanks."""
+def _located(answers: list[dict[str, list]], contexts: list[str], location: str) -> list[dict[str, list]]:
+    """Correct the text and start of every row's first answer if it is off by blanks."""
     result, moved = [], 0
-    for context, given in zip(contexts, answers, strict=True):
-        if given["text"]:
-            text, start = given["text"][0], given["answer_start"][0]
-            found = locate(context, text, start)
-            if found and found != (text, start):
+    for context, answer in zip(contexts, answers, strict=True):
+        if answer["text"]:
+            text, start = answer["text"][0], answer["answer_start"][0]
+            match = locate(context, text, start)
+            if match and match != (text, start):
                 moved += 1
-                given = {
-                    "text": [found[0], *given["text"][1:]],
-                    "answer_start": [found[1], *given["answer_start"][1:]],
+                answer = {
+                    "text": [match[0], *answer["text"][1:]],
+                    "answer_start": [match[1], *answer["answer_start"][1:]],
                 }
-        result.append(given)
+        result.append(answer)
     if moved:
-        warn(f"{where}: {moved} answers were off by blanks, and are taken from where they stand in their contexts")
+        warn(f"{location}: {moved} answers were off by blanks, and are taken from where they stand in their contexts")
     return result
 
 
@@ -351,15 +368,15 @@ def squad_features(
     settings: FeatureSettings,
     training: bool,
 ) -> dict[str, list]:
-    """`cached_map` function: one feature per window of each row's context."""
+    """Encode a batch for `cached_map`: one feature per window of each row's context."""
     questions = token_ids(tokenizer, batch["question"])
     contexts = _tokenize_contexts(tokenizer, batch["context"])
     cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    names = ["input_ids", "token_type_ids", "example", "cut"]
+    names = ["input_ids", "token_type_ids", "example", "num_truncated"]
     names += ["start_positions", "end_positions"] if training else ["context_first", "starts", "ends", "max_context"]
     columns: dict[str, list] = {name: [] for name in names}
     for row, (index, question) in enumerate(zip(indices, questions, strict=True)):
-        cut = max(0, len(question) - settings.max_query_length)
+        truncated = max(0, len(question) - settings.max_query_length)
         question = question[: settings.max_query_length]
         ids, starts, ends = contexts[batch["context"][row]]
         first = len(question) + 2
@@ -372,7 +389,7 @@ def squad_features(
             columns["input_ids"].append(np.concatenate([cls, question, sep, ids[begin:end], sep]))
             columns["token_type_ids"].append((np.arange(first + end - begin + 1) >= first).astype(np.int8))
             columns["example"].append(index)
-            columns["cut"].append(cut)
+            columns["num_truncated"].append(truncated)
             if training:
                 inside = answer is not None and begin <= answer[0] and answer[1] < end
                 shift = first - begin
@@ -387,7 +404,7 @@ def squad_features(
 
 
 def _tokenize_contexts(tokenizer: Any, contexts: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Context → its ids and its tokens' first and last characters; a context of many questions is done once."""
+    """Tokenize every distinct context once: context → ids, first and last characters, each (tokens,)."""
     distinct = list(dict.fromkeys(contexts))
     result = {}
     for text, encoding in zip(
@@ -406,7 +423,7 @@ def _first_answer(answers: Mapping[str, list], starts: np.ndarray, ends: np.ndar
 
 
 def _ragged(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A list column as one array per row, views of one buffer."""
+    """Split a list column into one array per row, views of one buffer."""
     rows = []
     for chunk in column.chunks:
         values = chunk.flatten().to_numpy(zero_copy_only=False)
@@ -415,25 +432,7 @@ def _ragged(column: pa.ChunkedArray) -> list[np.ndarray]:
     return rows
 
 
-def _n_best(texts: list[str], spans: list[Span], null: tuple[float, float] | None) -> list[NBest]:
-    """The list with equal texts merged into the better, and probabilities by softmax over what is in it."""
-    entries: dict[str, tuple[float, float]] = {}
-    for text, span in zip(texts, spans, strict=True):
-        entries.setdefault(text, (span.start_logit, span.end_logit))
-    if null is not None:
-        entries.setdefault("", null)
-    if not entries:
-        return [NBest("", 1.0, 0.0, 0.0)]
-    ordered = sorted(entries.items(), key=lambda entry: -sum(entry[1]))
-    scores = np.array([sum(logits) for _, logits in ordered])
-    weights = np.exp(scores - scores.max())
-    return [
-        NBest(text, probability, *logits)
-        for (text, logits), probability in zip(ordered, (weights / weights.sum()).tolist(), strict=True)
-    ]
-
-
-# SQuAD's settings are the paper's sections 4.2 and 4.3; 384 and the stride of 128 google-research/bert's.
+# Hyperparameters: the paper's sections 4.2 and 4.3; 384 and the stride of 128: google-research/bert.
 SQUAD_TASKS = (
     SquadTask(
         name="squad",

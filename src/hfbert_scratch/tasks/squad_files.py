@@ -1,4 +1,4 @@
-"""Questions in the shapes their files have, and answers where their files say they are."""
+"""Questions in the shapes their files have, and checks of their answers and where they stand."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ Rows = list[tuple[str, dict[str, Any]]]
 
 
 def is_nested(rows: Rows) -> bool:
-    """Whether the entries of a JSON file are SQuAD's articles or paragraphs, not one question each."""
+    """Return whether the entries of a JSON file are SQuAD's articles or paragraphs, not single questions."""
     return any("paragraphs" in row or "qas" in row for _, row in rows)
 
 
-def nested_rows(rows: Rows, where: str) -> dict[str, list]:
-    """The questions of SQuAD's nested JSON; an unanswerable one has no answers, plausible ones do not count."""
+def nested_rows(rows: Rows, location: str) -> dict[str, list]:
+    """Flatten SQuAD's nested JSON into a row per question; plausible answers of unanswerable ones are dropped."""
     columns: dict[str, list] = {"id": [], "question": [], "context": [], "answers": []}
     unlabelled = False
     try:
@@ -30,7 +30,7 @@ def nested_rows(rows: Rows, where: str) -> dict[str, list]:
     except (KeyError, TypeError, AttributeError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else "lies among values of other types"
         raise InputError(
-            f"{where} is not in SQuAD's format: question {len(columns['id'])} {what} "
+            f"{location} is not in SQuAD's format: question {len(columns['id'])} {what} "
             "(data → paragraphs → context, qas → id, question, answers)"
         ) from None
     if unlabelled:
@@ -44,16 +44,16 @@ def _paragraphs(rows: Rows) -> Iterator[dict[str, Any]]:
 
 
 def without_plausible_answers(rows: Rows, names: Sequence[str]) -> Rows:
-    """The rows, with no answers where `is_impossible` says so: those given are plausible, but not right."""
+    """Empty the answers of rows with `is_impossible`: theirs are plausible, but wrong."""
     none: dict[str, Any] = {"text": [], "answer_start": []}
     return [
-        (where, row | {name: none for name in names if name in row} if row.get("is_impossible") is True else row)
-        for where, row in rows
+        (location, row | {name: none for name in names if name in row} if row.get("is_impossible") is True else row)
+        for location, row in rows
     ]
 
 
 def has_text(answers: Any) -> bool:
-    """Whether a row's answers say anything."""
+    """Return whether a row's answers contain any text."""
     if isinstance(answers, dict):
         answers = answers.get("text")
     answers = answers if isinstance(answers, list) else [answers]
@@ -61,13 +61,15 @@ def has_text(answers: Any) -> bool:
     return any(bool(str(text).strip()) for text in texts if text is not None)
 
 
-def check_answers(values: list, where: str) -> list[dict[str, list]]:
-    """Answers as {"text": [], "answer_start": []}, whether they come so or as a list of objects.
+def check_answers(values: list, location: str) -> list[dict[str, list]]:
+    """Convert answers to {"text": [], "answer_start": []}, from that shape or from a list of objects.
 
-    Places may be whole numbers of any type; an empty text is no answer.
+    Args:
+        values: the answers of every row; starts may be whole numbers of any type, an empty text is no answer.
+        location: place of the column, for messages.
 
     Raises:
-        InputError: if a row's answers are something else, or null.
+        InputError: if a row's answers have another shape, or are null.
     """
     result = []
     for row, value in enumerate(values):
@@ -86,7 +88,7 @@ def check_answers(values: list, where: str) -> list[dict[str, list]]:
             and all(place is not None for place, text in zip(places, texts, strict=True) if text.strip())
         ):
             raise InputError(
-                f"{where}, row {row}: answers must hold as many text strings as answer_start numbers, "
+                f"{location}, row {row}: answers must hold as many text strings as answer_start numbers, "
                 'as {"text": ["…"], "answer_start": [0]}'
             )
         kept = [(text, place) for text, place in zip(texts, places, strict=True) if text.strip()]
@@ -101,10 +103,13 @@ def _place(start: Any) -> int | None:
 
 
 def locate(context: str, text: str, start: int) -> tuple[str, int] | None:
-    """The answer as the context has it, and where; None if it does not stand at `start`, blanks apart.
+    """Find an answer at `start` of its context, tolerating differences in blanks.
 
-    Blanks apart: with blanks before or behind the text, with `start` at blanks before it, with runs of blanks that
-    the text has as one, and with `start` counted in a context whose blanks were stripped and runs of them made one.
+    Tolerated are blanks around the text, `start` at blanks before it, runs of blanks that the text has as one, and a
+    `start` counted in a context whose blanks were stripped and merged.
+
+    Returns:
+        The text as the context has it and its start, or None.
     """
     if start < 0 or not text.strip():
         return None
@@ -122,7 +127,7 @@ def locate(context: str, text: str, start: int) -> tuple[str, int] | None:
 
 
 def _in_original(context: str, start: int) -> int:
-    """The place in `context` of a character that is counted in " ".join(context.split())."""
+    """Convert a position in " ".join(context.split()) to one in `context`."""
     place = 0
     for match in re.finditer(r"\S+", context):
         if start < place + len(match.group()) + 1:

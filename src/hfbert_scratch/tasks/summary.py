@@ -1,4 +1,4 @@
-"""What a task's data turned into: a record of it, and the lines that say it."""
+"""Summarize a task's data as they were read and tokenized, for the record and for the screen."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from .notes import Notes
 from .task import Task
 
 
-# More classes than this are in the record only.
+# Beyond this many classes, counts and scores go to the record only.
 _SHOWN = 20
 _EXAMPLE_CHARACTERS = 400
-# From this share on, examples that are cut are worth a warning.
-_MANY = 0.05
+# Warn from this share of truncated examples on.
+_MANY_TRUNCATED = 0.05
 
 
 def summarize(
@@ -40,8 +40,8 @@ def summarize(
     splits = {
         split: {"examples": len(raw[split])}
         | task.describe_targets(raw[split])
-        | task.describe_features(raw[split], made)
-        for split, made in features.items()
+        | task.describe_features(raw[split], split_features)
+        for split, split_features in features.items()
     }
     first = next(iter(features))
     return (
@@ -52,7 +52,15 @@ def summarize(
 
 
 def summary_lines(summary: Mapping[str, Any], max_seq_length: int) -> list[str]:
-    """The lines that tell a user what `summarize` found; what was left out has been printed when it was."""
+    """Format a summary for the screen; left-out rows are not repeated, they were printed at once.
+
+    Args:
+        summary: of `summarize`.
+        max_seq_length: of the features.
+
+    Returns:
+        Lines of text.
+    """
     lines = []
     for split, entry in summary["splits"].items():
         parts = [f"{entry['examples']} examples"]
@@ -64,7 +72,7 @@ def summary_lines(summary: Mapping[str, Any], max_seq_length: int) -> list[str]:
         lines.append(f"{split} data: {'; '.join(part for part in parts if part)}")
     for split, entry in summary["splits"].items():
         cut = entry.get("cut_by_max_seq_length", {})
-        if cut.get("share", 0) >= _MANY:
+        if cut.get("share", 0) >= _MANY_TRUNCATED:
             lines.append(
                 f"warning: {cut['share']:.0%} of {split} lose their ends to max_seq_length {max_seq_length}; the "
                 f"longest has {cut['longest']} tokens (--max_seq_length)"
@@ -104,7 +112,14 @@ def _losses(entry: Mapping[str, Any], max_seq_length: int) -> list[str]:
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
-    """A line for every class of `Task.report`, and one for strict mode; none where there are too many to read."""
+    """Format a report for the screen.
+
+    Args:
+        report: of `Task.report`.
+
+    Returns:
+        A line for every class, and one for strict mode; none where there are too many to read.
+    """
     classes = report.get("classes", {})
     if not classes or len(classes) > _SHOWN:
         return []

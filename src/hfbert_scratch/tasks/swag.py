@@ -1,5 +1,6 @@
 """Choosing the ending of a story: SWAG (Zellers et al. 2018, arXiv:1808.05326) and data in its shape."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +12,18 @@ import pyarrow as pa
 
 from ..utils.errors import InputError
 from .data import Columns, check_strings
-from .labels import class_ids, refuse_unlabelled
-from .notes import warn
-from .task import (
+from .encoding import (
     INPUT_FEATURES,
-    Defaults,
     FeatureSettings,
-    Task,
     cached_map,
-    excess,
     make_dataset,
-    metric_scores,
+    num_truncated,
     token_ids,
     with_special_tokens,
-    write_predicted,
 )
+from .labels import class_ids, refuse_unlabelled
+from .notes import warn
+from .task import Defaults, Task, metric_scores, write_predicted
 
 
 CHOICES = 4
@@ -36,33 +34,34 @@ _TEXTS = ("sent1", "sent2", *(f"ending{number}" for number in range(CHOICES)))
 class SwagTask(Task):
     """A sentence and the beginning of the next → which of four endings follows.
 
-    Each choice is a pair: `sent1`, and `sent2` with the ending. Features are nested: input_ids and token_type_ids are
-    lists of four lists.
+    Every choice is a pair of texts: `sent1`, and `sent2` with the ending. Features are nested: input_ids and
+    token_type_ids are lists of four lists.
     """
 
     head: ClassVar[str] = "AutoModelForMultipleChoice"
+    can_pack: ClassVar[bool] = False
 
     columns: Columns = field(default_factory=lambda: {name: (name,) for name in (*_TEXTS, "label")})
     main_metric: str = "accuracy"
 
     def validate(
-        self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()
+        self, tables: dict[str, pa.Table], model_classes: Sequence[str] | None, user_classes: Sequence[str] = ()
     ) -> dict[str, datasets.Dataset]:
         return {split: self._dataset(split, table) for split, table in tables.items()}
 
     def _dataset(self, split: str, table: pa.Table) -> datasets.Dataset:
-        where = f"{self.name}, split {split}"
+        location = f"{self.name}, split {split}"
         columns: dict[str, Any] = {
-            name: check_strings(table.column(name), f"{where}: column {name!r}") for name in _TEXTS
+            name: check_strings(table.column(name), f"{location}: column {name!r}") for name in _TEXTS
         }
         features: dict[str, Any] = {name: datasets.Value("string") for name in _TEXTS}
         if "label" in table.column_names:
             names = [str(number) for number in range(CHOICES)]
-            labels = class_ids(table.column("label"), names, where, by_position=True)
-            if refuse_unlabelled(labels < 0, split, where):
+            labels = class_ids(table.column("label"), names, location, by_position=True)
+            if refuse_unlabelled(labels < 0, split, location):
                 columns["label"], features["label"] = pa.array(labels), datasets.Value("int64")
         elif not split.startswith("test"):
-            raise InputError(f"{where} has no label column; to predict it, name it --test_file")
+            raise InputError(f"{location} has no label column; to predict it, name it --test_file")
         return make_dataset(columns, datasets.Features(features))
 
     def check_training(self, raw: datasets.Dataset) -> None:
@@ -76,7 +75,7 @@ class SwagTask(Task):
         return {"classes": {str(number): count for number, count in enumerate(counts)}}
 
     def _lengths(self, table: pa.Table) -> np.ndarray:
-        """The number of tokens of every example's longest choice, (examples,)."""
+        """Return the number of tokens of every example's longest choice, (examples,)."""
         choices = table.column("input_ids").combine_chunks().flatten().value_lengths().to_numpy()
         return choices.reshape(-1, CHOICES).max(axis=1)
 
@@ -108,11 +107,16 @@ class SwagTask(Task):
         outputs: Mapping[str, Any],
         id2label: Mapping[int, str] | None = None,
     ) -> list[int]:
-        """The number of the chosen ending for every row. outputs: `logits`, (rows, 4)."""
+        """Return the number of the ending for every row, from `logits` (rows, 4)."""
         logits = np.asarray(outputs["logits"]).reshape(len(raw), -1)
         if logits.shape[1] != CHOICES:
             raise InputError(f"the model gave {logits.shape[1]} scores per question, but {self.name} has {CHOICES}")
         return logits.argmax(axis=1).tolist()
+
+    def majority_predictions(self, known: datasets.Dataset, raw: datasets.Dataset) -> list[int]:
+        """Return the most frequent ending of `known` for every row."""
+        ((label, _),) = Counter(known["label"][:]).most_common(1)
+        return [label] * len(raw)
 
     def score(self, raw: datasets.Dataset, predictions: list[int]) -> dict[str, float]:
         self.require_labels(raw)
@@ -122,7 +126,7 @@ class SwagTask(Task):
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: list[int], split: str
     ) -> list[Path]:
-        """`predictions_<split>.tsv`: index, prediction (0 to 3), as a header says."""
+        """Write `predictions_<split>.tsv`: a header, then index and number of the ending."""
         return write_predicted(directory, split, predictions)
 
 
@@ -143,13 +147,13 @@ def swag_features(
             tokenizer, [f"{a} {b}" for a, b in zip(batch["sent2"], batch[f"ending{number}"], strict=True)]
         )
         for row, (a, b) in enumerate(zip(first, second, strict=True)):
-            cut[row] = max(cut[row], excess(a, b, settings.max_seq_length))
+            cut[row] = max(cut[row], num_truncated(a, b, settings.max_seq_length))
             pairs[row].append(with_special_tokens(tokenizer, a, b, settings.max_seq_length))
     result: dict[str, list] = {
         "input_ids": [[ids for ids, _ in choices] for choices in pairs],
         "token_type_ids": [[types for _, types in choices] for choices in pairs],
         "example": indices,
-        "cut": cut,
+        "num_truncated": cut,
     }
     return result | ({"labels": batch["label"]} if labels else {})
 

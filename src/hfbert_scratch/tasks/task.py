@@ -1,13 +1,11 @@
-"""What a task is: where its data are, how rows become model inputs, how outputs become predictions and scores."""
+"""The Task abstraction: everything that differs between tasks, as attributes and methods of one class.
 
-import dataclasses
-import functools
-import hashlib
-import inspect
-import itertools
-import sys
+A task names its data, turns rows into model inputs, sums the loss, and turns outputs into predictions and scores.
+Code outside this folder works with any Task and never asks which one it has.
+"""
+
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,19 +13,20 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer
+import torch
+import torch.nn.functional as F
 
 from ..metrics import load_metric
-from ..text.tokenizer import tokenizer_hash
-from ..text.word_encoder import WordEncoder, decomposes
+from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
 from ..utils.files import write_text, writing
 from .data import Columns, DataArguments, find_files, load_hub, read_file
+from .encoding import FeatureSettings
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """A task's hyperparameters when the user names none; the tuples are the paper's grid, their first entry ours."""
+    """Hyperparameters of a task: the paper's grid; the first entry is the default."""
 
     learning_rates: tuple[float, ...] = (2e-5, 3e-5, 4e-5, 5e-5)
     batch_sizes: tuple[int, ...] = (32, 16)
@@ -35,34 +34,20 @@ class Defaults:
     max_seq_length: int = 128
 
 
-@dataclass(frozen=True)
-class FeatureSettings:
-    """How rows become features. Everything but num_proc and cache_dir decides what they are.
-
-    doc_stride, max_query_length: SQuAD's windows start so many tokens apart; questions are cut to so many.
-    document_context: NER, fill up every sentence with its document. cache_dir: of the finished features; default
-    beside those of `datasets`.
-    """
-
-    max_seq_length: int
-    doc_stride: int = 128
-    max_query_length: int = 64
-    document_context: bool = False
-    num_proc: int = 1
-    cache_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_seq_length", 8), ("doc_stride", 1), ("max_query_length", 1), ("num_proc", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """One task; subclasses are kinds of tasks, their instances the rows of the table `TASKS`.
+    """One task. A subclass is a shape of tasks; its instances are rows of the table `TASKS`.
 
-    name: of the task, as given to --task. hub: its data set and configuration, None for the user's own data.
-    columns: the raw columns and the names they have in known files. main_metric: the score a model is chosen by.
+    A new shape implements the abstract methods and sets the class attributes in which it differs; a new task of a
+    known shape is an instance. `register_task` adds either to the table.
+
+    Args:
+        name: name of the task, as given to --task.
+        hub: data set on the Hub and its configuration; None for the user's own data.
+        columns: task column → the names it may have in the data.
+        main_metric: the score by which the best step is chosen.
+        defaults: hyperparameters when the user gives none.
+        splits: the splits the data may have.
     """
 
     name: str
@@ -72,54 +57,72 @@ class Task(ABC):
     defaults: Defaults = Defaults()
     splits: tuple[str, ...] = ("train", "validation", "test")
 
-    head: ClassVar[str]  # the Auto class of the model
-    inputs: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids")  # feature columns that go to the model…
-    label_columns: ClassVar[tuple[str, ...]] = ("labels",)  # …and the targets; both are lists or numbers
-    optional: ClassVar[frozenset[str]] = frozenset({"label"})  # columns that a split may lack
-    originals: ClassVar[Mapping[str, Sequence[str]]] = {}  # split → glob patterns of the task's original files
+    # Data.
+    label_column: ClassVar[str] = "label"  # raw column with the label
+    optional_columns: ClassVar[frozenset[str]] = frozenset({"label"})  # raw columns that a split may lack
+    original_files: ClassVar[Mapping[str, Sequence[str]]] = {}  # split → glob patterns of the task's original files
+    # The model and its batches.
+    head: ClassVar[str]  # Auto class of the model
+    inputs: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids")  # feature columns the model gets
+    label_columns: ClassVar[tuple[str, ...]] = ("labels",)  # feature columns the loss gets
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)  # model outputs that `predict` reads
+    per_token: ClassVar[bool] = False  # the model has an output, and the label columns an entry, for every token
+    pads_to_batch: ClassVar[bool] = False  # the loss depends on the padding: pad micro-batches to their step's longest
+    can_pack: ClassVar[bool] = True  # False where the softmax compares positions or choices of padded rows
+    # Scores and capabilities.
+    score_scale: ClassVar[int] = 100  # factor from `main_metric` to per cent, for tables
+    tags_words: ClassVar[bool] = False  # features have `positions`, one for every word that gets a class
+    answers_questions: ClassVar[bool] = False  # predicts a span of a context that answers a question
 
-    # ------------------------------------------------------------------------------------------------------- loading
+    # Loading.
 
-    def load(self, data: DataArguments, classes: Sequence[str] | None = None) -> dict[str, datasets.Dataset]:
-        """The raw splits, validated: a subset of `splits`, columns as in `columns`.
+    def load(self, data: DataArguments, model_classes: Sequence[str] | None = None) -> dict[str, datasets.Dataset]:
+        """Load and validate the raw splits.
 
-        Splits for training and validation are labelled in every row; a test split has its labels if it came with
-        them (see `is_labelled`). `classes` are those of an already trained model, for the user's own data; without
-        them the classes are those of `data.class_names`, else those in the data. What was left out, and what is
-        doubtful, is printed and can be collected (`notes.collect_notes`).
+        Every row for training and validation has a label; a test split has labels if it came with them (see
+        `is_labelled`). Left-out rows and doubtful data are printed, and can be collected with `collect_notes`.
 
-        Raises InputError for anything unusable, naming file or split, row, column and value.
+        Args:
+            data: the user's files or data set, names of columns and classes, and limits on the number of rows.
+            model_classes: classes of a model that is trained already, for the user's own data; without them the
+                classes are those of `data.class_names`, else those in the data.
+
+        Returns:
+            Split → data set, a subset of `splits`, with the columns of `columns`.
+
+        Raises:
+            InputError: for unusable data; the message names file or split, row, column and value.
         """
         columns = data.renamed(self.columns)
-        numbered = data.class_names or ()
-        if numbered and not self.has_classes:
-            raise InputError(f"--class_names {' '.join(numbered)}: {self.name} has no classes to be named")
-        if len(set(numbered)) < len(numbered):
-            raise InputError(f"--class_names {' '.join(numbered)}: a name occurs more than once")
-        files = find_files(data, self.splits, self.originals)
+        user_classes = data.class_names or ()
+        if user_classes and not self.has_classes:
+            raise InputError(f"--class_names {' '.join(user_classes)}: {self.name} has no classes to be named")
+        if len(set(user_classes)) < len(user_classes):
+            raise InputError(f"--class_names {' '.join(user_classes)}: a name occurs more than once")
+        files = find_files(data, self.splits, self.original_files)
         if files:
             tables = {
                 split: pa.concat_tables([self.read(path, columns) for path in paths], promote_options="permissive")
                 for split, paths in files.items()
             }
         else:
-            tables = load_hub(*self._hub_name(data), self.splits, columns, self.optional)
+            tables = load_hub(*self._hub_name(data), self.splits, columns, self.optional_columns)
         for split, table in tables.items():
             if not table.num_rows:
                 raise InputError(f"split {split} of {self.name} holds no rows")
-        raw = self.validate(tables, classes, numbered)
-        for split, most in (
+        raw = self.validate(tables, model_classes, user_classes)
+        for split, limit in (
             ("train", data.max_train_samples),
             ("validation", data.max_eval_samples),
             ("validation_mismatched", data.max_eval_samples),
         ):
-            if split in raw and 0 < most < len(raw[split]):
-                raw[split] = raw[split].select(np.linspace(0, len(raw[split]) - 1, most).astype(int))
+            if split in raw and 0 < limit < len(raw[split]):
+                raw[split] = raw[split].select(np.linspace(0, len(raw[split]) - 1, limit).astype(int))
         return raw
 
     def read(self, path: Path, columns: Columns) -> pa.Table:
-        """One file as a table with the columns of `columns`, of any format the task knows."""
-        return read_file(path, columns, self.optional)
+        """Read one file, in any format the task knows, into a table with the task's columns."""
+        return read_file(path, columns, self.optional_columns)
 
     def _hub_name(self, data: DataArguments) -> tuple[str, str | None]:
         if data.dataset:
@@ -131,78 +134,126 @@ class Task(ABC):
 
     @abstractmethod
     def validate(
-        self, tables: dict[str, pa.Table], classes: Sequence[str] | None, numbered: Sequence[str] = ()
+        self, tables: dict[str, pa.Table], model_model_classes: Sequence[str] | None, user_classes: Sequence[str] = ()
     ) -> dict[str, datasets.Dataset]:
-        """Check `tables` and make data sets of them (see `load`). numbered: the user's names for numbers in them."""
+        """Check the tables and make data sets of them.
+
+        Args:
+            tables: split → rows as read.
+            model_classes: as in `load`.
+            user_classes: the user's names of classes, in the order of the numbers in the data.
+
+        Returns:
+            Split → data set (see `make_dataset`).
+
+        Raises:
+            InputError: for unusable rows.
+        """
 
     @abstractmethod
     def check_training(self, raw: datasets.Dataset) -> None:
-        """Raise InputError if there is nothing to learn from the training split `raw`; warn if there is little."""
+        """Check that the training split can teach something; warn where it teaches little.
+
+        Raises:
+            InputError: if there is nothing to learn.
+        """
 
     def is_labelled(self, raw: datasets.Dataset) -> bool:
-        """Whether every row of a raw split has its label, so that it can be scored."""
+        """Return whether every row of a raw split has its label, so that the split can be scored."""
         return self.label_column in raw.column_names
 
-    label_column: ClassVar[str] = "label"
+    def require_labels(self, raw: datasets.Dataset) -> None:
+        """Raise InputError unless `raw` can be scored."""
+        if not self.is_labelled(raw):
+            raise InputError(f"this split of {self.name} has no labels: it can be predicted, not scored or trained on")
 
     @property
     def has_classes(self) -> bool:
-        """Whether labels are classes with names."""
+        """Return whether labels are classes with names."""
         return False
 
-    # ----------------------------------------------------------------------------------------------------- description
+    def class_names(self, raw: datasets.Dataset) -> list[str]:
+        """Return the classes in the order of their ids; empty where labels are not named classes."""
+        return []
+
+    # Description.
 
     @abstractmethod
     def describe_targets(self, raw: datasets.Dataset) -> dict[str, Any]:
-        """What there is to predict in a split: counts by kind, as {"classes": {name: count}}; empty without labels."""
+        """Count the targets of a split by class, as {"classes": {name: count}}; empty without labels."""
 
     def describe_features(self, raw: datasets.Dataset, features: datasets.Dataset) -> dict[str, Any]:
-        """Lengths in tokens, and how many examples max_seq_length cut."""
+        """Describe lengths in tokens, and the examples that max_seq_length truncates."""
         table = features.with_format("arrow")[:]
         lengths = self._lengths(table)
-        cut = table.column("cut").to_numpy()
+        truncated = table.column("num_truncated").to_numpy()
         return {
             "tokens": {"mean": round(float(lengths.mean()), 1), "max": int(lengths.max())},
             "cut_by_max_seq_length": {
-                "examples": int((cut > 0).sum()),
-                "share": round(float((cut > 0).mean()), 4),
-                "tokens": int(cut.sum()),
-                "longest": int((lengths + cut).max()),
+                "examples": int((truncated > 0).sum()),
+                "share": round(float((truncated > 0).mean()), 4),
+                "tokens": int(truncated.sum()),
+                "longest": int((lengths + truncated).max()),
             },
         }
 
     def _lengths(self, table: pa.Table) -> np.ndarray:
-        """The number of tokens of every feature, (features,)."""
+        """Return the number of tokens of every feature, (features,)."""
         return table.column("input_ids").combine_chunks().value_lengths().to_numpy()
 
     def decode_example(self, raw: datasets.Dataset, features: datasets.Dataset, tokenizer: Any) -> str:
-        """The first feature as the model sees it, in words, and its target."""
+        """Decode the first feature, as the model sees it, and its target."""
         ids = features[0]["input_ids"]
         return f"{tokenizer.decode(ids)} → {self.target_of(raw, features[0]['example'])}"
 
     def target_of(self, raw: datasets.Dataset, row: int) -> str:
-        """The label of a row in words."""
+        """Return the label of a row in words."""
         return repr(raw[row][self.label_column]) if self.is_labelled(raw) else "no label"
 
-    # ------------------------------------------------------------------------------------------------------ features
+    # Features and the loss.
 
     @abstractmethod
     def config_overrides(self, raw: datasets.Dataset) -> dict[str, Any]:
-        """What the model's configuration must say for these data: num_labels, id2label, label2id, problem_type."""
+        """Return the fields that a new head needs in the model's configuration: num_labels, id2label, problem_type…"""
 
     @abstractmethod
     def features(
         self, raw: datasets.Dataset, tokenizer: Any, settings: FeatureSettings, training: bool = False
     ) -> datasets.Dataset:
-        """Model inputs for the rows of `raw`: the columns `inputs`, `label_columns` if labelled, `example` and `cut`.
+        """Encode the rows as model inputs, in batches, and keep them on disk (see `encoding.cached_map`).
 
-        `example` is the number of the raw row, `cut` how many of its tokens max_seq_length left out. Lists are as long
-        as they are, unpadded, and at most max_seq_length.
-        Done in batches, over num_proc processes, and kept on disk: the same data, tokenizer and settings are not
-        tokenized again.
+        Args:
+            raw: a split, as `load` returned it.
+            tokenizer: the model's tokenizer.
+            settings: lengths, processes, and the cache.
+            training: encode for training, which needs labels, not for prediction.
+
+        Returns:
+            The columns `inputs`; `label_columns` if labelled; `example`, the number of the raw row; `num_truncated`,
+            how many of its tokens max_seq_length left out. Lists are unpadded and at most max_seq_length long.
+
+        Raises:
+            InputError: for settings that do not fit, and for training without labels.
         """
 
-    # ----------------------------------------------------------------------------------------------------- prediction
+    def loss_sum(self, outputs: Any, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Sum the loss over the targets of a micro-batch.
+
+        Here cross-entropy over classes, choices, or the classes of labelled tokens.
+
+        Args:
+            outputs: the model's outputs, by name.
+            targets: the label columns of the micro-batch.
+
+        Returns:
+            A scalar. The caller divides it by the number of targets of the whole optimizer step.
+        """
+        logits, labels = outputs["logits"].float(), targets["labels"]
+        return F.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+
+    # Predictions and scores.
 
     @abstractmethod
     def predict(
@@ -212,192 +263,106 @@ class Task(ABC):
         outputs: Mapping[str, Any],
         id2label: Mapping[int, str] | None = None,
     ) -> Any:
-        """Predictions from the model's outputs, whose row i belongs to features[i].
+        """Turn model outputs into predictions.
 
-        outputs: name (`logits`; SQuAD: `start_logits`, `end_logits`) → array, or one array per feature. id2label: the
-        model's, when its classes may be in another order than the task's.
+        Args:
+            raw: a split.
+            features: its features.
+            outputs: name of `outputs` → one array, or one array per feature; row i belongs to features[i].
+            id2label: the model's, when its classes may be in another order than the task's.
+
+        Returns:
+            The predictions, in the order of the raw rows, as `score` and `write_predictions` take them.
+
+        Raises:
+            InputError: if the outputs do not fit the task.
         """
 
     @abstractmethod
+    def majority_predictions(self, known: datasets.Dataset, raw: datasets.Dataset) -> Any:
+        """Predict the most frequent target of `known` for every row of `raw`."""
+
+    @abstractmethod
     def score(self, raw: datasets.Dataset, predictions: Any) -> dict[str, float]:
-        """The task's metrics, `main_metric` among them. Raises InputError for an unlabelled split."""
+        """Score predictions.
+
+        Args:
+            raw: a labelled split.
+            predictions: `predict` on it.
+
+        Returns:
+            Metric → value, `main_metric` among them.
+
+        Raises:
+            InputError: for an unlabelled split.
+        """
 
     def report(self, raw: datasets.Dataset, predictions: Any) -> dict[str, Any]:
-        """Figures for every class of a labelled split, {"classes": {name: {"precision": …}}}, or none."""
+        """Score every class of a labelled split, as {"classes": {name: {"precision": …}}}; empty without classes."""
         return {}
+
+    def tune(self, raw: datasets.Dataset, predictions: Any) -> dict[str, Any]:
+        """Tune thresholds and the like, which turn predictions into answers, on a labelled split.
+
+        Args:
+            raw: the validation split.
+            predictions: `predict` on it; stay as they are.
+
+        Returns:
+            Name → {"value": …, and figures to report}; empty where there is nothing to tune. `apply_tuned` takes the
+            values.
+        """
+        return {}
+
+    def apply_tuned(self, predictions: Any, tuned: Mapping[str, Any]) -> Any:
+        """Apply tuned values to predictions.
+
+        Args:
+            predictions: `predict` on any split.
+            tuned: name → value, None or missing for the default; other names are ignored.
+
+        Returns:
+            The predictions with the values applied.
+        """
+        return predictions
+
+    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Any) -> list[Path]:
+        """Draw the predictions of a labelled split into `directory`; return the files, none by default."""
+        return []
 
     @abstractmethod
     def write_predictions(self, directory: Path, raw: datasets.Dataset, predictions: Any, split: str) -> list[Path]:
-        """Write the predictions of `split` in the task's format; returns the files."""
+        """Write predictions in the task's format.
 
-    def require_labels(self, raw: datasets.Dataset) -> None:
-        """Raise InputError unless `raw` can be scored."""
-        if not self.is_labelled(raw):
-            raise InputError(f"this split of {self.name} has no labels: it can be predicted, not scored or trained on")
+        Args:
+            directory: made if it is not there.
+            raw: the split.
+            predictions: `predict` on it.
+            split: name of the split, part of the file names.
 
+        Returns:
+            The files.
 
-# -------------------------------------------------------------------------------------------------- for the subclasses
+        Raises:
+            OutputError: if they cannot be written.
+        """
 
 
 def metric_scores(
     name: str, config: str | None, predictions: Any, references: Any, **options: Any
 ) -> dict[str, float]:
-    """`load_metric(name, config).compute(…)`."""
+    """Compute a metric of the package's `metrics` folder."""
     return load_metric(name, config).compute(predictions=predictions, references=references, **options)
 
 
-def make_dataset(columns: Mapping[str, Any], features: datasets.Features) -> datasets.Dataset:
-    """A data set of Arrow arrays whose fingerprint is a hash of its content, so that what is made of it is cached."""
-    schema = features.arrow_schema
-    table = pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
-    digest = hashlib.sha256()
-
-    class Sink:
-        closed = False
-
-        def write(self, data: Any) -> int:
-            digest.update(data)
-            return len(data)
-
-        def flush(self) -> None: ...
-
-        def close(self) -> None: ...
-
-    with pa.ipc.new_stream(Sink(), schema) as stream:
-        # Chunks of one size, so that the hash does not depend on how many files the rows came from.
-        stream.write_table(table.combine_chunks(), max_chunksize=1 << 16)
-    return datasets.Dataset(
-        datasets.table.InMemoryTable(table),
-        info=datasets.DatasetInfo(features=features),
-        fingerprint=digest.hexdigest()[:16],
-    )
-
-
-def cached_map(
-    raw: datasets.Dataset,
-    function: Callable[..., dict[str, list]],
-    features: datasets.Features,
-    tokenizer: Any,
-    settings: FeatureSettings,
-    derived: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> datasets.Dataset:
-    """`function(batch, indices, tokenizer=…, settings=…, **options, **derived)` over `raw`, kept on disk.
-
-    The key is the data, the tokenizer, the settings, the options and the source of the function's module; `derived`
-    arguments follow from `raw` and are not part of it.
-    """
-    decisive = dataclasses.asdict(settings)
-    del decisive["num_proc"], decisive["cache_dir"]
-    key = datasets.fingerprint.Hasher.hash(
-        [
-            raw._fingerprint,
-            tokenizer_hash(tokenizer),
-            decisive,
-            sorted(options.items()),
-            function.__name__,
-            inspect.getsource(sys.modules[function.__module__]),
-            inspect.getsource(sys.modules[__name__]),
-        ]
-    )
-    directory = Path(settings.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hfbert_features")
-    with writing(f"the feature cache {directory}", "name another by --cache_dir"):
-        directory.mkdir(parents=True, exist_ok=True)
-        return raw.map(
-            function,
-            batched=True,
-            with_indices=True,
-            remove_columns=raw.column_names,
-            features=features,
-            num_proc=settings.num_proc if settings.num_proc > 1 else None,
-            cache_file_name=str(directory / f"{key}.arrow"),
-            new_fingerprint=key,
-            load_from_cache_file=True,
-            fn_kwargs={"tokenizer": tokenizer, "settings": settings} | options | dict(derived or {}),
-            desc="features",
-        )
-
-
-# Feature columns: token ids, segments, the raw row's number, and how many of its tokens did not fit.
-INPUT_FEATURES = {
-    "input_ids": datasets.List(datasets.Value("int32")),
-    "token_type_ids": datasets.List(datasets.Value("int8")),
-    "example": datasets.Value("int32"),
-    "cut": datasets.Value("int32"),
-}
-
-
-def token_ids(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
-    """The ids of each text, (tokens,) int32, without special tokens and in full length.
-
-    A "[SEP]" that stands in the text is text, as in the original code.
-    """
-    if not texts:
-        return []
-    encode = _encoder(tokenizer)
-    ids, counts = encode(texts)
-    return np.split(ids, np.cumsum(counts)[:-1])
-
-
-@functools.lru_cache(maxsize=1)
-def _encoder(tokenizer: Any) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
-    """texts → all their ids and the number of each, by way of a dictionary of words where the tokenizer allows it."""
-    backend = plain_backend(tokenizer)
-    if decomposes(backend):
-        return WordEncoder(backend, np.dtype(np.int32)).encode
-
-    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-        counts = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        return np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=int(counts.sum())), counts
-
-    return encode
-
-
-@functools.lru_cache(maxsize=1)
-def plain_backend(tokenizer: Any) -> Tokenizer:
-    """A copy of the tokenizer's Rust part that cuts and pads nothing and takes special tokens in a text for text."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend
-
-
-def excess(first: np.ndarray, second: np.ndarray | None, max_seq_length: int) -> int:
-    """How many tokens `with_special_tokens` cuts off."""
-    room = max_seq_length - (2 if second is None else 3)
-    return max(0, len(first) + (0 if second is None else len(second)) - room)
-
-
-def with_special_tokens(
-    tokenizer: Any, first: np.ndarray, second: np.ndarray | None, max_seq_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] first [SEP] (second [SEP]), cut to max_seq_length, and the segment ids; both (tokens,).
-
-    The longer of the two loses tokens at its end first, one by one; when they are equally long, the second does
-    (google-research/bert, `_truncate_seq_pair`).
-    """
-    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    if second is None:
-        ids = np.concatenate([cls, first[: max_seq_length - 2], sep])
-        return ids, np.zeros(len(ids), dtype=np.int8)
-    room = max_seq_length - 3
-    if len(first) + len(second) > room:
-        kept = min(len(first), max(room - len(second), (room + 1) // 2))
-        first, second = first[:kept], second[: room - kept]
-    ids = np.concatenate([cls, first, sep, second, sep])
-    return ids, (np.arange(len(ids)) > len(first) + 1).astype(np.int8)
-
-
 def write_predicted(directory: Path, split: str, predictions: Collection[Any]) -> list[Path]:
-    """Write `predictions_<split>.tsv`: index, prediction, as a header says."""
+    """Write `predictions_<split>.tsv`: a header, then index and prediction."""
     lines = [f"{row}\t{prediction}" for row, prediction in enumerate(predictions)]
     return [write_lines(Path(directory) / f"predictions_{split}.tsv", ["index\tprediction", *lines])]
 
 
 def write_lines(path: Path, lines: Collection[str]) -> Path:
-    """Write text lines, making the directory; OutputError if that fails."""
+    """Write lines of text, and the directory if it is not there."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(f"{line}\n" for line in lines))

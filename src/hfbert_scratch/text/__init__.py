@@ -1,1 +1,1 @@
-"""Raw text to tokens: readers of files, sentence splitting, WordPiece tokenizers."""
+"""Turn raw text into tokens: read files, split sentences, train and check WordPiece tokenizers, encode."""

@@ -1,4 +1,4 @@
-"""Why a text does not suit a vocabulary, found out on a sample of its sentences while a corpus is built."""
+"""Explain why text does not suit a vocabulary, on a sample of its sentences taken while a corpus is built."""
 
 import dataclasses
 import unicodedata
@@ -13,16 +13,16 @@ from .tokenizer import MAX_WORD, SEGMENT_WORDS
 from .tokenizer_checks import NOTABLE
 
 
-# Sentences looked at in a shard: in most of them there is nothing to look for, so this takes no time.
+# Sentences inspected per shard: few enough to cost no time.
 SAMPLED = 400
-# Strange characters remembered for a shard.
+# Unknown characters kept per shard.
 _KEPT = 50
 _FORMS = {"NFC": "composed", "NFD": "decomposed"}
 
 
 @dataclasses.dataclass
 class TextSample:
-    """Counts over sampled sentences."""
+    """Counts over sampled sentences: words that become [UNK], unknown characters, Unicode forms."""
 
     sentences: int = 0
     characters: int = 0
@@ -36,13 +36,13 @@ class TextSample:
     forms: dict[str, Counter[str]] = dataclasses.field(default_factory=lambda: {form: Counter() for form in _FORMS})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON holds; of the unknown characters the most frequent ones."""
+        """Return the counts for JSON, with the most frequent unknown characters only."""
         strange = dict(self.strange_characters.most_common(_KEPT))
         return vars(self) | {"strange_characters": strange, "forms": {form: dict(c) for form, c in self.forms.items()}}
 
     @staticmethod
     def merged(samples: Iterable[dict[str, Any]]) -> "TextSample":
-        """Add up samples in the form of `as_dict`."""
+        """Add up samples given as dicts of `as_dict`."""
         whole = TextSample()
         for sample in samples:
             for name, count in sample.items():
@@ -56,11 +56,11 @@ class TextSample:
         return whole
 
     def reasons(self) -> list[str]:
-        """Say what keeps text out of the vocabulary, with figures and the remedy; nothing if nothing notable does."""
+        """List the notable defects of the text, each with figures and the remedy."""
         return self._long_words() + self._other_forms()
 
     def reasons_for_many_unknown(self) -> list[str]:
-        """Say why much of the text is [UNK]; if for nothing else, for being other text than the vocabulary's."""
+        """List the reasons for many [UNK]; without a specific one, that the vocabulary is of other text."""
         reasons = self.reasons()
         if reasons and (self._other_forms() or self.strange < 0.1 * self.in_unknown_words):
             return reasons
@@ -98,7 +98,14 @@ class TextSample:
 def inspect_sentences(
     tokenizer: Tokenizer, sentences: list[str], tokens: np.ndarray, lengths: np.ndarray
 ) -> TextSample:
-    """Look at some of the sentences of a shard; `tokens` are their ids one after another, `lengths` how many each."""
+    """Inspect a sample of a shard's sentences.
+
+    Args:
+        tokenizer: the tokenizers library's one that made the tokens.
+        sentences: all sentences of the shard.
+        tokens: (tokens,) their ids concatenated.
+        lengths: (sentences,) tokens of each.
+    """
     sample = TextSample()
     unknown_id = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
     ends = np.cumsum(lengths)

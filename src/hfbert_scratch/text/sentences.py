@@ -1,18 +1,17 @@
-"""Sentences by rule: no model, no download.
+"""Split text into sentences by rules, without a model.
 
-BERT's segments are contiguous spans of text, so a missed or a superfluous border costs little; speed matters more.
+BERT's segments are contiguous spans of text, so a missed or superfluous border costs little; speed matters more.
 The rules, in order:
 
 1. A line end is a border. Nothing else that Unicode calls a line separator is.
-2. `.`, `!`, `?`, `…` and their like (repeated, with closing quotes or brackets behind) followed by white space are a
+2. `.`, `!`, `?`, `…` and similar (also repeated, also with closing quotes or brackets) before white space are a
    border when the next word starts with a digit or with a letter that is not lower case, quotes and brackets before
    it skipped. So is `;` between Greek words, the Greek question mark.
-3. A single full stop is no border behind an abbreviation (`Mr.`, `e.g.`), a single capital (`J. Smith`) or letters
-   with inner stops (`U.S.`), and behind `No.`, `Fig.`, `p.` and the like none before a digit.
-4. `。`, `！`, `？`, `।`, `؟`, `։`, `።` and the other marks that only some scripts end sentences with are borders with
-   nothing behind them: Unicode's Sentence_Terminal, on which UAX #29 builds. So are two Ethiopic word spaces `፡፡`,
-   typed for `።`.
-5. Thai and Lao have no such mark: a blank behind a run of `_CLAUSE` letters is a border. Shorter runs are words.
+3. A single full stop is not a border after an abbreviation (`Mr.`, `e.g.`), a single capital (`J. Smith`) or letters
+   with inner stops (`U.S.`), nor after `No.`, `Fig.`, `p.` and similar before a digit.
+4. `。`, `！`, `？`, `।`, `؟`, `։`, `።` and the other sentence marks of single scripts are borders without white space
+   after them: Unicode's Sentence_Terminal, the basis of UAX #29. So are two Ethiopic word spaces `፡፡`, typed for `።`.
+5. Thai and Lao have no such mark: a blank after a run of `_CLAUSE` letters is a border. Shorter runs are words.
 6. A sentence of more than `MAX_SENTENCE` characters is cut at a blank, to bound the tokenizer's memory.
 """
 
@@ -100,7 +99,15 @@ _LAST_WORD = re.compile(r"[\w.&'’-]+\Z")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text` in order, stripped of surrounding white space, none empty."""
+    """Split a document into sentences.
+
+    Args:
+        text: the document, in any script.
+
+    Returns:
+        The sentences in order, stripped of surrounding white space, none empty and none longer than `MAX_SENTENCE`
+        characters.
+    """
     pieces: list[str] = []
     start = 0
     for border in _BORDER.finditer(text):
@@ -117,7 +124,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def bounded(sentence: str) -> list[str]:
-    """`sentence` stripped, in pieces of at most `MAX_SENTENCE` characters cut at blanks; nothing if it is blank."""
+    """Strip a sentence and cut it at blanks into at most `MAX_SENTENCE` characters each; drop it if it is blank."""
     sentence = sentence.strip()
     if len(sentence) <= MAX_SENTENCE:
         return [sentence] if sentence else []
@@ -133,7 +140,7 @@ def bounded(sentence: str) -> list[str]:
 
 
 def _abbreviates(text: str, start: int, stop: int, following: int) -> bool:
-    """Whether the full stop at `stop` belongs to the word before it; the next sentence would begin at `following`."""
+    """Tell whether the full stop at `stop` ends an abbreviation; `following` is the start of the next sentence."""
     word = text[max(start, text.rfind(" ", start, stop) + 1) : stop]
     if not word.isalpha():
         # Less than what lies between blanks: "(Mr.", "the-Rev."

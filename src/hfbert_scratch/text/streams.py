@@ -1,15 +1,23 @@
-"""The bytes of text files: unpacked, with LF line ends, and refused where they are no UTF-8 by the look of them."""
+"""Read the lines of text files: unpacked, with LF line ends, decoded as UTF-8."""
 
+import gzip
 import io
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..utils.errors import InputError
 
 
-# Bytes of a .zst file unpacked at once: four can stand for 128 KiB, so this for 128 MiB.
+# Bytes read at once.
+BLOCK = 1 << 18
+# The longest line that is read as a whole, in bytes: a row of JSON has to be parsed at once.
+MAX_WHOLE_LINE = 1 << 28
+# Bytes of a .zst file unpacked at once: four bytes can stand for 128 KiB, so these for 128 MiB.
 _PACKED = 1 << 12
-# Encodings of two and four bytes a character. A byte order mark tells; else the NULs do that text of any script has in
-# its blanks, digits and line ends: their places in four bytes, and their least share.
+# Encodings of two or four bytes per character, recognised by a byte order mark. Without one: by the NULs in blanks,
+# digits and line ends of any script, namely their positions modulo four and their least share.
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _ZEROS = {
     "UTF-16LE": ({1, 3}, 0.01),
@@ -17,12 +25,12 @@ _ZEROS = {
     "UTF-32LE": ({1, 2, 3}, 0.5),
     "UTF-32BE": ({0, 1, 2}, 0.5),
 }
-# Bytes looked at, and the NULs below which nothing is concluded.
+# Bytes inspected, and the fewest NULs that count as evidence.
 _HEAD, _MIN_ZEROS = 4096, 16
 
 
 class ZstdStream(io.RawIOBase):
-    """Decompressed view of a .zst file that, unlike the library's reader, notices a missing end."""
+    """Decompress a .zst file; unlike the library's reader, notice a missing end."""
 
     def __init__(self, file: BinaryIO) -> None:
         import zstandard
@@ -56,7 +64,7 @@ class ZstdStream(io.RawIOBase):
 
 
 class _OldLineEnds(io.RawIOBase):
-    """View of a file with lines that end with CR alone, as old Macs wrote them: with LF instead."""
+    """View of a file from an old Mac, whose lines end with CR only, with LF instead."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
@@ -70,22 +78,23 @@ class _OldLineEnds(io.RawIOBase):
         return len(data)
 
 
-def with_lf(stream: io.BufferedReader, name: str, buffer_size: int = 1 << 18) -> io.BufferedReader:
-    """Return `stream`, from whose beginning nothing was read yet, with LF where its lines end with CR alone.
+def with_lf(stream: io.BufferedReader, name: str) -> io.BufferedReader:
+    """Return `stream` with LF as its line ends if it has CR only. Nothing may have been read from it.
 
-    Raises InputError if it is UTF-16 or UTF-32 text.
+    Raises:
+        InputError: if it is UTF-16 or UTF-32 text.
     """
     head = stream.peek()
     _refuse_wide_encodings(head, name)
     if b"\n" in head or b"\r" not in head[:-1]:
         return stream
-    return io.BufferedReader(_OldLineEnds(stream), buffer_size=buffer_size)  # type: ignore[type-var]
+    return io.BufferedReader(_OldLineEnds(stream), buffer_size=BLOCK)  # type: ignore[type-var]
 
 
 def _refuse_wide_encodings(head: bytes, name: str) -> None:
-    """Raise InputError if a file begins as UTF-16 or UTF-32 does, with or without byte order mark.
+    """Raise InputError if a file begins like UTF-16 or UTF-32 text.
 
-    Without one, most of it is valid UTF-8 with a NUL in every blank, and would be read as such.
+    Without a byte order mark, most of such text is valid UTF-8 with a NUL in every blank, and would be read as such.
     """
     head = head[:_HEAD]
     encoding = next((kind for mark, kind in _MARKS.items() if head.startswith(mark)), None)
@@ -96,3 +105,117 @@ def _refuse_wide_encodings(head: bytes, name: str) -> None:
         encoding = next(fitting, None)
     if encoding is not None:
         raise InputError(f"{name} is {encoding[:6]} text; convert it first: iconv -f {encoding} -t UTF-8 FILE")
+
+
+def open_file(path: Path | str) -> io.BufferedReader:
+    """Open a file for reading bytes; raise InputError if that fails."""
+    try:
+        return open(path, "rb", buffering=BLOCK)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _open_unpacked(path: Path | str, compression: str | None) -> io.BufferedReader:
+    file = open_file(path)
+    if compression == "gzip":
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), buffer_size=BLOCK)  # type: ignore[type-var]
+    if compression == "zstd":
+        return io.BufferedReader(ZstdStream(file), buffer_size=BLOCK)  # type: ignore[type-var]
+    return file
+
+
+def read_pieces(
+    path: Path | str, compression: str | None, limit: int, *, whole_lines: bool = False
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a text file with their line ends, unpacked, in pieces.
+
+    Only LF ends a line: U+2028, U+0085, form feeds and the like stay inside. The byte order mark is dropped. CR, where
+    the file begins with lines that end so, becomes LF.
+
+    Args:
+        path: the file.
+        compression: "gzip", "zstd" or None.
+        limit: most bytes of a line. A longer one is cut after a blank, and its parts come separately.
+        whole_lines: yield one line at a time, and refuse lines longer than `limit`. Otherwise as many lines at a time
+            as have been read.
+
+    Yields:
+        Offset of the piece in the unpacked file, in bytes, and the piece.
+
+    Raises:
+        InputError: if the file cannot be read, is damaged, or is UTF-16 or UTF-32 text.
+    """
+    import zstandard
+
+    offset = 0
+    rest = b""
+    try:
+        with _open_unpacked(path, compression) as stream:
+            stream = with_lf(stream, str(path))
+            while True:
+                end = 0 if rest or whole_lines else stream.peek()[:limit].rfind(b"\n") + 1
+                line = stream.read(end) if end else stream.readline(limit)
+                if not line:
+                    break
+                if offset == 0 and not rest and line.startswith(b"\xef\xbb\xbf"):
+                    offset, line = 3, line[3:]
+                line = rest + line
+                if whole_lines and len(line) >= limit and not line.endswith(b"\n"):
+                    raise InputError(f"{path}: the line at byte {offset} is longer than {limit} bytes; cut the row")
+                cut = len(line) if line.endswith(b"\n") or len(line) < limit else _last_break(line)
+                rest = line[cut:]
+                if cut:
+                    yield offset, line[:cut]
+                offset += cut
+            if rest:
+                yield offset, rest
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise InputError(f"{path} is truncated or damaged after {offset} bytes of text ({error})") from None
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _last_break(line: bytes) -> int:
+    """Choose where to cut a long line: after its last blank, or at least not inside a UTF-8 character."""
+    cut = line.rfind(b" ") + 1
+    if cut:
+        return cut
+    cut = len(line)
+    while cut and len(line) - cut < 4 and line[cut - 1] & 0xC0 == 0x80:
+        cut -= 1
+    return max(cut - 1, 1)
+
+
+def decode(data: bytes, place: Callable[[int], str], errors: str = "strict", remedy: str = "") -> str:
+    """Decode UTF-8.
+
+    Args:
+        data: the bytes.
+        place: names the position of a byte of `data` in the file, for the error.
+        errors: "strict", or "replace" to put U+FFFD for undecodable bytes.
+        remedy: an alternative to converting the file, for the error.
+
+    Raises:
+        InputError: if `data` is not UTF-8 and `errors` is "strict".
+    """
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{place(error.start)} is not valid UTF-8 (byte 0x{data[error.start]:02x}); convert the file{remedy}"
+        ) from None
+
+
+def read_lines(
+    path: Path | str, compression: str | None, errors: str = "strict", remedy: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a UTF-8 file, each with its place, "FILE: line N", for errors; see `read_pieces`, `decode`.
+
+    Raises:
+        InputError: if the file cannot be read, or a line is not UTF-8 or longer than `MAX_WHOLE_LINE` bytes.
+    """
+    for number, (offset, data) in enumerate(read_pieces(path, compression, MAX_WHOLE_LINE, whole_lines=True), start=1):
+        place = f"{path}: line {number}"
+        yield place, decode(data, lambda start, o=offset, p=place: f"{p}, byte {o + start},", errors, remedy)

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -35,12 +34,12 @@ if TYPE_CHECKING:
     from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 
-# BERT's tokenizers turn longer words into [UNK]; the trainer would spend minutes on a word of megabytes.
+# BERT's tokenizers turn longer words into [UNK]; the trainer would take minutes for a word of megabytes.
 MAX_WORD = 100
 # The rarest characters, together this share of the text, get no place in the vocabulary: otherwise every stray symbol
 # of a large corpus takes one. SentencePiece calls it character coverage and recommends 0.9995 to 1.
 CHARACTER_COVERAGE = 0.9999
-# A pair seen once is no evidence for a piece (the trainers' usual value is 2 or less; BERT's is not published).
+# A pair seen once is not evidence for a piece (trainers usually take 2 or less; BERT's value is not published).
 MIN_FREQUENCY = 2
 
 # The remedy for words beyond MAX_WORD.
@@ -65,7 +64,7 @@ _LONG_RUN = re.compile(
 
 @dataclasses.dataclass
 class TextLosses:
-    """What of its text a vocabulary cannot learn, in characters other than white space; filled while training."""
+    """Text that a vocabulary cannot learn, in characters other than white space; counted while training."""
 
     characters: int = 0
     letters: int = 0
@@ -108,7 +107,7 @@ def train_wordpiece(
     model_max_length: int = 512,
     losses: TextLosses | None = None,
 ) -> "BertTokenizer":
-    """Train a BERT tokenizer: its WordPiece vocabulary is learnt from `documents`.
+    """Train a BERT tokenizer with a WordPiece vocabulary learnt from `documents`.
 
     The same text gives the same vocabulary, byte for byte. Ids: the special tokens 0–4, then the characters by code
     point, the same as word continuations (##x), then the merged pieces in the order of learning.
@@ -120,7 +119,7 @@ def train_wordpiece(
         lowercase: whether the tokenizer lower-cases text.
         strip_accents: whether lower-casing takes accents and vowel signs away too, as BERT's uncased models do.
         model_max_length: stored with the tokenizer.
-        losses: filled with what the vocabulary cannot learn from this text.
+        losses: filled with the text that the vocabulary cannot learn.
 
     Returns:
         The stock tokenizer of transformers.
@@ -157,7 +156,7 @@ def train_wordpiece(
 
 
 def _first_tokens(alphabet: list[str], vocab_size: int) -> list[str]:
-    """The tokens that are not learnt: special ones, characters, and characters that continue a word."""
+    """List the tokens that are not learnt: special ones, characters, and characters that continue a word."""
     if not alphabet:
         raise InputError("the text holds no character to learn from")
     # Of a punctuation mark or an ideograph BERT makes a word of its own: they never continue one.
@@ -175,7 +174,14 @@ def _first_tokens(alphabet: list[str], vocab_size: int) -> list[str]:
 def bert_tokenizer(
     vocabulary: dict[str, int], lowercase: bool, model_max_length: int = 512, strip_accents: bool | None = None
 ) -> "BertTokenizer":
-    """Return the stock BERT tokenizer with `vocabulary` (token → id)."""
+    """Make the stock BERT tokenizer of transformers.
+
+    Args:
+        vocabulary: token → id.
+        lowercase: whether the tokenizer lower-cases text.
+        model_max_length: stored with the tokenizer.
+        strip_accents: whether it strips accents; None: if it lower-cases.
+    """
     from transformers import BertTokenizer
 
     return BertTokenizer(
@@ -186,7 +192,7 @@ def bert_tokenizer(
 def without_long_words(
     text: str, normalizer: normalizers.Normalizer | None = None, losses: TextLosses | None = None
 ) -> str:
-    """Drop the words of more than `MAX_WORD` characters from `text`, which BERT's tokenizer makes [UNK]."""
+    """Drop the words of more than `MAX_WORD` characters, which BERT's tokenizers turn into [UNK]."""
 
     def drop(run: re.Match[str]) -> str:
         words = bert_words(run.group(), normalizer or normalizers.BertNormalizer())
@@ -207,7 +213,7 @@ def bert_words(text: str, normalizer: normalizers.Normalizer) -> list[str]:
 
 
 def _alphabet(documents: Iterable[str], normalizer: normalizers.Normalizer, losses: TextLosses) -> list[str]:
-    """The characters of the normalized text by code point, without the rarest (see CHARACTER_COVERAGE)."""
+    """List the characters of the normalized text by code point, without the rarest (see CHARACTER_COVERAGE)."""
     raw = np.zeros(0x110000, dtype=np.int64)
     keeps_accents = bool(normalizer.normalize_str("\u0301"))
     for document in documents:
@@ -236,13 +242,16 @@ def _alphabet(documents: Iterable[str], normalizer: normalizers.Normalizer, loss
     return sorted(kept)
 
 
-# ---------------------------------------------------------------------------------------------------- saving, loading
-
-
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and vocab.txt, reload them through AutoTokenizer and compare.
+    """Write tokenizer.json, tokenizer_config.json and vocab.txt, and check that AutoTokenizer reads them back.
 
-    Raises OutputError if the directory cannot be written, and RuntimeError if what is read back differs.
+    Args:
+        tokenizer: of transformers.
+        directory: created if it is missing.
+
+    Raises:
+        OutputError: if the directory cannot be written.
+        RuntimeError: if the tokenizer read back differs.
     """
     from transformers import AutoTokenizer
 
@@ -261,19 +270,22 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) 
 
 
 def write_vocabulary(vocabulary: dict[str, int], directory: Path) -> None:
-    """Write vocab.txt: the tokens of `vocabulary` (token → id), one a line, in the order of their ids."""
+    """Write vocab.txt: the tokens of `vocabulary` (token → id), one per line, in the order of their ids."""
     lines = "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
     (directory / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
 
 
 def load_tokenizer(directory: str | Path, model: str | Path | None = None) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer in `directory` (or of that name on the Hub) and check that it agrees with itself.
+    """Load a tokenizer and check that its files agree with each other.
 
-    What is odd but may be meant is printed as a warning.
+    Oddities that may be intended are printed as warnings.
 
     Args:
-        directory: a tokenizer's or a checkpoint's.
-        model: the checkpoint that the tokenizer is for. If a tokenizer lies there, it must have the same vocabulary.
+        directory: of a tokenizer or a checkpoint, or its name on the Hub.
+        model: the checkpoint to use the tokenizer with. Its own tokenizer, if any, must have the same vocabulary.
+
+    Returns:
+        The tokenizer of transformers.
 
     Raises:
         InputError: if there is no tokenizer, a file is damaged, vocab.txt has blank or duplicate lines, a special
@@ -304,9 +316,13 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None) -> "P
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """A fingerprint (64 hex digits) of what decides the ids of a text: vocabulary, normalizer, word rules.
+    """Hash everything that decides the ids of a text: vocabulary, normalizer, word rules.
 
-    Equal for the same tokenizer however its files are written; `tokenizer` is from transformers or tokenizers.
+    Args:
+        tokenizer: of transformers or tokenizers.
+
+    Returns:
+        64 hex digits, independent of the form in which the tokenizer was saved.
     """
     backend: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
     content = json.loads(backend.to_str())
@@ -318,40 +334,3 @@ def tokenizer_hash(tokenizer: Any) -> str:
         "pre_tokenizer": content["pre_tokenizer"],
     }
     return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
-
-
-class Progress:
-    """Counts text that goes by and prints a line at the start, and one with rate and remaining time now and then."""
-
-    def __init__(self, label: str, total: int = 0, every: float = 10.0) -> None:
-        self.label, self.total, self.every = label, total, every
-        self.done = 0
-        self.start = self._last = time.monotonic()
-        print(f"{label}: {total / 1e6:,.1f} MB" if total else f"{label}: begins", flush=True)
-
-    @property
-    def seconds(self) -> float:
-        """Time since the start."""
-        return time.monotonic() - self.start
-
-    @property
-    def rate(self) -> float:
-        """MB/s since the start."""
-        return self.done / 1e6 / max(self.seconds, 1e-9)
-
-    def add(self, size: int) -> None:
-        """Note `size` more bytes."""
-        self.done += size
-        now = time.monotonic()
-        if now - self._last >= self.every:
-            self._last = now
-            print(self.line(), flush=True)
-
-    def line(self) -> str:
-        """The current state in one line."""
-        text = f"{self.label}: {self.done / 1e6:,.1f} MB, {self.rate:.1f} MB/s"
-        if self.total > self.done > 0:
-            text += (
-                f", {self.done / self.total:.0%}, {(self.total - self.done) / self.done * self.seconds:,.0f} s left"
-            )
-        return text

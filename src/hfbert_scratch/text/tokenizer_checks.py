@@ -1,6 +1,6 @@
-"""Check that a tokenizer agrees with itself: its files, its vocabulary and its rules; and with a checkpoint's.
+"""Check that the files, vocabulary and rules of a tokenizer agree with each other and with a checkpoint's tokenizer.
 
-Where they differ nothing fails by itself: text only becomes other ids than those a model was trained on.
+A disagreement raises no error by itself: text silently becomes other ids than those a model was trained on.
 """
 
 import functools
@@ -18,16 +18,20 @@ from ..utils.files import read_json
 
 # The ids of the special tokens, by position. [PAD] is 0 as in every released BERT.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# Share of the text or of the vocabulary from which on something is worth a word to the user.
+# Share of the text or of the vocabulary above which a defect is reported.
 NOTABLE = 0.01
-# Share of a vocabulary that may be edited; beyond it, it is another vocabulary.
+# Share of a vocabulary that may be edited; beyond it, it counts as another vocabulary.
 _MAX_EDITED = 0.1
-# Places of released vocabularies that are kept for new words, and special tokens.
+# Entries of released vocabularies reserved for new words, and special tokens.
 _UNUSED, _RESERVED = re.compile(r"\[unused\d+\]"), re.compile(r"\[\w+\]")
 
 
 def check_tokenizer(tokenizer: Any, name: str = "the tokenizer") -> None:
-    """Raise InputError unless `tokenizer` is a fast one, has BERT's five special tokens and ids 0 … len − 1."""
+    """Check that a tokenizer is a fast one with BERT's five special tokens and the ids 0 … len − 1.
+
+    Raises:
+        InputError: if it is not.
+    """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(f"{name} is not backed by the tokenizers library; save it again with a current transformers")
     vocabulary = tokenizer.get_vocab()
@@ -43,6 +47,11 @@ def check_tokenizer(tokenizer: Any, name: str = "the tokenizer") -> None:
 
 
 def check_files(path: Path) -> None:
+    """Check the files of a tokenizer before it is loaded.
+
+    Raises:
+        InputError: if a file is missing or damaged, no WordPiece tokenizer, or contradicts another one.
+    """
     if not path.is_dir():
         raise InputError(f"{path} is a file; name the directory of the tokenizer")
     vocabulary, serialized = path / "vocab.txt", path / "tokenizer.json"
@@ -78,7 +87,7 @@ def check_files(path: Path) -> None:
 
 
 def _check_same_tokens(path: Path, tokens: list[str], content: dict[str, Any]) -> None:
-    """Refuse a vocab.txt that was edited, or belongs to another tokenizer: only tokenizer.json would be read."""
+    """Refuse a vocab.txt that differs from tokenizer.json, because only tokenizer.json would be read."""
     added = [entry for entry in content.get("added_tokens") or [] if isinstance(entry, dict)]
     ids = [*content["model"]["vocab"].items(), *((entry.get("content"), entry.get("id")) for entry in added)]
     serialized = {number: token for token, number in ids if isinstance(number, int)}
@@ -113,16 +122,19 @@ def _check_vocabulary_lines(path: Path) -> list[str]:
 
 
 def _check_special_tokens(path: Path, tokens: set[str]) -> None:
-    """Without this check transformers appends a missing token behind the vocabulary, where no embedding is."""
+    """Refuse missing special tokens: transformers would append them to the vocabulary, without an embedding."""
     missing = [token for token in SPECIAL_TOKENS if token not in tokens]
     if missing:
         raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}; BERT needs all of them")
 
 
 def check_as_written(tokenizer: Any, path: Path) -> None:
-    """Refuse a tokenizer that is not loaded as tokenizer.json has it.
+    """Refuse a tokenizer that transformers loads with other rules than those in tokenizer.json.
 
-    For transformers tokenizer_config.json decides about case, and its silence means lower case.
+    transformers takes case from tokenizer_config.json, and lower case if that does not mention it.
+
+    Raises:
+        InputError: if the rules differ.
     """
     if not (path / "tokenizer.json").is_file():
         return
@@ -147,7 +159,7 @@ def _read_backend(path: Path) -> Tokenizer:
 
 
 def _rules(backend: Tokenizer) -> dict[str, Any]:
-    """What decides the ids of a text beside the vocabulary, under dotted names."""
+    """Collect the rules that decide the ids of a text besides the vocabulary, under dotted names."""
     content = json.loads(backend.to_str())
     del content["model"]["vocab"]
     return {
@@ -158,9 +170,10 @@ def _rules(backend: Tokenizer) -> dict[str, Any]:
 
 
 def check_case(tokenizer: Any, path: Path) -> None:
-    """Look for a vocabulary and a normalizer of different case or accents, by entries that no text can reach.
+    """Detect a normalizer of another case or accents than the vocabulary, by entries that no text can reach.
 
-    Without any statement about case transformers lower-cases, which is no choice of the user's: refused.
+    Raises:
+        InputError: if no file states the case; transformers then lower-cases without having been asked to.
     """
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
@@ -168,7 +181,7 @@ def check_case(tokenizer: Any, path: Path) -> None:
     special, vocabulary = set(tokenizer.all_special_tokens), tokenizer.get_vocab()
     tokens = [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if not _RESERVED.fullmatch(token)]
     words = [token.removeprefix("##") for token in tokens if token not in special]
-    # Blanks are put around ideographs, which changes no word.
+    # The normalizer puts blanks around ideographs; ignore them.
     lost = [word for word in words if "".join(normalizer.normalize_str(word).split()) != word]
     name, rules = f"the tokenizer {path}", _rules(tokenizer.backend_tokenizer)
     if len(lost) > NOTABLE * len(words):
@@ -212,11 +225,18 @@ def _configuration(path: Path) -> dict[str, Any]:
 
 
 def check_same_vocabulary(tokenizer: Any, other: Any, name: str, model: str) -> None:
-    """Compare `tokenizer` with the one that lies in the checkpoint `model`, whose embeddings belong to its tokens.
+    """Compare a tokenizer with that of the checkpoint it is used with, because embeddings belong to tokens.
 
-    Tokens in the place of [unused…] ones are new words; some others are an edited vocabulary, and named in a warning.
+    A few changed tokens are an edited vocabulary and give a warning.
 
-    Raises InputError if it is another vocabulary.
+    Args:
+        tokenizer: the tokenizer to use.
+        other: the checkpoint's tokenizer.
+        name: of `tokenizer`, for messages.
+        model: the checkpoint's name, for messages.
+
+    Raises:
+        InputError: if the vocabularies are different ones.
     """
     ours, theirs = ({number: token for token, number in one.get_vocab().items()} for one in (tokenizer, other))
     changed = [number for number in sorted(ours.keys() & theirs.keys()) if ours[number] != theirs[number]]
@@ -243,6 +263,6 @@ def check_same_vocabulary(tokenizer: Any, other: Any, name: str, model: str) -> 
 
 @functools.cache
 def warn(text: str) -> None:
-    """Print a warning, once, also where several processes were launched."""
+    """Print a warning once, by the first process only."""
     if os.environ.get("RANK", "0") == "0":
         print(f"warning: {text}", flush=True)

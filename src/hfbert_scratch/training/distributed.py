@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -19,6 +20,8 @@ from torch import distributed
 
 from ..utils.errors import InputError
 
+
+Answer = TypeVar("Answer")
 
 # What torch gives NCCL; its 30 minutes for gloo keep the other hosts waiting for one that is gone.
 TIMEOUT_SECONDS = 600
@@ -162,3 +165,11 @@ class Stopping:
             return [0.0] * len(votes)
         previous[1].synchronize()
         return previous[0].tolist()
+
+
+def first_process_says(ask: Callable[[], Answer]) -> Answer:
+    """Return what `ask` answers on the first process of a job. All of them must call this; one alone asks."""
+    found = [ask() if int(os.environ.get("RANK", "0")) == 0 else None]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]

@@ -21,11 +21,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..model.attention import fastest_attention
 from ..model.configuration_hfbert import HFBertConfig
 from ..model.gpu import compile_layers, train_on_gpu
 from ..model.onednn import train_with_onednn
 from ..utils.arguments import save_arguments
-from ..utils.environment import fastest_attention
 from ..utils.errors import CheckpointError, DivergenceError, InputError, one_line
 from ..utils.files import write_json
 from ..utils.hashing import hash64
@@ -89,13 +89,13 @@ def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimize
     if run.packing and not is_ours:
         raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
     _check_cuda_graphs(run)
-    if run.device.type == "cuda" and run.precision == "bf16" and is_ours:
+    if run.device.type == "cuda" and run.dtype == torch.bfloat16 and is_ours:
         train_on_gpu(model)
     _compile(run, model)
     if attention == "auto":
         dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
         attention = run.choose_attention(
-            lambda: fastest_attention(model, run.device, run.precision, dropout, run.packing, training=True)
+            lambda: fastest_attention(model, run.device, run.dtype, dropout, run.packing, training=True)
         )
     try:
         model.set_attn_implementation(attention)

@@ -22,18 +22,12 @@ from ..model.gpu import can_compile
 from ..model.kernels_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
 from ..utils.arguments import argument, check_arguments
-from ..utils.environment import (
-    PRECISIONS,
-    create_accelerator,
-    first_process_says,
-    hardware,
-    keep_freed_memory,
-    versions,
-)
+from ..utils.environment import disable_malloc_trim, hardware, versions
 from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, write_text, writing
+from .accelerator import compute_dtype, create_accelerator, precision_name
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
-from .distributed import TIMEOUT_SECONDS, Stopping
+from .distributed import TIMEOUT_SECONDS, Stopping, first_process_says
 from .fsdp import is_sharded, whole_state, without_weights
 from .optimizers import OPTIMIZERS
 from .throughput import peak_flops
@@ -206,7 +200,7 @@ class Run:
         self.arguments = arguments
         self.last = last
         self.directory = Path(arguments.output_dir)
-        keep_freed_memory()
+        disable_malloc_trim()
         recorded = self.recorded = self._recorded_settings()
         # One line for each choice that was made for this machine, for the log.
         self.choices: list[str] = []
@@ -216,10 +210,11 @@ class Run:
         self.accelerator = create_accelerator(precision, arguments.trackers, self.directory, arguments.process_timeout)
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
-        self.precision = self.accelerator.mixed_precision
+        self.dtype = compute_dtype(self.accelerator)
+        self.precision = precision_name(self.dtype)
         if arguments.precision == "auto":
             reason = "as the run began" if "precision" in recorded else "the faster on this device"
-            self.choices.append(f"precision {PRECISIONS.get(self.precision, self.precision)}: {reason}")
+            self.choices.append(f"precision {self.precision}: {reason}")
         self._choose_ways(recorded)
         self._choose_onednn(recorded)
         self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
@@ -249,7 +244,7 @@ class Run:
     @cached_property
     def peak(self) -> tuple[float, str]:
         """FLOP/s of this device in the run's precision, and where the figure is from; see `peak_flops`."""
-        return peak_flops(self.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        return peak_flops(self.device, self.dtype)
 
     def raise_peak(self, reached: float) -> None:
         """Time the peak again if the steps made more FLOP/s than it: `reached` is this device's share of them.
@@ -259,7 +254,7 @@ class Run:
         peak, source = self.peak
         if reached <= peak or source.startswith("datasheet"):
             return
-        again, source = peak_flops(self.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        again, source = peak_flops(self.device, self.dtype)
         self.peak = max(again, reached), source if again >= reached else "what the steps reached"
         self.say(
             f"the peak of {peak / 1e12:.3f} TFLOP/s was timed beside other work, for the steps made more; "
@@ -424,7 +419,7 @@ class Run:
         self.packing: bool = _SWITCH[self.arguments.packing]
         self.compile: bool | str = _COMPILE[self.arguments.compile]
         self.cuda_graphs: bool = _SWITCH[self.arguments.cuda_graphs]
-        has_kernel = self.precision == "bf16" and has_varlen_kernel(self.device, torch.bfloat16, head_size=64)
+        has_kernel = self.dtype == torch.bfloat16 and has_varlen_kernel(self.device, torch.bfloat16, head_size=64)
         if self.packing is None:
             self.packing = recorded.get("packing", False) if recorded else has_kernel
         if self.compile is None:
@@ -436,7 +431,7 @@ class Run:
 
     def _choose_onednn(self, recorded: dict[str, Any]) -> None:
         """Settle `onednn`: what the user says, else what the run began with, else what is faster here."""
-        possible = self.precision == "no" and not self.compile and has_onednn(self.device, torch.float32)
+        possible = self.dtype == torch.float32 and not self.compile and has_onednn(self.device, torch.float32)
         asked = _SWITCH[self.arguments.onednn]
         if asked and not possible:
             raise InputError(
@@ -470,10 +465,9 @@ class Run:
 
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
-        precision = PRECISIONS.get(self.precision, self.precision)
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
         ways["onednn"] = self.onednn
-        return fixed | {"precision": precision} | ways
+        return fixed | {"precision": self.precision} | ways
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The metrics of GLUE (Wang et al. 2018, arXiv:1804.07461) and of its diagnostic set AX."""
+"""Metrics of GLUE (Wang et al. 2018, arXiv:1804.07461) and its diagnostic set AX."""
 
 import warnings
 
@@ -43,10 +43,10 @@ def _classification(references, predictions):
 
 
 def _per_class(references, predictions, count):
-    figures = precision_recall_fscore_support(references, predictions, labels=range(count), zero_division=0.0)
+    columns = precision_recall_fscore_support(references, predictions, labels=range(count), zero_division=0.0)
     return [
         {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
-        for precision, recall, f1, support in zip(*figures, strict=True)
+        for precision, recall, f1, support in zip(*columns, strict=True)
     ]
 
 
@@ -69,12 +69,21 @@ _CONFIGS = {
 
 
 class Glue(evaluate.Metric):
-    """`compute(predictions=…, references=…)`: class ids, or numbers for stsb and regression.
+    """`compute(predictions=…, references=…)` of class ids, for stsb and regression of numbers.
 
-    cola, ax: matthews_correlation; mrpc, qqp: accuracy and f1 of class 1; stsb, regression: pearson and spearmanr;
-    classification: accuracy, f1 (macro), matthews_correlation; the others: accuracy. A constant input has the
-    correlation 0 and a warning. With per_class=N, `classes` lists precision, recall, f1 and support of the classes
-    0 … N − 1. Raises InputError for ids that are negative (no label) or not whole, and for NaN.
+    Args:
+        predictions: [n] class ids or numbers.
+        references: [n] class ids or numbers.
+        per_class: the number of classes whose scores are added.
+
+    Returns:
+        For cola and ax matthews_correlation; for mrpc and qqp accuracy and f1 of class 1; for stsb and regression
+        pearson and spearmanr; for classification accuracy, f1 (macro) and matthews_correlation; for the others
+        accuracy. The correlation of a constant input is 0, with a warning. With per_class=N, `classes` lists
+        precision, recall, f1 and support of the classes 0 … N − 1.
+
+    Raises:
+        InputError: for ids that are negative (no label) or fractional, and for NaN.
     """
 
     def _info(self):
@@ -84,14 +93,14 @@ class Glue(evaluate.Metric):
             description=__doc__,
             citation="",
             inputs_description=self.__doc__ or "",
-            # Both kinds as float64: evaluate would silently cut the fraction off to fit an integer feature.
+            # Class ids are float64 too: to fit an integer feature, evaluate would silently drop the fraction.
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
             ),
         )
 
     def _compute(self, predictions, references, per_class=0):
-        # evaluate's own numpy format would make float32 of them.
+        # evaluate's own numpy format converts to float32.
         predictions, references = np.array(predictions, dtype=np.float64), np.array(references, dtype=np.float64)
         for name, values in (("predictions", predictions), ("references", references)):
             self._check(name, values)

@@ -1,4 +1,4 @@
-"""The metric of SQuAD 1.1 (Rajpurkar et al. 2016, arXiv:1606.05250)."""
+"""Metric of SQuAD 1.1 (Rajpurkar et al. 2016, arXiv:1606.05250)."""
 
 import warnings
 
@@ -12,8 +12,16 @@ from hfbert_scratch.utils.errors import InputError
 class Squad(evaluate.Metric):
     """`compute(predictions=[{"id", "prediction_text"}], references=[{"id", "answers": {"text": [], "answer_start": []}}])`
 
-    Returns exact_match and f1, 0 to 100, over all references. They are paired by id; a reference without a prediction,
-    or with prediction_text None, counts as 0. Raises InputError for a reference without any answer.
+    Args:
+        predictions: [{"id", "prediction_text"}, …].
+        references: [{"id", "answers": {"text": […], "answer_start": […]}}, …]; paired with the predictions by id.
+
+    Returns:
+        exact_match and f1, 0 to 100, over all references. A reference without a prediction, or with prediction_text
+        None, counts as 0.
+
+    Raises:
+        InputError: for a reference without any answer.
     """  # noqa: E501
 
     def _info(self):

@@ -1,4 +1,4 @@
-"""The metric of SQuAD 2.0 (Rajpurkar et al. 2018, arXiv:1806.03822)."""
+"""Metric of SQuAD 2.0 (Rajpurkar et al. 2018, arXiv:1806.03822)."""
 
 import datasets
 import evaluate
@@ -10,12 +10,17 @@ from hfbert_scratch.metrics.squad_scoring import best_threshold, score_v2
 class SquadV2(evaluate.Metric):
     """`compute(predictions=[{"id", "prediction_text", "no_answer_probability"}], references=[{"id", "answers"}])`
 
-    no_answer_probability is any number that grows with the belief that there is no answer; where it is above
-    `no_answer_threshold` (default 1.0) the prediction counts as "". Returns exact, f1, total, the same for the
-    questions with (HasAns_) and without (NoAns_) an answer, and best_exact, best_exact_thresh, best_f1,
-    best_f1_thresh: the best that a threshold can reach (−inf: answer nothing), which means something only when
-    prediction_text is the best answer that is not "". Scores are 0 to 100, paired by id; a reference without a
-    prediction, or with prediction_text None, counts as 0.
+    Args:
+        predictions: [{"id", "prediction_text", "no_answer_probability"}, …]; no_answer_probability is any number that
+            grows with the belief that there is no answer.
+        references: [{"id", "answers"}, …]; paired with the predictions by id.
+        no_answer_threshold: predictions with a larger no_answer_probability count as "".
+
+    Returns:
+        exact, f1 and total, over all questions and over those with (HasAns_) and without (NoAns_) an answer; scores
+        are 0 to 100. And best_exact, best_exact_thresh, best_f1 and best_f1_thresh: the best score of any threshold
+        (−inf: answer nothing), meaningful only if prediction_text is the best answer that is not "". A reference
+        without a prediction, or with prediction_text None, counts as 0.
     """
 
     def _info(self):
@@ -44,20 +49,20 @@ class SquadV2(evaluate.Metric):
     def _compute(self, predictions, references, no_answer_threshold=1.0):
         by_id = {entry["id"]: entry for entry in predictions}
         golds = [reference["answers"]["text"] for reference in references]
-        found = [by_id.get(reference["id"], {}) for reference in references]
-        texts = [entry.get("prediction_text") for entry in found]
-        given = np.array([text is not None for text in texts])
-        difference = np.array([entry.get("no_answer_probability", np.inf) for entry in found], dtype=np.float64)
+        entries = [by_id.get(reference["id"], {}) for reference in references]
+        texts = [entry.get("prediction_text") for entry in entries]
+        has_prediction = np.array([text is not None for text in texts])
+        difference = np.array([entry.get("no_answer_probability", np.inf) for entry in entries], dtype=np.float64)
         answered = np.array([score_v2(text or "", gold) for text, gold in zip(texts, golds, strict=True)])
-        unanswered = np.array([score_v2("", gold) for gold in golds]) * given[:, None]
-        answered = answered * given[:, None]
+        unanswered = np.array([score_v2("", gold) for gold in golds]) * has_prediction[:, None]
+        answered = answered * has_prediction[:, None]
 
         final = np.where((difference > no_answer_threshold)[:, None], unanswered, answered)
         has_answer = np.array([bool(gold) for gold in golds])
         result = _means("", final)
-        for prefix, chosen in (("HasAns_", has_answer), ("NoAns_", ~has_answer)):
-            if chosen.any():
-                result |= _means(prefix, final[chosen])
+        for prefix, mask in (("HasAns_", has_answer), ("NoAns_", ~has_answer)):
+            if mask.any():
+                result |= _means(prefix, final[mask])
         for column, name in enumerate(("exact", "f1")):
             threshold, score, _, _ = best_threshold(difference, answered[:, column], unanswered[:, column])
             result |= {f"best_{name}": 100 * score, f"best_{name}_thresh": threshold}
@@ -65,6 +70,6 @@ class SquadV2(evaluate.Metric):
 
 
 def _means(prefix, scores):
-    # Summed one after another like the official script, so that published figures come out to the last digit.
+    # Summed in order like the official script, so that published scores are reproduced to the last digit.
     exact, f1 = (100 * sum(column) / len(scores) for column in scores.T.tolist())
     return {f"{prefix}exact": exact, f"{prefix}f1": f1, f"{prefix}total": len(scores)}

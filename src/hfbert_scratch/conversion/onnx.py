@@ -1,0 +1,57 @@
+"""ONNX, in the directory layout of transformers.js: onnx/model.onnx beside config.json and the tokenizer."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..utils.files import read_json, write_json
+from .source import INPUTS, ExportSource
+from .tokenizer_files import TOKENIZER_FILES
+
+
+def write(source: ExportSource, directory: Path) -> float:
+    """Write the graph, run it in ONNX Runtime, and return the largest difference from our own forward pass."""
+    (directory / "onnx").mkdir()
+    path = directory / "onnx" / "model.onnx"
+    export_graph(source, path)
+    source.copy(directory, "config.json", *TOKENIZER_FILES)
+    config = read_json(directory / "config.json", "the model's configuration")
+    # In a browser transformers.js looks for a quantized file unless config.json names another one.
+    write_json(directory / "config.json", config | {"transformers.js_config": {"dtype": "fp32"}})
+
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return source.largest_difference(lambda batch: dict(zip(names, session.run(None, batch), strict=True)))
+
+
+def export_graph(source: ExportSource, path: Path) -> None:
+    """Write the ONNX file `path`; batch size, length and number of choices stay free in the graph."""
+    batch = source.batches()[0]
+    dynamic = dict.fromkeys(range(batch["input_ids"].ndim), torch.export.Dim.DYNAMIC)
+    # The exporter warns about every torchvision operator that is not installed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        _Positional(source.model).eval(),
+        tuple(batch[name] for name in INPUTS),
+        dynamo=True,
+        dynamic_shapes=((dynamic,) * len(INPUTS),),
+        input_names=list(INPUTS),
+        output_names=list(source.output_names),
+        verbose=False,
+    )
+    program.save(str(path), external_data=False)
+
+
+class _Positional(nn.Module):
+    """The model with positional inputs in the order of INPUTS and a tuple of outputs."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.model(**dict(zip(INPUTS, inputs, strict=True)), return_dict=True).to_tuple()
