@@ -8,7 +8,7 @@ GPU_SECONDS ?= 590
 # What needs neither hours, a GPU, nor packages and sources beyond the package's own.
 DEFAULT := "not slow and not gpu and not transformers_common and not tensorflow"
 
-.PHONY: demo test test-slow test-clients test-transformers test-tensorflow test-versions gpu gpu-rehearsal lint format bench audit clean
+.PHONY: demo test test-slow test-clients test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -32,6 +32,11 @@ test-tensorflow: $(VENV)/installed
 
 test-versions: $(VENV)/installed
 	$(BIN)/python tests/versions/check_versions.py
+
+# The wheel and the source distribution, built, installed in an environment of its own and used outside the repository.
+test-wheel: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet "setuptools>=77"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_packaging.py
 
 # All that wants a GPU, with the interpreter that is there and without network or .venv: make gpu PYTHON=python3
 # CORPUS and TOKENIZER, directories of build_corpus.py and train_tokenizer.py, add a reference pretraining.

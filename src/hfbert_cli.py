@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if not argv or argv[0] in ("-h", "--help", "help"):
-            print(overview())
+            print(overview(), flush=True)
             return 0
         if argv[0] == "--version":
             from importlib.metadata import version
@@ -91,6 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `hfbert --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def overview() -> str:
@@ -260,7 +263,7 @@ def run_launcher(arguments: list[str]) -> int:
             return noted_exit_code(Path(codes), 128 + int(error.sigval))
         except ChildFailedError as error:
             code = noted_exit_code(Path(codes), 1)
-            if code != STOPPED:
+            if code == 1:  # a process died; for other codes the processes have said why themselves
                 print(error, file=sys.stderr)
             return code
         except SystemExit as error:

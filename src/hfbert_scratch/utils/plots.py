@@ -1,22 +1,39 @@
-"""The pictures a run leaves behind."""
+"""The pictures a run leaves behind. Without matplotlib it leaves none, and says so."""
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
-
-import matplotlib
+from typing import Any, ParamSpec
 
 from .files import writing
 
 
-matplotlib.use("Agg")  # no display needed
-
-from matplotlib import pyplot as plt  # noqa: E402
+Parameters = ParamSpec("Parameters")
 
 
+def _picture(draw: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Import matplotlib when a picture is drawn, and go on without the picture where it is not installed."""
+
+    @wraps(draw)
+    def drawn(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
+        try:
+            import matplotlib
+
+            matplotlib.use("Agg")  # no display needed
+        except ModuleNotFoundError:
+            path = next(value for value in (*arguments, *options.values()) if isinstance(value, Path))
+            print(f"note: no {path.name}, as matplotlib is not installed: pip install matplotlib")
+            return
+        draw(*arguments, **options)
+
+    return drawn
+
+
+@_picture
 def draw_curves(history: list[dict[str, Any]], baseline: dict[str, Any], path: Path) -> None:
     """Draw pretraining: MLM loss and accuracy against the unigram baseline, and NSP accuracy where there is NSP."""
     has_nsp = any("eval_next_sentence_accuracy" in entry for entry in history)
-    figure, axes = plt.subplots(1, 2 + has_nsp, figsize=(5 * (2 + has_nsp), 4), layout="constrained")
+    figure, axes = _subplots(1, 2 + has_nsp, figsize=(5 * (2 + has_nsp), 4), layout="constrained")
     _line(axes[0], history, "masked_lm_loss", "training", linewidth=0.8)
     _line(axes[0], history, "eval_masked_lm_loss", "held out", marker="o", markersize=3)
     axes[0].axhline(baseline["loss"], color="grey", linestyle="--", label="unigram")
@@ -34,10 +51,18 @@ def draw_curves(history: list[dict[str, Any]], baseline: dict[str, Any], path: P
     _save(figure, path)
 
 
+def _subplots(*arguments: Any, **options: Any) -> Any:
+    from matplotlib import pyplot
+
+    return pyplot.subplots(*arguments, **options)
+
+
 def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
     with writing(path):
         figure.savefig(path, dpi=120)
-    plt.close(figure)
+    pyplot.close(figure)
 
 
 def _line(axis: Any, history: list[dict[str, Any]], key: str, label: str, **style: Any) -> None:
@@ -46,9 +71,10 @@ def _line(axis: Any, history: list[dict[str, Any]], key: str, label: str, **styl
         axis.plot(*zip(*points, strict=True), label=label, **style)
 
 
+@_picture
 def draw_finetuning_curves(history: list[dict[str, Any]], metric: str, baseline: float, path: Path) -> None:
     """Draw fine-tuning: loss in training and on validation, and the main metric against the most frequent answer."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = _subplots(1, 2, figsize=(10, 4), layout="constrained")
     _line(axes[0], history, "loss", "training", linewidth=0.8)
     _line(axes[0], history, "eval_loss", "validation", marker="o", markersize=3)
     axes[0].set(title="loss", xlabel="step")
@@ -61,6 +87,7 @@ def draw_finetuning_curves(history: list[dict[str, Any]], metric: str, baseline:
     _save(figure, path)
 
 
+@_picture
 def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str], path: Path) -> None:
     """Draw how often each class (row) was predicted as each (column), the share of the row as the shade."""
     counts = [[0] * len(names) for _ in names]
@@ -69,7 +96,7 @@ def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str
         counts[places[right]][places[said]] += 1
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
     size = max(4.0, 0.6 * len(names) + 2)
-    figure, axis = plt.subplots(figsize=(size, size), layout="constrained")
+    figure, axis = _subplots(figsize=(size, size), layout="constrained")
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= 20:  # more do not leave room for figures
         for row, column in ((row, column) for row in range(len(names)) for column in range(len(names))):
@@ -81,9 +108,10 @@ def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str
     _save(figure, path)
 
 
+@_picture
 def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> None:
     """Draw SQuAD 2.0's F1 against the threshold on the null score's lead, above which there is no answer."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = _subplots(figsize=(6, 4), layout="constrained")
     axis.plot(thresholds, f1, drawstyle="steps-post")
     axis.axvline(0.0, color="grey", linestyle=":", label="0, the default")
     axis.axvline(best, color="black", linestyle="--", label=f"best: {best:.2f} (tuned on these questions)")
@@ -93,10 +121,11 @@ def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> N
     _save(figure, path)
 
 
+@_picture
 def draw_sweep(trials: list[dict[str, Any]], metric: str, baseline: float, path: Path) -> None:
     """Draw every trial's score by setting, degenerate ones as crosses, and each setting's mean as a bar."""
     settings = list(dict.fromkeys(trial["setting"] for trial in trials))
-    figure, axis = plt.subplots(figsize=(max(6.0, 0.5 * len(settings) + 3), 4.5), layout="constrained")
+    figure, axis = _subplots(figsize=(max(6.0, 0.5 * len(settings) + 3), 4.5), layout="constrained")
     for place, setting in enumerate(settings):
         scores = [t["score"] for t in trials if t["setting"] == setting and t["score"] is not None]
         if not scores:
