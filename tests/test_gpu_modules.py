@@ -151,14 +151,14 @@ def test_gelu_is_pytorchs():
 def test_attention_on_joint_projections(dropout):
     torch.manual_seed(0)
     lengths = [5, 128, 0, 64, 1]
-    boundaries = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     qkv = torch.randn(sum(lengths), 3, 2, 32)
     seeds, gradient = gpu.random_seeds(torch.device("cpu")), torch.randn(sum(lengths), 2, 32)
     found, expected = (qkv.clone().requires_grad_() for _ in range(2))
-    out, _ = packed_attention(found, boundaries, seeds, 128, dropout, 0.25)
+    out, _ = packed_attention(found, cu_seqlens, seeds, 128, dropout, 0.25)
     out.backward(gradient)
     parts = []
-    for start, length in zip(boundaries.tolist(), lengths, strict=False):
+    for start, length in zip(cu_seqlens.tolist(), lengths, strict=False):
         query, key, value = expected[start : start + length].permute(1, 2, 0, 3)
         keep = kept_scores(start, length, 2, seeds, dropout) / (1 - dropout)
         parts.append(((query @ key.transpose(1, 2) * 0.25).softmax(-1) * keep @ value).transpose(0, 1))
@@ -172,10 +172,10 @@ import torch
 from hfbert_scratch.model import triton_attention as kernels
 torch.manual_seed(0)
 for lengths, size, dropout in (([5, 128, 0, 64, 33], 32, 0.1), ([70, 1, 128], 64, 0.0)):
-    boundaries = torch.tensor([0] + lengths).cumsum(0).int()
+    cu_seqlens = torch.tensor([0] + lengths).cumsum(0).int()
     qkv, gradient = torch.randn(sum(lengths), 3, 2, size), torch.randn(sum(lengths), 2, size)
     seeds = torch.tensor([123456789, -987654321], dtype=torch.int32)
-    options = (boundaries, seeds, 128, dropout, size**-0.5)
+    options = (cu_seqlens, seeds, 128, dropout, size**-0.5)
     expected = kernels.packed_attention(qkv, *options)
     found = kernels._launch_forward(qkv, *options)
     torch.testing.assert_close(found, expected, atol=5e-6, rtol=0)

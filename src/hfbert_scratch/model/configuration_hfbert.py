@@ -51,7 +51,7 @@ SIZES = {
 }
 
 # Far above any BERT, far below what would exhaust memory before the first clear message.
-LARGEST = {
+MAX_SIZES = {
     "vocab_size": 10_000_000,
     "hidden_size": 65_536,
     "num_hidden_layers": 1_000,
@@ -107,7 +107,7 @@ class HFBertConfig(PreTrainedConfig):
         model_type = kwargs.pop("model_type", None)
         if model_type not in (None, "bert", self.model_type):
             logger.warning(f"This configuration is of model_type {model_type!r}; its weights may not be BERT's.")
-        self._refuse_what_is_not_here(kwargs)
+        self._check_unsupported_fields(kwargs)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -147,8 +147,8 @@ class HFBertConfig(PreTrainedConfig):
         """Run by @strict after construction and on saving. Raises ValueError naming the field and what it may hold."""
         super().validate_architecture()
         # Also those set after construction: a file that names them could not be opened again.
-        self._refuse_what_is_not_here(vars(self))
-        for name, largest in LARGEST.items():
+        self._check_unsupported_fields(vars(self))
+        for name, largest in MAX_SIZES.items():
             value = getattr(self, name)
             if not 1 <= value <= largest:
                 raise ValueError(f"{name} is {value}; it must be between 1 and {largest}")
@@ -172,7 +172,7 @@ class HFBertConfig(PreTrainedConfig):
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is outside the vocabulary of {self.vocab_size}")
 
-    def _refuse_what_is_not_here(self, kwargs: dict[str, Any]) -> None:
+    def _check_unsupported_fields(self, kwargs: dict[str, Any]) -> None:
         """A stock option this encoder lacks would silently change the result, a typo silently do nothing."""
         for option in ("is_decoder", "add_cross_attention"):
             if kwargs.get(option):

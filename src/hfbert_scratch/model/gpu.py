@@ -50,12 +50,13 @@ class _SelfAttention(HFBertSelfAttention):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        packing = kwargs.get("packing")
-        all_queries = packing is not None and packing.boundaries is not None and kwargs.get("reading") is None
+        layout, query_subset = kwargs.get("layout"), kwargs.get("query_subset")
         if (
-            not all_queries
+            layout is None
+            or layout.cu_seqlens is None
+            or query_subset is not None
             or self.is_causal
-            or not has_kernel(hidden_states.device, self.attention_head_size, packing.longest)
+            or not has_kernel(hidden_states.device, self.attention_head_size, layout.max_seqlen)
         ):
             return super().forward(hidden_states, attention_mask, **kwargs)
         projected = _joint_product(hidden_states, self.query, self.key, self.value)
@@ -63,7 +64,7 @@ class _SelfAttention(HFBertSelfAttention):
         projected = projected.view(-1, 3, self.config.num_attention_heads, self.attention_head_size)
         dropout = self.dropout.p if self.training else 0.0
         seeds = random_seeds(projected.device)
-        attended, _ = packed_attention(projected, packing.boundaries, seeds, packing.longest, dropout, self.scaling)
+        attended, _ = packed_attention(projected, layout.cu_seqlens, seeds, layout.max_seqlen, dropout, self.scaling)
         return attended.view(hidden_states.shape), None
 
     def project(
@@ -113,7 +114,7 @@ def keep_mask(shape: torch.Size, probability: float, device: torch.device) -> to
     """
     seeds = random_seeds(device)
     place = torch.arange(shape.numel(), dtype=torch.int32, device=device)
-    random = _mix(_mix(place ^ seeds[0]) + seeds[1])
+    random = _murmur_mix_int32(_murmur_mix_int32(place ^ seeds[0]) + seeds[1])
     return (random >= round(probability * (1 << 32)) - (1 << 31)).view(shape)
 
 
@@ -122,7 +123,7 @@ def random_seeds(device: torch.device) -> torch.Tensor:
     return torch.randint(-(1 << 31), (1 << 31) - 1, (2,), dtype=torch.int32, device=device)
 
 
-def _mix(bits: torch.Tensor) -> torch.Tensor:
+def _murmur_mix_int32(bits: torch.Tensor) -> torch.Tensor:
     # >> copies the sign, which the mask takes away again.
     bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (0x85EBCA6B - (1 << 32))
     bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * (0xC2B2AE35 - (1 << 32))

@@ -19,13 +19,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    create_bidirectional_mask,
-    create_causal_mask,
-    sdpa_mask,
-)
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -47,23 +41,27 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_hfbert import HEADS, HFBertConfig
 from .kernels_hfbert import (
     IGNORED_LABEL,
+    UNPADDED,
     HFBertDropout,
-    Packing,
-    Reading,
-    attend_packed,
+    QuerySubset,
+    TokenLayout,
+    UnpaddedLayout,
     autocast_dtype,
-    gelu_not_saved,
+    cross_entropy_sum,
+    first_positions,
     has_varlen_kernel,
     is_transformed,
+    pair_mask,
+    real_tokens,
+    recompute_gelu,
+    select_queries,
     sequence_numbers,
-    summed_cross_entropy,
+    states_at,
 )
 
 
 # What DistributedDataParallel and torch.compile put before the names of weights.
 WRAPPED = re.compile(r"^(?:(?:module|_orig_mod)\.)+|_orig_mod\.")
-# An attention implementation like "sdpa", of our own: the padding of a batch is left out of all computation.
-UNPADDED = "hfbert_unpadded"
 
 
 class HFBertEmbeddings(nn.Module):
@@ -97,14 +95,14 @@ class HFBertEmbeddings(nn.Module):
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
-    def default_positions(self, sequence_length: int, boundaries: torch.Tensor | None = None) -> torch.Tensor:
-        """0, 1, 2 …, (1, sequence_length), from 0 again at each of the `boundaries` of a packed row.
+    def default_positions(self, sequence_length: int, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """0, 1, 2 …, (1, sequence_length), from 0 again at each of the `cu_seqlens` of a packed row.
 
         Raises ValueError for more than the table has.
         """
-        if boundaries is not None:
-            starts = boundaries[sequence_numbers(boundaries, sequence_length)]
-            return (torch.arange(sequence_length, device=boundaries.device) - starts)[None]
+        if cu_seqlens is not None:
+            starts = cu_seqlens[sequence_numbers(cu_seqlens, sequence_length)]
+            return (torch.arange(sequence_length, device=cu_seqlens.device) - starts)[None]
         limit = self.position_ids.shape[1]
         if sequence_length > limit:
             raise ValueError(
@@ -134,34 +132,6 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), probabilities
 
 
-def unpadded_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    packing: Packing | None = None,
-    reading: Reading | None = None,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, None]:
-    """Attention within the sequences of a packed batch, (1, heads, tokens, head size), the query's tokens being those
-    of `reading` if there is one; without `packing`, sdpa.
-    """
-    if packing is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    # squeeze and unsqueeze are views in the backward pass too, where [0] and [None] would fill and copy whole tensors.
-    tokens = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    return attend_packed(*tokens, packing, scaling, dropout, module.is_causal, reading).unsqueeze(0), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention_forward)
-ALL_MASK_ATTENTION_FUNCTIONS.register(UNPADDED, sdpa_mask)
-
-
 class HFBertSelfAttention(nn.Module):
     """Multi-head self-attention through transformers' attention interface (eager, sdpa, flex, flash, user's own)."""
 
@@ -187,8 +157,8 @@ class HFBertSelfAttention(nn.Module):
         dtype = autocast_dtype(hidden_states.device)
         if dtype is not None:  # which would cast for each of the three
             hidden_states = hidden_states.to(dtype)
-        asking = _read(hidden_states, kwargs)
-        query, key, value = (self.split_heads(projected) for projected in self.project(asking, hidden_states))
+        query_states = select_queries(hidden_states, kwargs)
+        query, key, value = map(self.split_heads, self.project(query_states, hidden_states))
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -202,7 +172,7 @@ class HFBertSelfAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return output.reshape(asking.shape), probabilities
+        return output.reshape(query_states.shape), probabilities
 
     def project(
         self, query_states: torch.Tensor, hidden_states: torch.Tensor
@@ -215,12 +185,6 @@ class HFBertSelfAttention(nn.Module):
         # A view and not unflatten, whose other sizes the older ONNX exporter takes for constants.
         heads = (self.config.num_attention_heads, self.attention_head_size)
         return projected.view(*projected.shape[:-1], *heads).transpose(1, 2)
-
-
-def _read(hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-    """Those a layer is computed for: all, or those that `reading` among its arguments has."""
-    reading: Reading | None = kwargs.get("reading")
-    return hidden_states if reading is None else reading.select(hidden_states)
 
 
 class HFBertResidual(nn.Module):
@@ -251,7 +215,7 @@ class HFBertAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, probabilities = self.self(hidden_states, attention_mask, **kwargs)
-        return self.output(attended, _read(hidden_states, kwargs)), probabilities
+        return self.output(attended, select_queries(hidden_states, kwargs)), probabilities
 
 
 class HFBertIntermediate(nn.Module):
@@ -291,7 +255,7 @@ class HFBertLayer(GradientCheckpointingLayer):
     def feed_forward_chunk(self, attention_output: torch.Tensor) -> torch.Tensor:
         activated = self.intermediate(attention_output)
         # Checkpointing has its own way with what is saved.
-        with nullcontext() if self.gradient_checkpointing else gelu_not_saved(activated):
+        with nullcontext() if self.gradient_checkpointing else recompute_gelu(activated):
             return self.output(activated, attention_output)
 
 
@@ -308,12 +272,12 @@ class HFBertEncoder(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        reading: Reading | None = None,
+        query_subset: QuerySubset | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         for number, layer in enumerate(self.layer, start=1):
-            if reading is not None and number == len(self.layer):
-                kwargs["reading"] = reading
+            if query_subset is not None and number == len(self.layer):
+                kwargs["query_subset"] = query_subset
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
@@ -538,7 +502,7 @@ class HFBertModel(HFBertPreTrainedModel):
         A packed row holds several sequences one behind the other, which do not see each other: input_ids (1, tokens),
         no attention_mask, and transformers' arguments for such rows: cu_seq_lens_q (sequences + 1,), where each begins
         and the last ends, 0 … tokens, and optionally max_length_q, an int no sequence is longer than. position_ids
-        start anew with each of them. pooler_output then has a row for every sequence. On a GPU the boundaries are not
+        start anew with each of them. pooler_output then has a row for every sequence. On a GPU the cu_seqlens are not
         checked, as nothing else that would have to be waited for.
 
         read_positions (count,): the places in the flattened batch whose vectors will be read, in any order; () for
@@ -549,101 +513,85 @@ class HFBertModel(HFBertPreTrainedModel):
         will not be read is left out of the last layer, but for its keys and values.
         Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
         """
-        _refuse_decoding(kwargs)
+        _check_no_decoder_inputs(kwargs)
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        shape = _checked_shape(ids, inputs_embeds)
+        shape, device = _check_inputs(ids, inputs_embeds)
         if isinstance(attention_mask, torch.Tensor):
             _check_mask(attention_mask, shape, self.config.num_attention_heads)
-        device = (input_ids if inputs_embeds is None else inputs_embeds).device
-        boundaries = self._boundaries(shape, device, attention_mask, kwargs)
+        layout = self._token_layout(shape, device, attention_mask, read_positions, kwargs)
+        attention_kwargs = kwargs | layout.attention_kwargs()
         if position_ids is None:
-            position_ids = self.embeddings.default_positions(shape[1], boundaries)
+            position_ids = self.embeddings.default_positions(shape[1], layout.packed_cu_seqlens)
         else:
-            kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
-        inputs = [input_ids, token_type_ids, position_ids, inputs_embeds]
-        read = None
-        pooled = self._pooled_positions(shape, device, attention_mask, boundaries)
-        if read_positions is not None:
-            read = _checked_read(pooled, read_positions, shape)
-        packing = self._packing(shape, device, attention_mask, boundaries, kwargs)
-        reading = self._reading(packing, read, kwargs)
-        if packing is not None:
-            inputs = [packing.pack(tensor) for tensor in inputs]
+            attention_kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
+        inputs = (input_ids, token_type_ids, position_ids, inputs_embeds)
         try:
-            embeddings = self.embeddings(*inputs)
+            hidden_states = self.embeddings(*map(layout.unpad, inputs))
         except IndexError as error:
-            raise ValueError(self._outside(ids)) from error
-        if packing is None:
-            mask = self._attention_mask(embeddings, attention_mask, boundaries)
-            states = self.encoder(embeddings, mask, **kwargs).last_hidden_state
-        else:
-            states = self.encoder(embeddings, packing=packing, reading=reading, **kwargs).last_hidden_state
-            states = packing.unpack(states) if reading is None else reading.restore(states)
-        count = pooled.shape[0]
-        if reading is not None:
-            pooled_states, states = states[:count], states[count:]
-        else:
-            is_first = boundaries is None and not self.config.left_to_right
-            pooled_states = states[:, 0] if is_first else _states_at(states, pooled)
-            states = states if read is None else _states_at(states, read[count:])
-        pooled_output = self.pooler(pooled_states[:, None]) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled_output)
+            raise ValueError(self._index_error_message(ids)) from error
+        attention_mask = self._attention_mask(hidden_states, attention_mask, layout)
+        hidden_states = self.encoder(hidden_states, attention_mask, **attention_kwargs).last_hidden_state
+        last_hidden_state, pooled_states = layout.restore(hidden_states)
+        pooler_output = self.pooler(pooled_states) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooler_output)
+
+    def _token_layout(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        attention_mask: torch.Tensor | None,
+        read_positions: torch.Tensor | tuple[()] | None,
+        kwargs: dict[str, Any],
+    ) -> TokenLayout:
+        """Check packed rows and read positions, and leave padding out where that was asked for and can be done."""
+        cu_seqlens, max_seqlen = kwargs.get("cu_seq_lens_q"), 0
+        if cu_seqlens is not None:
+            max_seqlen = kwargs.get("max_length_q") or min(shape[1], self.config.max_position_embeddings)
+            cu_seqlens = _check_cu_seqlens(cu_seqlens, max_seqlen, shape, device, attention_mask)
+        pooled = self._pooled_positions(shape, device, attention_mask, cu_seqlens)
+        if read_positions is not None:
+            read_positions = _check_read_positions(read_positions, pooled, shape, device)
+        layout = TokenLayout(shape, pooled, read_positions, cu_seqlens, max_seqlen)
+        if self.config._attn_implementation != UNPADDED:
+            return layout
+        if kwargs.get("output_attentions"):
+            raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
+        dtype = autocast_dtype(device) or self.dtype
+        has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
+        keeps_shapes = kwargs.get("output_hidden_states") or is_transformed()
+        is_pair_mask = attention_mask is not None and len(attention_mask.shape) != 2
+        if is_pair_mask or (keeps_shapes and (cu_seqlens is None or not has_kernel)):
+            return layout
+        layout = layout.unpadded(attention_mask, device, has_kernel)
+        # A causal mask depends on the positions of all queries.
+        if read_positions is not None and not kwargs.get("output_hidden_states") and not self.config.left_to_right:
+            layout.confine_last_layer(device)
+        return layout
 
     def _pooled_positions(
         self,
         shape: torch.Size,
         device: torch.device,
         attention_mask: torch.Tensor | None,
-        boundaries: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Places in the flattened batch that the pooler reads, (sequences,): where each sequence begins or, left to
-        right, its last real token.
+        cu_seqlens: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Return the position of each sequence's first token in the flattened batch or, left to right, of its last.
+
+        None for the first of each row.
         """
-        if boundaries is not None:
-            # An empty sequence at the end begins where nothing is; its vector means nothing.
-            positions = boundaries[1:] - 1 if self.config.left_to_right else boundaries[:-1]
+        if cu_seqlens is not None:
+            # An empty sequence at the end has no position; its vector means nothing.
+            positions = cu_seqlens[1:] - 1 if self.config.left_to_right else cu_seqlens[:-1]
             return positions.to(torch.long).clamp(min=0, max=shape[1] - 1)
-        begins = torch.arange(shape[0], device=device) * shape[1]
         if not self.config.left_to_right:
-            return begins
+            return None
+        begins = first_positions(shape, device)
         if not isinstance(attention_mask, torch.Tensor):
             return begins + shape[1] - 1
         columns = torch.arange(shape[1], device=device)
-        return begins + (_real_tokens(attention_mask.to(device)) * columns).amax(1)
+        return begins + (real_tokens(attention_mask.to(device)) * columns).amax(1)
 
-    def _boundaries(
-        self, shape: torch.Size, device: torch.device, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
-    ) -> torch.Tensor | None:
-        """A packed row's boundaries, checked; `kwargs` gets what attention wants of them. None for a padded batch."""
-        boundaries = kwargs.get("cu_seq_lens_q")
-        if boundaries is None:
-            return None
-        if shape[0] != 1:
-            raise ValueError(
-                f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; lay its sequences one "
-                "behind the other, in shape (1, tokens)"
-            )
-        if attention_mask is not None:
-            raise ValueError("a packed row has no padding: leave out attention_mask beside cu_seq_lens_q")
-        if boundaries.dim() != 1 or len(boundaries) < 2 or boundaries.dtype not in (torch.long, torch.int32):
-            raise ValueError(
-                f"cu_seq_lens_q is of {boundaries.dtype} and shape {tuple(boundaries.shape)}; it must be of "
-                "torch.int32 and shape (sequences + 1,)"
-            )
-        boundaries = boundaries.to(device)
-        longest = kwargs.get("max_length_q") or min(shape[1], self.config.max_position_embeddings)
-        if device.type == "cpu" and not is_transformed():
-            lengths = boundaries.diff()
-            if boundaries[0] != 0 or boundaries[-1] != shape[1] or lengths.min() < 0 or lengths.max() > longest:
-                raise ValueError(
-                    f"cu_seq_lens_q is {boundaries.tolist()}; it must rise from 0 to the row's {shape[1]} tokens in "
-                    f"steps of at most {longest} (max_length_q, or else max_position_embeddings)"
-                )
-        same = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), boundaries)
-        kwargs.update(same | dict.fromkeys(("max_length_q", "max_length_k"), longest))
-        return boundaries
-
-    def _outside(self, ids: dict[str, torch.Tensor | None]) -> str:
+    def _index_error_message(self, ids: dict[str, torch.Tensor | None]) -> str:
         """Which id has no embedding. Looked for after the fact, on the CPU: a GPU would have to be waited for."""
         fields = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
         for name, tensor in ids.items():
@@ -662,121 +610,83 @@ class HFBertModel(HFBertPreTrainedModel):
                 return f"{name}[{row}, {column}] is {value}; it must be 0 … {size - 1} ({field} {size})"
         return "an id has no embedding"
 
-    def _packing(
-        self,
-        shape: torch.Size,
-        device: torch.device,
-        attention_mask: torch.Tensor | None,
-        boundaries: torch.Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> Packing | None:
-        """How to compute on real tokens alone; None where that was not asked for, or the shapes in between matter."""
-        if self.config._attn_implementation != UNPADDED:
-            return None
-        if kwargs.get("output_attentions"):
-            raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
-        dtype = autocast_dtype(device) or self.dtype
-        has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
-        keeps_shapes = kwargs.get("output_hidden_states") or is_transformed()
-        if boundaries is not None and (has_kernel or not keeps_shapes):
-            return Packing.from_boundaries(boundaries, kwargs["max_length_q"], shape, has_kernel)
-        if boundaries is not None or keeps_shapes or (attention_mask is not None and len(attention_mask.shape) != 2):
-            return None
-        return Packing.from_mask(attention_mask, shape, device, has_kernel)
-
-    def _reading(self, packing: Packing | None, read: torch.Tensor | None, kwargs: dict[str, Any]) -> Reading | None:
-        """What the last layer may be confined to; None for all tokens."""
-        if packing is None or read is None or kwargs.get("output_hidden_states"):
-            return None
-        # A causal mask goes by the places in a sequence.
-        return None if self.config.left_to_right else packing.reading(read)
-
     def _attention_mask(
-        self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None
-    ):
-        """The mask in the form the chosen attention implementation takes."""
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, layout: TokenLayout
+    ) -> Any:
+        """Return the mask in the form the attention implementation takes."""
+        if isinstance(layout, UnpaddedLayout):
+            return None
         if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() != 2:
-            return _ready_mask(attention_mask, embeddings, self.config)
-        same_sequence = None
-        if boundaries is not None:
-            numbers = sequence_numbers(boundaries, embeddings.shape[1])
-
-            def same_sequence(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-                return numbers[query] == numbers[key]
-
+            return pair_mask(attention_mask, hidden_states, self.config)
         if self.config.left_to_right:
             # By position: no cache, which transformers renamed in 5.24.
-            return create_causal_mask(self.config, embeddings, attention_mask, None, and_mask_function=same_sequence)
+            return create_causal_mask(
+                self.config, hidden_states, attention_mask, None, and_mask_function=layout.same_sequence()
+            )
         # Dropping an all-ones mask lets inference take faster kernels, but reading it stops the host until the device
         # has caught up: not in a training step.
-        may_skip = not (self.training and embeddings.device.type != "cpu") and not is_transformed()
+        may_skip = not (self.training and hidden_states.device.type != "cpu") and not is_transformed()
         return create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=embeddings,
+            inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            and_mask_function=same_sequence,
+            and_mask_function=layout.same_sequence(),
             allow_is_bidirectional_skip=may_skip,
         )
 
 
-def _checked_read(pooled: torch.Tensor, read_positions: torch.Tensor | tuple[()], shape: torch.Size) -> torch.Tensor:
-    """Places that are pooled, and what else will be read. Raises ValueError for what are no places in the batch."""
+def _check_cu_seqlens(
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    shape: torch.Size,
+    device: torch.device,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return a packed row's boundaries on `device`. Their numbers are checked on the CPU, where reading is free."""
+    if shape[0] != 1:
+        raise ValueError(
+            f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; lay its sequences one "
+            "behind the other, in shape (1, tokens)"
+        )
+    if attention_mask is not None:
+        raise ValueError("a packed row has no padding: leave out attention_mask beside cu_seq_lens_q")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.long, torch.int32):
+        raise ValueError(
+            f"cu_seq_lens_q is of {cu_seqlens.dtype} and shape {tuple(cu_seqlens.shape)}; it must be of "
+            "torch.int32 and shape (sequences + 1,)"
+        )
+    cu_seqlens = cu_seqlens.to(device)
+    if device.type == "cpu" and not is_transformed():
+        lengths = cu_seqlens.diff()
+        if cu_seqlens[0] != 0 or cu_seqlens[-1] != shape[1] or lengths.min() < 0 or lengths.max() > max_seqlen:
+            raise ValueError(
+                f"cu_seq_lens_q is {cu_seqlens.tolist()}; it must rise from 0 to the row's {shape[1]} tokens in "
+                f"steps of at most {max_seqlen} (max_length_q, or else max_position_embeddings)"
+            )
+    return cu_seqlens
+
+
+def _check_read_positions(
+    read_positions: torch.Tensor | tuple[()], pooled: torch.Tensor | None, shape: torch.Size, device: torch.device
+) -> torch.Tensor:
+    """Return positions in the flattened batch, (count,) on `device`."""
     if not isinstance(read_positions, torch.Tensor):
-        return pooled
+        return torch.empty(0, dtype=torch.long, device=device)
     if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
         raise ValueError(
             f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
             "torch.long and shape (count,): places in the flattened batch, row · sequence_length + column"
         )
-    read = torch.cat([pooled, read_positions.to(pooled.device)])
-    if read.device.type == "cpu" and not is_transformed():
-        lowest, highest = int(read.min()), int(read.max())
+    read_positions = read_positions.to(device, torch.long)
+    if device.type == "cpu" and not is_transformed():
+        pooled = first_positions(shape, device) if pooled is None else pooled
+        lowest, highest = (int(bound) for bound in torch.cat([pooled, read_positions]).aminmax())
         if lowest < 0 or highest >= shape.numel():
             raise ValueError(
                 f"read_positions go from {lowest} to {highest}; the batch of shape {tuple(shape)} has places "
                 f"0 … {shape.numel() - 1}"
             )
-    return read
-
-
-def _ready_mask(mask: torch.Tensor, embeddings: torch.Tensor, config: HFBertConfig) -> torch.Tensor:
-    """A mask for pairs of tokens as the attention implementation takes it, (batch, heads, length, length).
-
-    True where a token sees another, or what is added to the scores; any size but the last may be 1.
-    """
-    implementation = config._attn_implementation
-    if "flash" in implementation:
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}, and {implementation} takes (batch_size, sequence_length); "
-            "for a mask of pairs, model.set_attn_implementation('sdpa')"
-        )
-    mask = (mask[:, None] if mask.dim() == 3 else mask).to(embeddings.device)
-    length, is_causal = embeddings.shape[1], config.left_to_right
-    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    dtype = autocast_dtype(mask.device) or embeddings.dtype
-    lowest = torch.finfo(dtype).min
-    if mask.is_floating_point():
-        mask = mask.clamp(min=lowest).to(dtype)
-        mask = mask.masked_fill(~causal, lowest) if is_causal else mask
-    else:
-        mask = mask != 0
-        mask = mask & causal if is_causal else mask
-        if implementation in ("eager", "flex_attention"):
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
-    if implementation == "flex_attention":
-        if mask.shape[1] != 1:
-            raise ValueError(
-                f"attention_mask has {mask.shape[1]} heads; flex_attention takes one mask for all of them: "
-                "model.set_attn_implementation('sdpa')"
-            )
-        mask = mask.expand(embeddings.shape[0], 1, length, length)
-    return mask
-
-
-def _real_tokens(mask: torch.Tensor) -> torch.Tensor:
-    """True for tokens, False for padding (in a mask of pairs, what no token sees), (batch_size or 1, length)."""
-    real = mask > -1000 if mask.is_floating_point() and mask.dim() != 2 else mask != 0
-    return real if real.dim() == 2 else real.flatten(1, -2).any(1)
+    return read_positions
 
 
 def _check_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
@@ -804,12 +714,9 @@ def _check_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
         )
 
 
-def _states_at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """(batch_size, sequence_length, size) at places in the flattened batch, (count,): (count, size)."""
-    return states.flatten(0, 1).index_select(0, positions.to(states.device))
-
-
-def _checked_shape(ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None) -> torch.Size:
+def _check_inputs(
+    ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None
+) -> tuple[torch.Size, torch.device]:
     """(batch_size, sequence_length). Raises ValueError for inputs that are no batch or do not fit together."""
     input_ids = ids["input_ids"]
     if (input_ids is None) == (inputs_embeds is None):
@@ -833,7 +740,7 @@ def _checked_shape(ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Ten
     for name, tensor in ids.items():
         if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
             raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
-    return given.shape
+    return given.shape, given.device
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
@@ -845,7 +752,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.T
     _check_class_ids(labels)
     labels = labels.reshape(-1).to(logits.device, torch.long)
     try:
-        total = summed_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
+        total = cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), labels)
     except IndexError as error:  # "Target … is out of bounds", on the CPU
         raise ValueError(
             f"the labels go from {int(labels[labels != IGNORED_LABEL].min())} to {int(labels.max())}; they must be "
@@ -873,14 +780,14 @@ def _check_label_shape(labels: torch.Tensor, given: torch.Tensor) -> None:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(given.shape[:2])}")
 
 
-def _refuse_decoding(kwargs: dict[str, Any]) -> None:
+def _check_no_decoder_inputs(kwargs: dict[str, Any]) -> None:
     """An encoder would leave them out, and the caller would take the result for one that knows them."""
     for name in ("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"):
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} is for decoders, and HFBert is an encoder: leave it out, or use stock bert")
 
 
-def _refuse_packed(task: str, kwargs: dict[str, Any]) -> None:
+def _check_not_packed(task: str, kwargs: dict[str, Any]) -> None:
     """For heads whose softmax is over more than one vector, or one sequence."""
     if kwargs.get("cu_seq_lens_q") is not None:
         raise ValueError(f"{task} takes padded batches, not packed rows: leave out cu_seq_lens_q")
@@ -998,7 +905,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         if skip_logits:
             return outputs, None, self._prediction_loss(outputs.last_hidden_state, targets, num_items)
         logits = self._logits(outputs)
-        chosen = logits[0] if sparse or positions is None else _states_at(logits[0], positions)
+        chosen = logits[0] if sparse or positions is None else states_at(logits[0], positions)
         return outputs, logits, cross_entropy(chosen, targets, num_items)
 
     def _logits(self, outputs: BaseModelOutputWithPooling) -> tuple[torch.Tensor, ...]:
@@ -1322,7 +1229,7 @@ class HFBertForMultipleChoice(HFBertClassifier):
         if given is None or given.dim() != 3:
             shape = None if given is None else tuple(given.shape)
             raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
-        _refuse_packed("multiple choice", kwargs)
+        _check_not_packed("multiple choice", kwargs)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flat = (None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
         outputs = self._encode(*flat, read_positions=(), **kwargs)
@@ -1363,7 +1270,7 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError("give both start_positions and end_positions, or neither")
-        _refuse_packed("question answering", kwargs)
+        _check_not_packed("question answering", kwargs)
         outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
