@@ -29,7 +29,7 @@ from hfbert_scratch.model import gpu, modeling_hfbert
 from hfbert_scratch.model.gpu import compile_layers, keep_mask, train_on_gpu
 from hfbert_scratch.model.modeling_hfbert import UNPADDED
 from hfbert_scratch.model.packing import pack
-from hfbert_scratch.model.triton_attention import kept_scores, packed_attention
+from hfbert_scratch.model.triton_attention import kept_scores, murmur_mix, packed_attention
 
 
 @pytest.fixture
@@ -135,6 +135,11 @@ def test_dropout_is_of_the_right_rate_and_independent(draw, probability):
         for lag in (1, 2, 3, 64, 128, 768):
             assert abs(correlation(flat[:-lag], flat[lag:])) < 4.5
     assert abs(correlation(*masks)) < 4.5
+
+
+def test_the_hash_is_the_finalizer_of_murmurhash3():
+    mixed = murmur_mix(torch.tensor([0, 1, -1], dtype=torch.int32)).to(torch.int64) & 0xFFFFFFFF
+    assert mixed.tolist() == [0, 0x514E28B7, 0x81F16F39]
 
 
 def test_gelu_is_pytorchs():

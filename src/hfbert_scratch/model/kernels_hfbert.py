@@ -1,10 +1,9 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
-"""The same arithmetic in less time: dropout, cross-entropy and attention over sequences of different lengths.
+"""Faster dropout, cross-entropy and attention, numerically equivalent to the plain path, and the layouts they need.
 
-modeling_hfbert.py says what is computed; here is how, where PyTorch's own way is slow. What is here equals the plain
-path up to rounding (tests/test_kernels.py), and steps aside where `is_transformed`. Backward passes that will be
-differentiated themselves are computed by operations PyTorch can differentiate. This file travels with every
-checkpoint, so it imports nothing of this package. Figures: benchmarks/pretraining_step.py.
+Kernels equal the plain path up to rounding (tests/test_kernels.py) and step aside where `is_transformed`. A backward
+pass that is differentiated itself uses operations PyTorch can differentiate. This file travels with every checkpoint:
+it imports nothing of this package but configuration_hfbert. Measurements: benchmarks/pretraining_step.py.
 """
 
 import itertools
@@ -15,25 +14,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd import forward_ad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .configuration_hfbert import IGNORED_LABEL, check_class_ids, check_label_count, is_transformed
+
 
 # An attention implementation like "sdpa", of our own: the layers see no padding.
 UNPADDED = "hfbert_unpadded"
-IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
 
 # The integers that share a floating-point number's bits.
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 # Random numbers have 15 bits: a dropout probability is met to within 1/65536.
 _RANDOM_BITS = 15
-# Float32 logits that are worked on at a time, in numbers: what fits a processor's cache.
+# Float32 logits of one chunk of the loss: they fit a processor's cache.
 _CHUNK_ELEMENTS = 1 << 18
-# Fewer classes than this are not worth the trouble.
+# Below this many classes the chunked loss is not faster.
 _MIN_CLASSES = 4096
-# Sequences share a product of matrices if the shorter ones are at least this share of the longest, or very short.
+# Sequences share a bucket if each is at least this fraction of the longest, or if the longest is very short.
 _MIN_LENGTH_RATIO = 0.8
 _SHORT_LENGTH = 32
 
@@ -47,26 +46,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
-def is_transformed() -> bool:
-    """Return whether operations are recorded or transformed here, and not just computed.
-
-    So it is under torch.compile, export and jit.trace, forward-mode differentiation, the transforms of torch.func
-    (vmap, grad, jvp …) and in dispatch modes (make_fx, fake tensors). There no number may be read, and gradients come
-    from PyTorch's own operations alone.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-
-
 def needs_plain_backward(gradient: torch.Tensor) -> bool:
-    """Return whether a backward pass is differentiated itself (create_graph=True), transformed, or for many gradients
-    at once (is_grads_batched=True).
-    """
+    """Return whether a backward pass is differentiated (create_graph), transformed or batched itself."""
     return torch.is_grad_enabled() or is_transformed() or torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
@@ -74,12 +55,13 @@ def _use_cpu_kernel(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in _BITS and not is_transformed()
 
 
-# ------------------------------------------------------------------------------------------------------------- dropout
-
-
 def _random_keep_mask(probability: float, like: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Integers of `like`'s shape and width, negative with `probability` and else 0 or more; and that probability as it
-    is met. From PyTorch's CPU generator, four of them for one 64-bit draw: bernoulli_ takes several times as long.
+    """Draw integers of `like`'s shape and width, negative for elements to drop, from PyTorch's CPU generator.
+
+    One 64-bit draw makes four of them: bernoulli_ takes several times as long.
+
+    Returns:
+        The integers, and `probability` rounded to a multiple of 2⁻¹⁵.
     """
     threshold = round(probability * (1 << _RANDOM_BITS))
     count = like.numel()
@@ -89,11 +71,13 @@ def _random_keep_mask(probability: float, like: torch.Tensor) -> tuple[torch.Ten
 
 
 class _Dropout(torch.autograd.Function):
+    """Dropout by bit masks: -1 (all bits) keeps an element, 0 drops it."""
+
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, probability: float) -> torch.Tensor:
         values = values.contiguous()
-        below, probability = _random_keep_mask(probability, values)
-        kept = below.bitwise_right_shift_(torch.iinfo(below.dtype).bits - 1).bitwise_not_()
+        drawn, probability = _random_keep_mask(probability, values)
+        kept = drawn.bitwise_right_shift_(torch.iinfo(drawn.dtype).bits - 1).bitwise_not_()
         ctx.kept, ctx.scale = kept.to(torch.int8), 1 / (1 - probability)
         return (values.view(kept.dtype) & kept).view(values.dtype).mul_(ctx.scale)
 
@@ -115,16 +99,12 @@ class HFBertDropout(nn.Dropout):
         return super().forward(input)
 
 
-# ---------------------------------------------------------------------------------------------------------------- GELU
-
-
 def recompute_gelu(activated: torch.Tensor) -> AbstractContextManager:
-    """While this is open, what is computed from `activated`, a GELU's output, does not keep it for the backward pass.
+    """Within this context, save a GELU's output for the backward pass as nothing but its shape, and recompute it.
 
-    It is computed again from the GELU's input, which is kept anyway: the same numbers, and a fifth of a layer's memory
-    less, for one more elementwise pass, some 1 % of a training step. Anything but a GELU's output is kept as usual.
-
-    On CPUs only: a GPU has the memory, and would spend 2 to 3 % of a step on the pass.
+    GELU saves its input anyway: the same numbers for a fifth less memory in each layer and 1 % more time in a training
+    step. Tensors other than `activated`, and outputs of other activations, are saved as usual. On CPUs only: a GPU has
+    the memory, and would spend 2 to 3 % of a step.
     """
     if activated.device.type != "cpu" or is_transformed():
         return nullcontext()
@@ -132,36 +112,34 @@ def recompute_gelu(activated: torch.Tensor) -> AbstractContextManager:
     if node is None or node.name() != "GeluBackward0":
         return nullcontext()
     source, approximate = node._saved_self, node._saved_approximate
-    place, count, dtype = activated.data_ptr(), activated.numel(), activated.dtype
+    address, count, dtype = activated.data_ptr(), activated.numel(), activated.dtype
 
-    def keep(saved: torch.Tensor) -> torch.Tensor | torch.Size:
-        same = saved.data_ptr() == place and saved.numel() == count and saved.dtype == dtype
-        return saved.shape if same and saved.is_contiguous() else saved
+    def pack_hook(saved: torch.Tensor) -> torch.Tensor | torch.Size:
+        is_output = saved.data_ptr() == address and saved.numel() == count and saved.dtype == dtype
+        return saved.shape if is_output and saved.is_contiguous() else saved
 
-    def give(kept: torch.Tensor | torch.Size) -> torch.Tensor:
-        return F.gelu(source, approximate=approximate).view(kept) if isinstance(kept, torch.Size) else kept
+    def unpack_hook(packed: torch.Tensor | torch.Size) -> torch.Tensor:
+        return F.gelu(source, approximate=approximate).view(packed) if isinstance(packed, torch.Size) else packed
 
-    return torch.autograd.graph.saved_tensors_hooks(keep, give)
-
-
-# ------------------------------------------------------------------------------------------------------- cross-entropy
+    return torch.autograd.graph.saved_tensors_hooks(pack_hook, unpack_hook)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of (rows, classes) logits and (rows,) labels, in float32 a few rows at a time.
+    """Sum of the cross-entropies of (rows, classes) logits and (rows,) labels, in float32 chunk by chunk.
 
-    The forward pass keeps the probabilities, in the logits' type: the exponentials are the dear part. They are its
+    The forward pass keeps the probabilities in the logits' type, as the exponentials dominate the cost. They are its
     second output, so that their dependence on the logits enters second derivatives.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         ctx.set_materialize_grads(False)
-        counted = labels != IGNORED_LABEL
+        counted = labels != IGNORED_LABEL  # (rows,)
+        # (rows, 1)
         index = torch.where(counted, labels, 0)[:, None]
         probabilities = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        normalizers = []
-        size = max(1, _CHUNK_ELEMENTS // logits.shape[1])
+        normalizers = []  # log Σ exp of each row, (chunk rows, 1)
+        size = max(1, _CHUNK_ELEMENTS // logits.shape[1])  # rows of a chunk
         for start in range(0, len(logits), size):
             values = logits[start : start + size].to(torch.float32, copy=True)
             largest = values.amax(-1, keepdim=True)
@@ -181,9 +159,10 @@ class _CrossEntropy(torch.autograd.Function):
         probabilities, index, counted = ctx.saved_tensors
         logits_gradient = None
         if gradient is not None:
+            # (probabilities − one-hot labels) · gradient; (rows, 1) · (rows, classes)
             scale = (gradient * counted).to(probabilities.dtype)[:, None]
             logits_gradient = (probabilities * scale).scatter_add_(1, index, -scale)
-        if probabilities_gradient is not None:  # in a second derivative
+        if probabilities_gradient is not None:  # of a second derivative
             softmax_gradient = torch._softmax_backward_data(
                 probabilities_gradient, probabilities, -1, probabilities.dtype
             )
@@ -192,9 +171,9 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """F.cross_entropy(logits.float(), labels, reduction="sum"), labels of -100 ignored; (rows, classes) and (rows,).
+    """Compute F.cross_entropy(logits.float(), labels, reduction="sum") for (rows, classes) and (rows,).
 
-    Over a vocabulary on a CPU without float32 copies of all logits, which cost more than the arithmetic.
+    Over a vocabulary on a CPU it makes no float32 copy of all logits, which would cost more than the arithmetic.
     """
     if logits.shape[-1] >= _MIN_CLASSES and _use_cpu_kernel(logits):
         lowest, highest = labels.min(), labels.max()
@@ -203,7 +182,37 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
-# ------------------------------------------------------------------------------------------------------ token layout
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+    """Compute the cross-entropy over the labels other than -100; 0, not NaN, when there are none.
+
+    Args:
+        logits: (…, classes).
+        labels: (…), of any integer type.
+        num_items: divisor of the sum; None for the mean.
+
+    Raises:
+        ValueError: for labels of another number or type, or, on the CPU, outside the classes.
+    """
+    check_label_count(labels, logits, logits.shape[:-1].numel())
+    check_class_ids(labels)
+    labels = labels.reshape(-1).to(logits.device, torch.long)
+    try:
+        total = cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), labels)
+    except IndexError as error:  # "Target … is out of bounds", on the CPU
+        raise ValueError(
+            f"the labels go from {int(labels[labels != IGNORED_LABEL].min())} to {int(labels.max())}; they must be "
+            f"0 … {logits.shape[-1] - 1}, or {IGNORED_LABEL} where there is none"
+        ) from error
+    return total / loss_denominator(num_items, (labels != IGNORED_LABEL).sum(), total.device)
+
+
+def loss_denominator(
+    num_items: torch.Tensor | int | None, counted: torch.Tensor | int, device: torch.device
+) -> torch.Tensor | int:
+    """Return `num_items`, or at least 1 of `counted` when it is None."""
+    if num_items is None:
+        return torch.as_tensor(counted, device=device).clamp(min=1)
+    return num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
 
 
 class TokenLayout:
@@ -255,9 +264,8 @@ class TokenLayout:
 
     def restore(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the vectors to read, (count, size) or all, and the pooler's input, (sequences, 1, size)."""
-        pooled = (
-            hidden_states[:, 0] if self.pooled_positions is None else states_at(hidden_states, self.pooled_positions)
-        )
+        positions = self.pooled_positions
+        pooled = hidden_states[:, 0] if positions is None else states_at(hidden_states, positions)
         if self.read_positions is not None:
             hidden_states = states_at(hidden_states, self.read_positions)
         return hidden_states, pooled[:, None]
@@ -265,8 +273,9 @@ class TokenLayout:
     def unpadded(
         self, attention_mask: torch.Tensor | None, device: torch.device, has_kernel: bool = False
     ) -> "UnpaddedLayout":
-        """Leave the padding out. Reads the mask on the host, which synchronises a GPU; a packed row with a kernel
-        reads nothing.
+        """Leave the padding out.
+
+        Reads the mask on the host, which synchronises a GPU; a packed row with a kernel reads nothing.
 
         Args:
             attention_mask: (batch_size, sequence_length), 0 for padding, wherever it stands; None for no padding.
@@ -472,9 +481,6 @@ def states_at(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Ten
     return hidden_states.flatten(0, 1).index_select(0, positions.to(hidden_states.device))
 
 
-# --------------------------------------------------------------------------------------------------------- attention
-
-
 @torch.compiler.assume_constant_result
 def _has_flash(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -519,9 +525,13 @@ def select_queries(hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch
 
 
 def pair_mask(mask: torch.Tensor, hidden_states: torch.Tensor, config: Any) -> torch.Tensor:
-    """A mask for pairs of tokens as the attention implementation takes it, (batch, heads, length, length).
+    """Convert a mask per pair of tokens to the form the attention implementation takes.
 
-    True where a token sees another, or what is added to the scores; any size but the last may be 1.
+    Args:
+        mask: (batch or 1, [heads or 1,] length or 1, length), True or 1 where a token sees another, or floats to add.
+
+    Returns:
+        (batch or 1, heads or 1, length or 1, length), booleans or what is added to the scores.
     """
     implementation = config._attn_implementation
     if "flash" in implementation:
@@ -553,7 +563,7 @@ def pair_mask(mask: torch.Tensor, hidden_states: torch.Tensor, config: Any) -> t
 
 
 def real_tokens(mask: torch.Tensor) -> torch.Tensor:
-    """True for tokens, False for padding (in a mask of pairs, what no token sees), (batch_size or 1, length)."""
+    """Return False for padding, in a pair mask for keys that no query sees, else True; (batch or 1, length)."""
     real = mask > -1000 if mask.is_floating_point() and mask.dim() != 2 else mask != 0
     return real if real.dim() == 2 else real.flatten(1, -2).any(1)
 
@@ -568,14 +578,11 @@ def varlen_attention(
     is_causal: bool,
     query_subset: QuerySubset | None = None,
 ) -> torch.Tensor:
-    """Attend within each sequence of an unpadded batch.
+    """Attend within each sequence of an unpadded batch; returns values of the query's shape.
 
     Args:
         query: (real tokens, heads, head size), or (queries, heads, head size) of `query_subset`, without causal mask.
-        key: (real tokens, heads, head size), as `value`.
-
-    Returns:
-        Attended values of the query's shape.
+        key, value: (real tokens, heads, head size).
     """
     if not len(query):  # a batch of padding alone
         return value
@@ -607,7 +614,7 @@ def varlen_attention(
 class _Attention(torch.autograd.Function):
     """dropout(softmax(QKᵀ·scaling + mask))·V on (sequences · heads, length, head size), for CPUs.
 
-    Keeps one tensor of scores: the probabilities, negative where they were dropped.
+    Saves one tensor of scores: the probabilities, with a negative sign where they were dropped.
     """
 
     @staticmethod
@@ -620,16 +627,17 @@ class _Attention(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> torch.Tensor:
+        # (sequences · heads, queries, keys)
         scores = query.new_empty(len(query), query.shape[1], key.shape[1])
         torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=scaling, out=scores)
-        if mask is not None:
+        if mask is not None:  # (sequences, 1, queries or 1, keys)
             scores.unflatten(0, (len(mask), -1)).add_(mask)
         probabilities = torch.softmax(scores, -1)
         ctx.mask, ctx.scaling, ctx.scale = mask, scaling, 1.0
         if dropout:
             signs, dropout = _random_keep_mask(dropout, probabilities)
             ctx.scale = 1 / (1 - dropout)
-            bits = probabilities.view(signs.dtype)
+            bits = probabilities.view(signs.dtype)  # set the sign bit of dropped ones
             bits |= signs.bitwise_and_(torch.iinfo(signs.dtype).min)
         ctx.save_for_backward(query, key, value, probabilities)
         return torch.bmm(_Attention.kept(probabilities, dropout), value).mul_(ctx.scale)
@@ -667,7 +675,7 @@ class _Attention(torch.autograd.Function):
         dropped: torch.Tensor,
         gradient: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Gradients of query, key and value as functions of these three and of `gradient`."""
+        """Compute the gradients of query, key and value by operations PyTorch can differentiate."""
         scores = torch.bmm(query, key.transpose(1, 2)) * ctx.scaling
         if ctx.mask is not None:
             scores = (scores.unflatten(0, (len(ctx.mask), -1)) + ctx.mask).flatten(0, 1)
@@ -684,7 +692,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def kept(probabilities: torch.Tensor, dropout: Any) -> torch.Tensor:
-        """The probabilities that were not dropped, 0 for the others."""
+        """Return the probabilities, 0 where their sign says dropped."""
         if not dropout:
             return probabilities
         bits = probabilities.view(_BITS[probabilities.dtype])

@@ -1,12 +1,13 @@
 """Attention over packed rows of short sequences with dropout as Triton kernels, for training on GPUs.
 
-For sequences of up to 128 tokens PyTorch's flash kernel takes 0.54 ms a layer of BERT-BASE, forward and backward, and
-the copy of its three gradients into one 0.07; here it is 0.34 (H200, benchmarks/gpu_micro.py). One program of the
-backward pass holds all keys of a sequence, so that nothing is added up in memory. Dropout is a hash of each score's
-place. Queries, keys and values are read from, and their gradients written to, the one tensor that the joint projection
-makes. Otherwise it is FlashAttention-2 (Dao 2023, arXiv:2307.08691). For longer sequences it is not faster.
+For sequences of up to 128 tokens PyTorch's flash kernel takes 0.54 ms for a layer of BERT-BASE, forward and backward,
+and the copy of its three gradients into one 0.07; these kernels take 0.34 (H200, benchmarks/gpu_micro.py). For longer
+sequences they are not faster. They follow FlashAttention-2 (Dao 2023, arXiv:2307.08691) with three differences: one
+program of the backward pass holds all keys of a sequence, so that no gradient is accumulated in memory; dropout is a
+hash of each score's position; queries, keys and values are read from the output of the joint projection, and their
+gradients written to one tensor of its shape.
 
-The operators have a plain implementation for CPUs, which drops the same scores; tests compare the two.
+The operators have a plain implementation for CPUs that drops the same scores; tests compare the two.
 """
 
 import importlib.util
@@ -18,11 +19,11 @@ from torch import Tensor
 
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Head sizes whose blocks fit a multiprocessor's registers.
+# Blocks of these head sizes fit a multiprocessor's registers.
 HEAD_SIZES = (32, 64)
-# Longest sequence: all its keys fit one program.
+# All keys of a sequence of this length fit one program.
 MAX_SEQLEN = 128
-# Queries of a program of the forward pass; keys and queries that either pass takes at a time.
+# Queries of one program of the forward pass; keys or queries that a pass loads at a time.
 _BLOCK, _STEP = 64, 64
 _LOG2_E = 1.4426950408889634
 
@@ -180,7 +181,7 @@ def has_kernel(device: torch.device, head_size: int, max_seqlen: int) -> bool:
 
 
 def _constants(dropout: float, scaling: float) -> tuple[float, int, float]:
-    """scale·log₂e, the threshold below which a score is dropped, 1/(1 − dropout)."""
+    """Return scaling·log₂e, the hash threshold below which a score is dropped, and 1/(1 − dropout)."""
     return scaling * _LOG2_E, min(round(dropout * 2**32), 2**32 - 1), 1 / (1 - dropout)
 
 
@@ -192,8 +193,8 @@ def packed_attention(
 
     Args:
         qkv: (tokens, 3, heads, head size), contiguous: queries, keys, values.
-        cu_seqlens: (sequences + 1,) int32, where each sequence begins and the last ends.
-        seeds: (2,) int32, random; they decide which scores are dropped.
+        cu_seqlens: (sequences + 1,) int32, start of each sequence and end of the last.
+        seeds: (2,) int32, random; they determine the dropped scores.
         max_seqlen: no sequence is longer; at most MAX_SEQLEN.
         dropout: probability of dropping an attention probability.
         scaling: of the scores.
@@ -267,33 +268,39 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | No
 packed_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-# ------------------------------------------------------------------------------------------------------ plain, on CPUs
+def murmur_mix(bits: Tensor) -> Tensor:
+    """Mix int32 bits by the finalizer of MurmurHash3 (Appleby 2011, public domain); products wrap.
 
-
-def _murmur_mix_int64(bits: Tensor) -> Tensor:
-    # uint32 in int64.
-    bits = ((bits ^ (bits >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
-    bits = ((bits ^ (bits >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-    return bits ^ (bits >> 16)
+    The Triton function `_mixed` computes the same in uint32.
+    """
+    # >> copies the sign bit; the masks clear the copies.
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (0x85EBCA6B - (1 << 32))
+    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * (0xC2B2AE35 - (1 << 32))
+    return bits ^ ((bits >> 16) & 0xFFFF)
 
 
 def kept_scores(start: int, length: int, heads: int, seeds: Tensor, dropout: float) -> Tensor:
-    """Return which of a sequence's scores dropout keeps, (heads, length, length); start: its place in the row."""
-    row_seed, column_seed = (seeds.to(torch.int64) & 0xFFFFFFFF).unbind()
+    """Return True for the scores of a sequence that dropout keeps, (heads, length, length).
+
+    The plain counterpart of the Triton function `_kept`; `start` is the sequence's offset in the packed row.
+    """
+    # (heads, length, 1) + (length,), then uint32 arithmetic in int64
     rows = (start + torch.arange(length))[None, :] * heads + torch.arange(heads)[:, None]
-    row_keys = _murmur_mix_int64(rows ^ row_seed)[..., None]
-    bits = (row_keys + _murmur_mix_int64(torch.arange(length) ^ column_seed)) & 0xFFFFFFFF
+    row_keys = murmur_mix(rows.to(torch.int32) ^ seeds[0])[..., None]
+    column_keys = murmur_mix(torch.arange(length, dtype=torch.int32) ^ seeds[1])
+    bits = (row_keys + column_keys).to(torch.int64) & 0xFFFFFFFF
     bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     return (bits ^ (bits >> 15)) >= _constants(dropout, 1.0)[1]
 
 
 def _plain_sequences(qkv: Tensor, cu_seqlens: Tensor, seeds: Tensor, dropout: float, scaling: float) -> Any:
+    """Yield for each sequence its slice of the row and, for every head, everything both passes on CPUs need."""
     for start, end in pairwise(cu_seqlens.tolist()):
         if start == end:
             continue
-        query, key, value = qkv[start:end].float().permute(1, 2, 0, 3)
+        query, key, value = qkv[start:end].float().permute(1, 2, 0, 3)  # (heads, length, head size) each
         scores = query @ key.transpose(1, 2) * scaling
-        normalizers = scores.logsumexp(-1)
+        normalizers = scores.logsumexp(-1)  # (heads, length)
         keep = kept_scores(start, end - start, qkv.shape[2], seeds, dropout) / (1 - dropout)
         yield slice(start, end), query, key, value, (scores - normalizers[..., None]).exp(), normalizers, keep
 
