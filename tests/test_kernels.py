@@ -144,7 +144,7 @@ def test_hidden_states_of_a_head_are_those_of_all_tokens(attention):
     [
         (torch.tensor([[1]]), r"shape \(1, 1\)"),
         (torch.tensor([0.0]), "torch.float32"),
-        (torch.tensor([3, 36]), r"from 0 to 36; the batch of shape \(3, 12\) has places 0 … 35"),
+        (torch.tensor([3, 36]), r"from 0 to 36; the batch of shape \(3, 12\) has positions 0 … 35"),
         (torch.tensor([-1]), "from -1 to 24"),
     ],
 )

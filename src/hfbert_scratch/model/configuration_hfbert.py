@@ -227,8 +227,8 @@ def check_cu_seqlens(
     """Return a packed row's cu_seq_lens_q on `device`; check its numbers on the CPU only, where reading is free."""
     if shape[0] != 1:
         raise ValueError(
-            f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; lay its sequences one "
-            "behind the other, in shape (1, tokens)"
+            f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; concatenate "
+            "its sequences to shape (1, tokens)"
         )
     if attention_mask is not None:
         raise ValueError("a packed row has no padding: leave out attention_mask beside cu_seq_lens_q")
@@ -257,7 +257,7 @@ def check_read_positions(
     if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
         raise ValueError(
             f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
-            "torch.long and shape (count,): places in the flattened batch, row · sequence_length + column"
+            "torch.long and shape (count,): positions in the flattened batch, row · sequence_length + column"
         )
     read_positions = read_positions.to(device, torch.long)
     if device.type == "cpu" and not is_transformed():
@@ -265,7 +265,7 @@ def check_read_positions(
         lowest, highest = (int(bound) for bound in torch.cat([pooled, read_positions]).aminmax())
         if lowest < 0 or highest >= shape.numel():
             raise ValueError(
-                f"read_positions go from {lowest} to {highest}; the batch of shape {tuple(shape)} has places "
+                f"read_positions go from {lowest} to {highest}; the batch of shape {tuple(shape)} has positions "
                 f"0 … {shape.numel() - 1}"
             )
     return read_positions
@@ -303,26 +303,26 @@ def check_inputs(
     input_ids = ids["input_ids"]
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
-    given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-    if given.dim() != 2:
+    tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+    if tokens.dim() != 2:
         name, shape = "input_ids", "(batch_size, sequence_length)"
         if inputs_embeds is not None:
-            given, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
+            tokens, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
         raise ValueError(
-            f"{name} must have shape {shape}, got {tuple(given.shape)}; add the batch dimension with {name}[None]"
+            f"{name} must have shape {shape}, got {tuple(tokens.shape)}; add the batch dimension with {name}[None]"
         )
-    if given.numel() == 0:
-        raise ValueError(f"the input holds no tokens: its shape is {tuple(given.shape)}")
+    if tokens.numel() == 0:
+        raise ValueError(f"the input holds no tokens: its shape is {tuple(tokens.shape)}")
     for name, tensor in ids.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == given.shape:
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == tokens.shape:
             continue
         # One row of positions or segments serves every sequence; a mask must be given per sequence.
-        if tensor.shape != (1, given.shape[1]):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
+        if tensor.shape != (1, tokens.shape[1]):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(tokens.shape)}")
     for name, tensor in ids.items():
         if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
             raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
-    return given.shape, given.device
+    return tokens.shape, tokens.device
 
 
 def index_error_message(
@@ -361,10 +361,10 @@ def check_class_ids(labels: torch.Tensor) -> None:
         raise ValueError(f"the labels are of {labels.dtype}; they must be integers, as of torch.long")
 
 
-def check_label_shape(labels: torch.Tensor, given: torch.Tensor) -> None:
+def check_label_shape(labels: torch.Tensor, tokens: torch.Tensor) -> None:
     """Refuse labels in another shape than the tokens, such as transposed: they would train the wrong tokens."""
-    if labels.shape != given.shape[:2]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(given.shape[:2])}")
+    if labels.shape != tokens.shape[:2]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(tokens.shape[:2])}")
 
 
 def check_no_decoder_inputs(kwargs: dict[str, Any]) -> None:

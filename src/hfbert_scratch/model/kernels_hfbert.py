@@ -443,7 +443,7 @@ class _LengthBucket:
         return tokens if self.indices is None else tokens.index_select(0, self.indices)
 
     def mask(self, dtype: torch.dtype, is_causal: bool) -> torch.Tensor | None:
-        """Return what to add to scores (count, heads, max_seqlen, max_seqlen), made once for all layers; or None."""
+        """Return the mask to add to scores (count, heads, length, length), made once for all layers; or None."""
         if self.indices is None and not is_causal:
             return None
         if (dtype, is_causal) not in self._masks:

@@ -79,7 +79,10 @@ WRAPPED = re.compile(r"^(?:(?:module|_orig_mod)\.)+|_orig_mod\.")
 
 
 class HFBertEmbeddings(nn.Module):
-    """Sum of word, position and segment embeddings, then LayerNorm and dropout (paper, section 3.2 and figure 2)."""
+    """Sum of word, position and segment embeddings, then LayerNorm and dropout (paper, section 3.2 and figure 2).
+
+    All inputs are (batch_size, sequence_length), inputs_embeds (batch_size, sequence_length, hidden_size).
+    """
 
     def __init__(self, config: HFBertConfig):
         super().__init__()
@@ -88,7 +91,7 @@ class HFBertEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = HFBertDropout(config.hidden_dropout_prob)
-        # Not saved; as a buffer so that old checkpoints, which hold it, load without a complaint.
+        # Not saved; a buffer so that old checkpoints that hold it load without a warning.
         self.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None], persistent=False)
 
     def forward(
@@ -373,7 +376,7 @@ class HFBertLMPredictionHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def loss_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return logits for a cross-entropy: those of `forward`, possibly with more columns whose exponential is 0."""
+        """Return logits for a cross-entropy: as `forward`, possibly followed by columns with an exponential of 0."""
         return self(hidden_states)
 
 
@@ -449,8 +452,8 @@ class HFBertPreTrainedModel(PreTrainedModel):
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         missing, wrapped = loaded[0].missing_keys, sorted(filter(WRAPPED.search, loaded[0].unexpected_keys))
         if missing and wrapped:
-            found = WRAPPED.search(wrapped[0])
-            pattern = ("" if found.start() else "^") + re.escape(found[0])
+            prefix = WRAPPED.search(wrapped[0])
+            pattern = ("" if prefix.start() else "^") + re.escape(prefix[0])
             raise ValueError(
                 f"a wrapper of the model named the checkpoint's weights ({wrapped[0]}); open it with "
                 f"from_pretrained(..., key_mapping={{{pattern!r}: ''}})"
@@ -627,8 +630,7 @@ class HFBertModel(HFBertPreTrainedModel):
             return create_causal_mask(
                 self.config, hidden_states, attention_mask, None, and_mask_function=layout.same_sequence()
             )
-        # Dropping an all-ones mask lets inference take faster kernels, but reading it stops the host until the device
-        # has caught up: not in a training step.
+        # Dropping an all-ones mask allows faster kernels, but reading the mask synchronises a GPU: not in training.
         may_skip = not (self.training and hidden_states.device.type != "cpu") and not is_transformed()
         return create_bidirectional_mask(
             config=self.config,
@@ -732,26 +734,26 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
             outputs = self._encode(*inputs, **kwargs)
             return outputs, self._logits(outputs), None
         input_ids, *_, inputs_embeds = inputs
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is not None:  # else HFBertModel raises
-            check_label_shape(labels, given)
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens is not None:  # else HFBertModel raises
+            check_label_shape(labels, tokens)
             check_class_ids(labels)
-            labels = labels.to(given.device, torch.long)
+            labels = labels.to(tokens.device, torch.long)
         positions, targets = self._predicted(labels, masked_positions)
         sparse = positions is not None and (skip_logits or (self.training and self.config.sparse_prediction))
         outputs = self._encode(*inputs, read_positions=positions if sparse else None, **kwargs)
         if skip_logits:
             return outputs, None, self._prediction_loss(outputs.last_hidden_state, targets, num_items)
         logits = self._logits(outputs)
-        chosen = logits[0] if sparse or positions is None else states_at(logits[0], positions)
-        return outputs, logits, cross_entropy(chosen, targets, num_items)
+        predicted = logits[0] if sparse or positions is None else states_at(logits[0], positions)
+        return outputs, logits, cross_entropy(predicted, targets, num_items)
 
     def _logits(self, outputs: BaseModelOutputWithPooling) -> tuple[torch.Tensor, ...]:
         """Return the logits of every head by one call of `cls`, so that hooks on it act as on stock's."""
         raise NotImplementedError
 
     def _check_sizes(self) -> None:
-        """Raise ValueError where the vocabulary of the embeddings was resized and that of the head was not."""
+        """Refuse a head whose vocabulary was not resized together with the embeddings."""
         predictions = getattr(self.cls, "predictions", None)
         if not isinstance(predictions, HFBertLMPredictionHead):
             return
@@ -1130,7 +1132,7 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         )
 
 
-# So that save_pretrained copies the code of whichever class is saved; config.json's auto_map names them all.
+# save_pretrained copies the code of registered classes; config.json's auto_map names them all.
 for _auto_class, _name in HEADS.items():
     globals()[_name].register_for_auto_class(_auto_class)
 
