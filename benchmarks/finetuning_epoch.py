@@ -33,7 +33,7 @@ from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
 from hfbert_scratch.tasks import get_task
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, load_tokenizer
-from hfbert_scratch.training.loop import on_device
+from hfbert_scratch.training.batches import on_device
 from hfbert_scratch.training.optimizers import create_optimizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import disable_malloc_trim

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hfbert_scratch.model.gpu import random_seeds
-from hfbert_scratch.model.triton_attention import LONGEST, packed_attention
+from hfbert_scratch.model.triton_attention import MAX_SEQLEN, packed_attention
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
 
@@ -134,7 +134,7 @@ def measurements(tiny: bool) -> dict[str, Callable[[], dict[str, float]]]:
         made["product of 8192³"] = lambda: linear(8192, 8192, 8192)
     for way in ("ours packed", "flash packed", "cudnn", "flash", "efficient with mask"):
         for shape in attentions:
-            if way == "ours packed" and shape[1] > LONGEST:
+            if way == "ours packed" and shape[1] > MAX_SEQLEN:
                 continue
             for dropout in (0.1, 0.0):
                 name = f"attention, {way}, {shape[0]}x{shape[1]}, {shape[2]} heads, dropout {dropout}"

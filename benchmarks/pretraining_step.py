@@ -26,7 +26,7 @@ from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
 from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
 from hfbert_scratch.model.packing import pack
 from hfbert_scratch.pretraining import packed_multiple
-from hfbert_scratch.training.loop import on_device
+from hfbert_scratch.training.batches import on_device
 from hfbert_scratch.training.optimizers import create_optimizer
 from hfbert_scratch.training.throughput import model_flops_per_token, peak_flops
 from hfbert_scratch.utils.arguments import argument, parse_arguments

@@ -37,7 +37,7 @@ from hfbert_scratch.model.loading import check_directory
 from hfbert_scratch.tasks import TASKS, DataArguments, FeatureSettings, get_task
 from hfbert_scratch.tasks.labels import label_maps
 from hfbert_scratch.text.tokenizer import load_tokenizer
-from hfbert_scratch.training.run import TrainingArguments
+from hfbert_scratch.training.arguments import TrainingArguments
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json

@@ -37,8 +37,9 @@ from hfbert_scratch.pretraining import (
     loss_without_logits,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
+from hfbert_scratch.training.arguments import TrainingArguments
 from hfbert_scratch.training.loop import prepare, train
-from hfbert_scratch.training.run import Run, TrainingArguments
+from hfbert_scratch.training.run import Run
 from hfbert_scratch.training.throughput import clock, model_flops_per_token
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware
@@ -211,7 +212,7 @@ def main() -> None:
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
     with Run(arguments, fingerprint) as run:
         if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
-            run.say(f"warning: {note}")
+            run.print(f"warning: {note}")
         done = pretrain(run, arguments, corpus, tokenizer)
     if not done:
         sys.exit(STOPPED)
@@ -224,7 +225,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     for phase in phases:  # options out of range are refused before anything is written
         arguments.sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
-    model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.say))
+    model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.print))
     unwrapped = run.accelerator.unwrap_model(model)
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
     evaluation = PretrainingEvaluation(
@@ -244,9 +245,9 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
 
     def evaluate() -> dict[str, float]:
         metrics = evaluation(model)
-        run.say(evaluation.describe(metrics))
+        run.print(evaluation.describe(metrics))
         if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
-            run.say("the unigram plateau is left: the model uses context")
+            run.print("the unigram plateau is left: the model uses context")
         return metrics
 
     def save_extra(directory: Path) -> None:
@@ -275,7 +276,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         results=results | {"plateau_left_at_step": past, "best_step": run.best_step},
         corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
     )
-    run.say(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
+    run.print(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
     return done
 
 
@@ -286,7 +287,7 @@ def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> Non
     if "total_tokens" in derived:
         total = f"{derived['total_tokens'] / 1e6:.1f} M tokens in all = {derived['epochs']} epochs"
         peak = f"{derived['total_flops']:.2e} FLOPs, {clock(derived['seconds_at_peak'])} at the {peak}"
-    run.say(
+    run.print(
         f"{derived['parameters'] / 1e6:.2f} M parameters, {derived['tokens_per_step']} tokens a step, {total}\n"
         f"{derived['device']}, {run.accelerator.num_processes} process(es), precision {run.settings['precision']}, "
         f"attention {derived['attention']}\n"

@@ -53,7 +53,7 @@ _DECODER_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "use_ca
 DIFFERENCES: dict[tuple[str, str, str], str] = {
     **{("argument", "*", name): _ENCODER for name in _DECODER_ARGUMENTS},
     ("argument", "*", "read_positions"): "addition: the vectors that will be read, so that no others are computed",
-    ("argument", "*", "reading"): "addition: the same for the last layer",
+    ("argument", "*", "query_subset"): "addition: the same for the last layer",
     ("argument", "*", "masked_positions"): "addition: where the labels are, so that no shape depends on data",
     ("argument", "*", "skip_logits"): "addition: the loss without the logits",
     ("argument", "*", "num_items_in_batch"): _OWN_LOSS,

@@ -33,7 +33,7 @@ from hfbert_scratch.features.tagger import (
 from hfbert_scratch.features.word_vectors import WordVectors, cached_word_vectors
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, get_task
 from hfbert_scratch.text.tokenizer import save_tokenizer
-from hfbert_scratch.training.run import TrainingArguments
+from hfbert_scratch.training.arguments import TrainingArguments
 from hfbert_scratch.utils.errors import InputError, OutputError
 
 

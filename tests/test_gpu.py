@@ -14,8 +14,8 @@ from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
 from hfbert_scratch.model.modeling_hfbert import UNPADDED
 from hfbert_scratch.model.packing import pack
 from hfbert_scratch.model.triton_attention import packed_attention
+from hfbert_scratch.training.batches import on_device
 from hfbert_scratch.training.cuda_graphs import RecordedPasses
-from hfbert_scratch.training.loop import on_device
 from hfbert_scratch.training.optimizers import create_optimizer
 
 
@@ -177,20 +177,20 @@ def test_compiled_dropout_is_seeded_and_of_the_right_rate():
 
 
 @pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("longest", [37, 128])
+@pytest.mark.parametrize("max_seqlen", [37, 128])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_triton_kernels_are_the_plain_attention(size, longest, dropout):
+def test_the_triton_kernels_are_the_plain_attention(size, max_seqlen, dropout):
     """The same scores are dropped; in bfloat16 the rest differs by rounding."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.tensor([longest, 1, 0, longest // 3, longest // 2 + 5, longest])
-    boundaries = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int()
+    lengths = torch.tensor([max_seqlen, 1, 0, max_seqlen // 3, max_seqlen // 2 + 5, max_seqlen])
+    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int()
     qkv = torch.randn(int(lengths.sum()), 3, 4, size, generator=generator).bfloat16()
     gradient = torch.randn(int(lengths.sum()), 4, size, generator=generator).bfloat16()
     seeds = torch.tensor([123456789, -987654321], dtype=torch.int32)
     results = []
     for device in ("cpu", "cuda"):
         given = qkv.clone().to(device).requires_grad_()
-        out, _ = packed_attention(given, boundaries.to(device), seeds.to(device), longest, dropout, size**-0.5)
+        out, _ = packed_attention(given, cu_seqlens.to(device), seeds.to(device), max_seqlen, dropout, size**-0.5)
         out.backward(gradient.to(device))
         results.append((out.detach().cpu().float(), given.grad.cpu().float()))
     for found, wanted in zip(*results[::-1], strict=True):

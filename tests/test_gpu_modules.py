@@ -29,7 +29,7 @@ from hfbert_scratch.model import gpu, modeling_hfbert
 from hfbert_scratch.model.gpu import compile_layers, keep_mask, train_on_gpu
 from hfbert_scratch.model.modeling_hfbert import UNPADDED
 from hfbert_scratch.model.packing import pack
-from hfbert_scratch.model.triton_attention import kept_scores, packed_attention
+from hfbert_scratch.model.triton_attention import kept_scores, murmur_mix, packed_attention
 
 
 @pytest.fixture
@@ -137,6 +137,11 @@ def test_dropout_is_of_the_right_rate_and_independent(draw, probability):
     assert abs(correlation(*masks)) < 4.5
 
 
+def test_the_hash_is_the_finalizer_of_murmurhash3():
+    mixed = murmur_mix(torch.tensor([0, 1, -1], dtype=torch.int32)).to(torch.int64) & 0xFFFFFFFF
+    assert mixed.tolist() == [0, 0x514E28B7, 0x81F16F39]
+
+
 def test_gelu_is_pytorchs():
     values = torch.cat([torch.randn(50_000), torch.linspace(-20, 20, 5_000), torch.zeros(1)]).bfloat16()
     found, expected = (values.clone().requires_grad_() for _ in range(2))
@@ -151,14 +156,14 @@ def test_gelu_is_pytorchs():
 def test_attention_on_joint_projections(dropout):
     torch.manual_seed(0)
     lengths = [5, 128, 0, 64, 1]
-    boundaries = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     qkv = torch.randn(sum(lengths), 3, 2, 32)
     seeds, gradient = gpu.random_seeds(torch.device("cpu")), torch.randn(sum(lengths), 2, 32)
     found, expected = (qkv.clone().requires_grad_() for _ in range(2))
-    out, _ = packed_attention(found, boundaries, seeds, 128, dropout, 0.25)
+    out, _ = packed_attention(found, cu_seqlens, seeds, 128, dropout, 0.25)
     out.backward(gradient)
     parts = []
-    for start, length in zip(boundaries.tolist(), lengths, strict=False):
+    for start, length in zip(cu_seqlens.tolist(), lengths, strict=False):
         query, key, value = expected[start : start + length].permute(1, 2, 0, 3)
         keep = kept_scores(start, length, 2, seeds, dropout) / (1 - dropout)
         parts.append(((query @ key.transpose(1, 2) * 0.25).softmax(-1) * keep @ value).transpose(0, 1))
@@ -172,10 +177,10 @@ import torch
 from hfbert_scratch.model import triton_attention as kernels
 torch.manual_seed(0)
 for lengths, size, dropout in (([5, 128, 0, 64, 33], 32, 0.1), ([70, 1, 128], 64, 0.0)):
-    boundaries = torch.tensor([0] + lengths).cumsum(0).int()
+    cu_seqlens = torch.tensor([0] + lengths).cumsum(0).int()
     qkv, gradient = torch.randn(sum(lengths), 3, 2, size), torch.randn(sum(lengths), 2, size)
     seeds = torch.tensor([123456789, -987654321], dtype=torch.int32)
-    options = (boundaries, seeds, 128, dropout, size**-0.5)
+    options = (cu_seqlens, seeds, 128, dropout, size**-0.5)
     expected = kernels.packed_attention(qkv, *options)
     found = kernels._launch_forward(qkv, *options)
     torch.testing.assert_close(found, expected, atol=5e-6, rtol=0)

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from hfbert_scratch import HFBertForPreTraining
 from hfbert_scratch.model import modeling_hfbert
-from hfbert_scratch.model.kernels_hfbert import HFBertDropout, Packing, attend_packed, summed_cross_entropy
+from hfbert_scratch.model.kernels_hfbert import HFBertDropout, TokenLayout, cross_entropy_sum, varlen_attention
 from hfbert_scratch.model.modeling_hfbert import UNPADDED
 
 
@@ -144,7 +144,7 @@ def test_hidden_states_of_a_head_are_those_of_all_tokens(attention):
     [
         (torch.tensor([[1]]), r"shape \(1, 1\)"),
         (torch.tensor([0.0]), "torch.float32"),
-        (torch.tensor([3, 36]), r"from 0 to 36; the batch of shape \(3, 12\) has places 0 … 35"),
+        (torch.tensor([3, 36]), r"from 0 to 36; the batch of shape \(3, 12\) has positions 0 … 35"),
         (torch.tensor([-1]), "from -1 to 24"),
     ],
 )
@@ -202,7 +202,7 @@ def test_embeddings_positions_and_ready_made_masks_in_place_of_the_defaults():
         model(input_ids=torch.ones(1, 41, dtype=torch.long))
 
 
-# Lengths that make several groups, with and without padding within them.
+# Lengths that make several buckets, with and without padding within them.
 LENGTHS = [80, 80, 60, 60, 58, 40, 40, 9, 7, 3, 1]
 
 
@@ -214,8 +214,8 @@ def test_attention_with_dropout_is_the_plain_formula_with_the_same_probabilities
     length, heads, dropout = 64, 4, 0.25
     query, key = (torch.randn(1, length, heads, 64, dtype=dtype, requires_grad=True) for _ in range(2))
     value = torch.eye(length, dtype=dtype)[:, None].expand(length, heads, length)[None].clone().requires_grad_()
-    packing = Packing.from_mask(None, torch.Size((1, length)), query.device)
-    dropped = attend_packed(query[0], key[0], value[0], packing, 0.125, dropout, is_causal).transpose(0, 1)
+    layout = TokenLayout(torch.Size((1, length))).unpadded(None, query.device)
+    dropped = varlen_attention(query[0], key[0], value[0], layout, 0.125, dropout, is_causal).transpose(0, 1)
     scores = torch.einsum("qhd,khd->hqk", query[0].float(), key[0].float()) * 0.125
     if is_causal:
         scores = scores.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf)
@@ -238,16 +238,16 @@ def test_attention_with_dropout_is_the_plain_formula_with_the_same_probabilities
         assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
 
 
-def test_sequences_do_not_see_each_other_whatever_group_they_are_in():
+def test_sequences_do_not_see_each_other_whatever_bucket_they_are_in():
     torch.manual_seed(0)
     tokens, heads = sum(LENGTHS), 2
     mask = (torch.arange(LENGTHS[0]) < torch.tensor(LENGTHS)[:, None]).long()
-    packing = Packing.from_mask(mask, mask.shape, mask.device)
-    assert len(packing.groups) > 2
-    assert any(group.places is not None for group in packing.groups)
-    assert any(group.places is None for group in packing.groups)
+    layout = TokenLayout(mask.shape).unpadded(mask, mask.device)
+    assert len(layout.buckets) > 2
+    assert any(bucket.indices is not None for bucket in layout.buckets)
+    assert any(bucket.indices is None for bucket in layout.buckets)
     query, key, value = torch.randn(3, tokens, heads, 16).unbind(0)
-    together = attend_packed(query, key, value, packing, 0.25, 0.0, False)
+    together = varlen_attention(query, key, value, layout, 0.25, 0.0, False)
     start = 0
     for length in LENGTHS:
         own = [tensor[start : start + length].transpose(0, 1) for tensor in (query, key, value)]
@@ -256,11 +256,11 @@ def test_sequences_do_not_see_each_other_whatever_group_they_are_in():
         start += length
 
 
-def test_packing_and_unpacking_are_each_others_inverse():
+def test_padding_and_unpadding_are_each_others_inverse():
     mask = torch.tensor(MASKS["holes"])
     values = torch.randn(3, 12, 5)
-    packing = Packing.from_mask(mask, mask.shape, mask.device)
-    assert torch.equal(packing.unpack(packing.pack(values)), values * mask[..., None])
+    layout = TokenLayout(mask.shape).unpadded(mask, mask.device)
+    assert torch.equal(layout.pad(layout.unpad(values)), values * mask[..., None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -303,7 +303,7 @@ def test_cross_entropy_over_a_vocabulary_is_pytorchs(dtype):
     logits = (3 * torch.randn(70, 30522)).to(dtype).requires_grad_()
     labels = torch.randint(0, 30522, (70,))
     labels[::7] = -100
-    found = summed_cross_entropy(logits, labels)
+    found = cross_entropy_sum(logits, labels)
     found.backward()
     gradient, logits.grad = logits.grad, None
     expected = F.cross_entropy(logits.float(), labels, reduction="sum")
@@ -313,7 +313,7 @@ def test_cross_entropy_over_a_vocabulary_is_pytorchs(dtype):
     for label in (30522, -1):
         labels[3] = label
         with pytest.raises(IndexError, match="out of bounds"):
-            summed_cross_entropy(logits, labels)
+            cross_entropy_sum(logits, labels)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -334,7 +334,7 @@ def test_what_the_activation_puts_out_is_not_kept_and_the_gradients_are_the_same
 
     kept, once_more = found()
     assert kept == [False, False]
-    monkeypatch.setattr(modeling_hfbert, "gelu_not_saved", lambda activated: nullcontext())
+    monkeypatch.setattr(modeling_hfbert, "recompute_gelu", lambda activated: nullcontext())
     kept, plain = found()
     assert kept == [True, True]
     assert plain.keys() == once_more.keys()

@@ -69,13 +69,13 @@ def test_a_batch_becomes_a_row():
 
 
 @pytest.mark.parametrize(
-    "multiple_of, boundaries", [(1, [0, 3, 7, 9]), (8, [0, 3, 7, 9, 13, 16]), (9, [0, 3, 7, 9, 9, 9])]
+    "multiple_of, cu_seqlens", [(1, [0, 3, 7, 9]), (8, [0, 3, 7, 9, 13, 16]), (9, [0, 3, 7, 9, 9, 9])]
 )
-def test_the_number_of_sequences_depends_on_the_shape_alone(multiple_of, boundaries):
+def test_the_number_of_sequences_depends_on_the_shape_alone(multiple_of, cu_seqlens):
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
     packed = pack({"input_ids": mask, "attention_mask": mask}, 0, multiple_of)
-    assert packed["cu_seq_lens_q"].tolist() == boundaries
-    assert packed["input_ids"].shape == (1, boundaries[-1])
+    assert packed["cu_seq_lens_q"].tolist() == cu_seqlens
+    assert packed["input_ids"].shape == (1, cu_seqlens[-1])
 
 
 def test_padding_may_stand_anywhere():
@@ -185,7 +185,7 @@ def test_rows_made_by_transformers_collator():
 
 
 def test_an_attention_of_the_users_own_is_told_what_transformers_own_would_be():
-    """Flash attention takes the boundaries, or finds them in position_ids that were given, as for stock."""
+    """Flash attention takes the cu_seqlens, or finds them in position_ids that were given, as for stock."""
     told = []
 
     def attend(module, query, key, value, attention_mask, **kwargs):
@@ -197,13 +197,13 @@ def test_an_attention_of_the_users_own_is_told_what_transformers_own_would_be():
     model = make("base", num_hidden_layers=1)
     model.set_attn_implementation("recorded")
     ids = torch.ones(1, 8, dtype=torch.long)
-    boundaries, positions = torch.tensor([0, 3, 8]), torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
-    model(ids, cu_seq_lens_q=boundaries)
+    cu_seqlens, positions = torch.tensor([0, 3, 8]), torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
+    model(ids, cu_seq_lens_q=cu_seqlens)
     model(ids, position_ids=positions)
     model(ids)
     rows, given, plain = told
     assert rows["attention_mask"] is None and rows["max_length_q"] == rows["max_length_k"] == 8
-    assert torch.equal(rows["cu_seq_lens_q"], boundaries) and torch.equal(rows["cu_seq_lens_k"], boundaries)
+    assert torch.equal(rows["cu_seq_lens_q"], cu_seqlens) and torch.equal(rows["cu_seq_lens_k"], cu_seqlens)
     assert torch.equal(given["position_ids"], positions)
     assert not {"position_ids", "cu_seq_lens_q"} & plain.keys()
 

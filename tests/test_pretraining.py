@@ -30,7 +30,7 @@ from hfbert_scratch.model import gpu, modeling_hfbert
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training import distributed as processes
 from hfbert_scratch.training import loop as training
-from hfbert_scratch.training.distributed import Stopping
+from hfbert_scratch.training.distributed import StopController
 from hfbert_scratch.training.run import Run
 
 
@@ -164,12 +164,12 @@ def test_max_time_leaves_room_for_the_longest_step(monkeypatch):
     now = [100.0]
     clock = SimpleNamespace(time=lambda: began + now[0], monotonic=lambda: now[0])
     monkeypatch.setattr(processes, "time", clock)
-    stopping = processes.Stopping(Accelerator(cpu=True), max_minutes=5)
+    stopping = processes.StopController(Accelerator(cpu=True), max_minutes=5)
     for seconds in (100, 110, 170, 180, 230, 239):  # the third step evaluates and saves: a minute
         now[0] = seconds
-        assert not stopping.share({"items": 3})[1], seconds
+        assert not stopping.all_reduce({"items": 3})[1], seconds
     now[0] = 245
-    totals, stop = stopping.share({"items": 3})
+    totals, stop = stopping.all_reduce({"items": 3})
     assert stop and stopping.reason == "max_time" and totals["items"] == 3
 
 
@@ -425,7 +425,7 @@ def test_a_run_that_recorded_its_passes_goes_on_where_none_can_be(run, tmp_path,
 def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypatch):
     """With a clock that moves a second whenever it is read, and 30 seconds: the rate falls to 0, the run is done."""
     ticks = itertools.count()
-    monkeypatch.setattr(Stopping, "seconds", lambda self: self.seconds_before + next(ticks))
+    monkeypatch.setattr(StopController, "seconds", lambda self: self.seconds_before + next(ticks))
     assert run(tmp_path / "run", max_steps=1000, schedule="time", max_time=0.5, eval_every=1000, warmup_steps=3) == 0
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     rates = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -464,10 +464,10 @@ def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, m
 
 
 def test_time_of_earlier_launches_counts(monkeypatch):
-    stopping = Stopping(Accelerator(cpu=True), max_minutes=1, is_budget=True)
+    stopping = StopController(Accelerator(cpu=True), max_minutes=1, is_budget=True)
     monkeypatch.setattr(processes.time, "monotonic", lambda: stopping._began + 12.0)
     stopping.seconds_before = 18.0
-    stopping.share({"num_items_in_batch": 1})
+    stopping.all_reduce({"num_items_in_batch": 1})
     assert stopping.time_used == pytest.approx(0.5)
 
 

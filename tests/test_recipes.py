@@ -132,9 +132,9 @@ def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
     assert call(monkeypatch, "create_pretraining_data", *options, "--max_seq_length", 64, "--dupe_factor", 2) == 0
     written = datasets.load_from_disk(str(tmp_path / "static"))
     tokenizer = load_tokenizer(inputs["tokenizer"])
-    options = PretrainingDataArguments(seed=0)
-    sampler = options.sampler(Corpus.open(inputs["corpus"], tokenizer).split("train"), 64)
-    collator = options.collator(tokenizer, 64)
+    arguments = PretrainingDataArguments(seed=0)
+    sampler = arguments.sampler(Corpus.open(inputs["corpus"], tokenizer).split("train"), 64)
+    collator = arguments.collator(tokenizer, 64)
     drawn = [collate(sampler, collator, instances)[0] for instances, _ in sampler.batches(500, epochs=2)]
     for name in ("input_ids", "token_type_ids", "attention_mask", "labels", "next_sentence_label"):
         expected = np.concatenate([batch[name] for batch in drawn])
@@ -147,6 +147,21 @@ def test_static_instances_are_the_rows_of_training(tmp_path, monkeypatch):
     assert predicted.sum(axis=1).max() == 10, "15 % of 64, rounded up"
     assert json.loads((tmp_path / "static" / "record.json").read_text())["rows"]["train"] == len(written["train"])
     assert call(monkeypatch, "create_pretraining_data", *options) == 2, "never over something that is there"
+
+
+def test_options_declared_once_are_those_of_every_recipe(monkeypatch):
+    pretrain, static, build = map(importlib.import_module, ("pretrain", "create_pretraining_data", "build_corpus"))
+    paths = ["--corpus", "c", "--tokenizer", "t", "--output_dir", "o"]
+    arguments = parse_arguments(pretrain.PretrainingArguments, [*paths, "--max_steps", "9", "--left_to_right"])
+    assert arguments.no_nsp, "left to right implies it"
+    arguments = parse_arguments(static.StaticArguments, [*paths, "--mask_share", "1", "--keep_share", "0"])
+    assert (arguments.mask_share, arguments.no_nsp) == (1.0, False)
+    with pytest.raises(ValueError, match="unknown argument '--left_to_right'"):
+        parse_arguments(static.StaticArguments, [*paths, "--left_to_right", "true"])
+    options = ["--text", "a", "b", "--tokenizer", "t", "--output_dir", "o", "--no_nsp"]
+    entries = parse_arguments(build.CorpusArguments, options).as_manifest()
+    assert entries["text"] == ["a", "b"] and entries["next_sentence"] is False
+    assert not entries.keys() & {"no_nsp", "output_dir", "num_proc"}, "the manifest's keys are a format"
 
 
 @pytest.mark.parametrize(

@@ -338,3 +338,16 @@ def test_made_up_documents_are_split_as_made():
     rng = random.Random(0)
     for count in (1, 2, 7, 20):
         assert len(split_sentences(document(rng, words(50), count))) == count
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_texts_for_features_are_unpacked_too(tmp_path, suffix):
+    lines = ["one", "two ||| three"] if suffix == ".txt" else ['{"text": "one"}', '{"text": "two", "pair": "three"}']
+    data = "\n".join(lines).encode()
+    for packed, name in ((data, ""), (gzip.compress(data), ".gz"), (zstandard.compress(data), ".zst")):
+        (tmp_path / f"t{suffix}{name}").write_bytes(packed)
+        first = list(TextFile(tmp_path / f"t{suffix}{name}"))[0]
+        assert first == "one"
+    (tmp_path / "p.parquet.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="unpack the file first"):
+        list(TextFile(tmp_path / "p.parquet.gz"))

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hfbert_scratch.model import onednn
-from hfbert_scratch.model.kernels_hfbert import HFBertDropout, Packing, attend_packed, summed_cross_entropy
+from hfbert_scratch.model.kernels_hfbert import HFBertDropout, TokenLayout, cross_entropy_sum, varlen_attention
 from hfbert_scratch.model.modeling_hfbert import UNPADDED
 from hfbert_scratch.model.onednn import has_onednn, train_with_onednn
 
@@ -170,9 +170,9 @@ def test_a_model_with_dropout_unpadded_attention_and_onednn_can_be_transformed(o
 
 
 def attention(mask: torch.Tensor, dropout: float) -> tuple[Callable, tuple[torch.Tensor, ...]]:
-    packing = Packing.from_mask(mask, mask.shape, mask.device)
+    layout = TokenLayout(mask.shape).unpadded(mask, mask.device)
     inputs = torch.randn(3, int(mask.sum()), 2, 8, generator=torch.Generator().manual_seed(1)).unbind(0)
-    return lambda *tensors: attend_packed(*tensors, packing, 0.3, dropout, False), inputs
+    return lambda *tensors: varlen_attention(*tensors, layout, 0.3, dropout, False), inputs
 
 
 def kernels() -> dict[str, tuple[Callable, tuple[torch.Tensor, ...]]]:
@@ -184,7 +184,7 @@ def kernels() -> dict[str, tuple[Callable, tuple[torch.Tensor, ...]]]:
     return {
         "dropout": (HFBertDropout(0.5).train(), (torch.randn(5, 7, generator=random),)),
         "cross-entropy": (
-            lambda logits: summed_cross_entropy(logits, labels),
+            lambda logits: cross_entropy_sum(logits, labels),
             (torch.randn(4, 5000, generator=random),),
         ),
         "attention": attention(mask, 0.3),

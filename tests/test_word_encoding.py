@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from hfbert_scratch.text import word_encoder as word_encoding
 from hfbert_scratch.text.tokenizer import train_wordpiece
-from hfbert_scratch.text.word_encoder import WordEncoder, decomposes
+from hfbert_scratch.text.word_encoder import WordEncoder, decomposes, plain_backend, text_encoder
 
 
 # Characters that normalizers and pre-tokenizers treat in special ways, and some that compose with their neighbours.
@@ -132,3 +132,20 @@ def test_only_for_tokenizers_that_decompose():
     other.pre_tokenizer, other.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     other.train_from_iterator(documents(5), trainers.WordPieceTrainer(vocab_size=100, show_progress=False))
     assert not decomposes(other)
+
+
+def test_a_tokenizer_of_other_rules_is_encoded_by_itself(tokenizer, monkeypatch):
+    other = Tokenizer.from_str(tokenizer.to_str())
+    other.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    other.enable_truncation(4)
+    backend = plain_backend(other.to_str())
+    assert not decomposes(backend)
+    texts = ["", *documents(20), "a [SEP] b", ""]
+    expected = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+    assert max(map(len, expected)) > 4, "nothing is cut"
+    for size in (1, 100, 1 << 20):
+        monkeypatch.setattr(word_encoding, "_CALL_CHARACTERS", size)
+        ids, counts = text_encoder(backend, np.dtype(np.int32))(texts)
+        assert counts.tolist() == list(map(len, expected)) and ids.tolist() == sum(expected, [])
+    ids, counts = text_encoder(backend, np.dtype(np.int32))([])
+    assert len(ids) == len(counts) == 0

@@ -29,9 +29,11 @@ from .model.loading import check_directory, check_fits
 from .model.packing import pack
 from .tasks import DataArguments, FeatureSettings, Task, get_task, report_lines
 from .text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from .training.fsdp import gathered, load_weights
-from .training.loop import StepBatch, own_micro_batches, prepare, train
-from .training.run import Run, TrainingArguments
+from .training.arguments import TrainingArguments
+from .training.batches import StepBatch, local_micro_batches
+from .training.fsdp import load_weights, summon_full_params
+from .training.loop import prepare, train
+from .training.run import Run
 from .utils.arguments import argument
 from .utils.environment import hardware, versions
 from .utils.errors import InputError
@@ -168,7 +170,7 @@ class FinetuningBatches:
                 f"packing does not fit {arguments.task}, which chooses among the positions or choices of padded rows; "
                 "leave it out"
             )
-        self.first, self.share = own_micro_batches(run, arguments.batch_size, arguments.micro_batch_size)  # type: ignore
+        self.start, self.count = local_micro_batches(run.accelerator, arguments.batch_size, arguments.micro_batch_size)  # type: ignore
 
     def __iter__(self) -> Iterator[StepBatch]:
         block, batches = -1, np.empty((0, 0), dtype=np.int64)
@@ -196,12 +198,12 @@ class FinetuningBatches:
 
     def _step_batch(self, rows: np.ndarray) -> StepBatch:
         parts = rows.reshape(-1, int(self.arguments.micro_batch_size))  # type: ignore
-        parts = parts[self.first : self.first + self.share]
+        parts = parts[self.start : self.start + self.count]
         length = int(self.examples.lengths[rows].max()) if self.examples.task.pads_to_batch else None
         tokens = self.examples.tokens[parts.ravel()]
         return StepBatch(
             micro_batches=[self._inputs(part, length) for part in parts],
-            first=self.first,
+            start=self.start,
             counts={"num_items_in_batch": self.examples.count_targets(parts.ravel())},
             num_tokens=int(tokens.sum()),
             squared_lengths=int((tokens.astype(np.int64) ** 2).sum()),
@@ -288,7 +290,7 @@ def fine_tune(
             results["predictions"] = finetuning.write(results)
         run.write_record(status="done", results=results["scores"], data=finetuning.summary)
         main = results["main_metric"]
-        run.say(f"{task.name}: {main['name']} {main['value']:.4f} on validation; see {run.directory}")
+        run.print(f"{task.name}: {main['name']} {main['value']:.4f} on validation; see {run.directory}")
     return results
 
 
@@ -311,9 +313,9 @@ class _Finetuning:
         """Print the run's derived quantities, and with `with_data` the summary of the data."""
         a, run = self.arguments, self.run
         if with_data:
-            run.say("\n".join(self._summary_lines))
+            run.print("\n".join(self._summary_lines))
         mean = self.examples.lengths.mean()
-        run.say(
+        run.print(
             f"{self.task.name}: {len(self.examples)} training examples of {mean:.0f} tokens on average, "
             f"{a.max_steps} steps of {a.batch_size} = {a.epochs:g} epochs, {a.warmup_steps} of warm-up, "
             f"peak learning rate {a.learning_rate:g}\n"
@@ -324,7 +326,7 @@ class _Finetuning:
         )
         pooler = [name for name in new_weights if "pooler" in name]
         if pooler:
-            run.say(f"warning: {a.model} has no pooler; {', '.join(pooler)} start from random numbers")
+            run.print(f"warning: {a.model} has no pooler; {', '.join(pooler)} start from random numbers")
 
     def train(self) -> bool:
         """Train to the end, or to a signal; return whether the end was reached."""
@@ -354,7 +356,7 @@ class _Finetuning:
         scores, _ = evaluate(self.run.accelerator, self.model, self.data, "validation", self.arguments.eval_batch_size)
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         earlier = [entry[self.metric] for entry in self.run.history if self.metric in entry]
-        self.run.say(
+        self.run.print(
             f"validation: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
             + (" (best so far)" if metrics[self.metric] > max(earlier, default=-math.inf) else "")
         )
@@ -378,7 +380,7 @@ class _Finetuning:
             load_weights(self.unwrapped, run.checkpoints / f"step-{self.final_step}" / "model.safetensors")
         scores = {}
         size = self.arguments.eval_batch_size
-        with gathered(self.unwrapped):
+        with summon_full_params(self.unwrapped):
             for split in [split for split in self.data.raw if split != "train"]:
                 if self.task.is_labelled(self.data.raw[split]):
                     scores[split], predictions = evaluate(run.accelerator, self.model, self.data, split, size)
@@ -433,7 +435,7 @@ class _Finetuning:
         results["report"] = {split: self.task.report(raw[split], predictions[split]) for split in results["scores"]}
         for split, report in results["report"].items():
             if lines := report_lines(report):
-                self.run.say("\n".join([f"{split}, class by class:", *lines]))
+                self.run.print("\n".join([f"{split}, class by class:", *lines]))
         write_task_file(directory / "model", self.data, tuned)
         write_json(directory / "results.json", {k: v for k, v in results.items() if k != "predictions"})
         return predictions

@@ -15,8 +15,9 @@ from .corpus.masking import collate
 from .corpus.segment_pairs import Cursor, Instances
 from .model.kernels_hfbert import IGNORED_LABEL
 from .model.packing import pack
-from .training.loop import StepBatch, own_micro_batches
-from .training.run import Progress, Run, check_divides
+from .training.arguments import check_divides
+from .training.batches import StepBatch, local_micro_batches
+from .training.run import Progress, Run
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class PretrainingBatches:
         self.pad_token_id = tokenizer.pad_token_id
         self.samplers = [arguments.sampler(documents, phase.max_seq_length) for phase in phases]
         self.collators = [arguments.collator(tokenizer, phase.max_seq_length) for phase in phases]
-        self.own = [own_micro_batches(run, phase.batch_size, phase.micro_batch_size) for phase in phases]
+        self.own = [local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size) for phase in phases]
 
     def __iter__(self) -> Iterator[StepBatch]:
         step, saved = self.progress.step, self.progress.cursor
@@ -111,7 +112,7 @@ class PretrainingBatches:
             micro_batches = [pinned(inputs) for inputs in micro_batches]
         return StepBatch(
             micro_batches=micro_batches,
-            first=first,
+            start=first,
             counts=counts,
             num_tokens=int(lengths.sum()),
             squared_lengths=int((lengths.astype(np.int64) ** 2).sum()),

@@ -90,12 +90,7 @@ def build_corpus(
         OutputError: if the directory cannot be written, or another build is writing there.
     """
     check_tokenizer(tokenizer, arguments.tokenizer)
-    if not 0 <= host_index < num_hosts:
-        raise InputError(
-            f"--host_index must be between 0 and {num_hosts - 1} (--num_hosts {num_hosts}), not {host_index}"
-        )
-    if num_proc < 1:
-        raise InputError(f"--num_proc must be at least 1, not {num_proc}")
+    _check_workers(num_proc, num_hosts, host_index)
     output, start = Path(output_dir), time.monotonic()
     sources = find_sources(arguments.text)
     identity = _identity(arguments, tokenizer, sources, segmenter)
@@ -123,6 +118,15 @@ def build_corpus(
                 print(f"{output}: this host is done; the last host to finish completes the corpus", flush=True)
                 return None
             return _finalize(output, arguments, tokenizer, identity, stats, records, time.monotonic() - start)
+
+
+def _check_workers(num_proc: int, num_hosts: int, host_index: int) -> None:
+    if not 0 <= host_index < num_hosts:
+        raise InputError(
+            f"--host_index must be between 0 and {num_hosts - 1} (--num_hosts {num_hosts}), not {host_index}"
+        )
+    if num_proc < 1:
+        raise InputError(f"--num_proc must be at least 1, not {num_proc}")
 
 
 def _open_finished(output: Path, identity: dict[str, Any]) -> Corpus:

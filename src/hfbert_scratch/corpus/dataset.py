@@ -236,7 +236,7 @@ def describe_for_datasets(output: Path, files: dict[str, list[str]]) -> None:
         features = datasets.Features.from_arrow_schema(open_batch(directory / names[0]).schema)
         datasets.DatasetInfo(features=features).write_to_directory(str(directory), pretty_print=True)
         digest = hashlib.sha256("".join(f"{name}{(directory / name).stat().st_size}" for name in names).encode())
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": digest.hexdigest()[:16],
             "_format_columns": None,

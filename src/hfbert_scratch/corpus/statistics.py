@@ -55,7 +55,7 @@ def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: b
     tokens_truncated_rate is the share of sampled tokens that truncation removes; padding_rate the share of padding;
     not_next_rate_original the share of NotNext with the original's fair coin.
     """
-    described = {}
+    described: dict[str, Any] = {}
     if next_sentence and documents.num_documents < 2:
         return described
     for length in sorted({*(length for length in PHASE_LENGTHS if length <= longest), longest}):

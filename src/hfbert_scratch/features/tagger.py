@@ -21,8 +21,10 @@ from ..model.kernels_hfbert import IGNORED_LABEL
 from ..model.modeling_hfbert import cross_entropy
 from ..tasks import FeatureSettings, Task
 from ..tasks.ner import OUTSIDE
-from ..training.loop import StepBatch, own_micro_batches, prepare, train
-from ..training.run import Run, TrainingArguments
+from ..training.arguments import TrainingArguments
+from ..training.batches import StepBatch, local_micro_batches
+from ..training.loop import prepare, train
+from ..training.run import Run
 from ..utils.errors import InputError
 from ..utils.files import lock, read_json, write_json, writing
 from .encoder import weights_hash
@@ -222,7 +224,9 @@ class TaggingBatches:
         self.run, self.layers = run, list(layers)
         self.vectors, self.labels = data.vectors["train"], data.labels("train")
         self.sentences = np.flatnonzero(self.vectors.lengths)
-        self.first, self.share = own_micro_batches(run, run.arguments.batch_size, run.arguments.micro_batch_size)
+        self.start, self.count = local_micro_batches(
+            run.accelerator, run.arguments.batch_size, run.arguments.micro_batch_size
+        )
 
     def __iter__(self) -> Iterator[StepBatch]:
         arguments, rows = self.run.arguments, len(self.sentences)
@@ -236,13 +240,13 @@ class TaggingBatches:
             yield self._step_batch(sentences)
 
     def _step_batch(self, sentences: np.ndarray) -> StepBatch:
-        parts = sentences.reshape(-1, self.run.arguments.micro_batch_size)[self.first : self.first + self.share]
+        parts = sentences.reshape(-1, self.run.arguments.micro_batch_size)[self.start : self.start + self.count]
         batches = [tagger_inputs(self.vectors, part, self.layers, self.labels) for part in parts]
         lengths = self.vectors.lengths[parts]
         targets = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
         return StepBatch(
             micro_batches=batches,
-            first=self.first,
+            start=self.start,
             counts={"num_items_in_batch": targets},
             num_tokens=int(lengths.sum()),
             squared_lengths=int((lengths**2).sum()),
@@ -356,7 +360,7 @@ def _train(run: Run, config: FeatureTaggerConfig, data: TaggingData) -> FeatureT
     def evaluate() -> dict[str, float]:
         # Every process predicts everything: gathering would take longer than so small a model.
         scores = data.task.score(data.raw["validation"], predict_tags(tagger, data, "validation"))
-        run.say(f"validation: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
+        run.print(f"validation: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
         return {f"eval_{name}": value for name, value in scores.items()}
 
     run.start_trackers()

@@ -1,7 +1,9 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
-"""HFBert's configuration: BERT's field names and defaults, validated when made; the published sizes by name.
+"""HFBert's configuration: BERT's field names and defaults, the published sizes, and the checks of inputs and labels.
 
-This file, modeling_hfbert.py and kernels_hfbert.py travel with every checkpoint, so they import nothing else of ours.
+Fields are validated when a configuration is made, inputs by the `check_…` functions, which modeling_hfbert.py calls.
+The three files travel with every checkpoint and import nothing else of this package; this one imports neither of the
+other two.
 """
 
 import difflib
@@ -13,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
+from torch.autograd import forward_ad
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
@@ -27,7 +30,9 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
-# Auto class → our class: the one list behind the exports, the Auto registration and every config.json's auto_map.
+IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
+
+# Auto class → our class: the single source of the exports, the Auto registration and every config.json's auto_map.
 HEADS = {
     "AutoModel": "HFBertModel",
     "AutoModelForPreTraining": "HFBertForPreTraining",
@@ -51,7 +56,7 @@ SIZES = {
 }
 
 # Far above any BERT, far below what would exhaust memory before the first clear message.
-LARGEST = {
+MAX_SIZES = {
     "vocab_size": 10_000_000,
     "hidden_size": 65_536,
     "num_hidden_layers": 1_000,
@@ -66,17 +71,17 @@ LARGEST = {
 class HFBertConfig(PreTrainedConfig):
     """Configuration of every HFBert model; a stock `bert` config.json reads as one, and the other way round.
 
-    Fields are those of `BertConfig` with the same meaning and defaults (BERT-BASE, uncased vocabulary), and:
+    Fields of `BertConfig` keep their meaning and defaults (BERT-BASE, uncased vocabulary). Two are added.
 
-    - `sparse_prediction` (default False): the MLM heads return dense logits, (batch_size, sequence_length,
-      vocab_size), in training as in evaluation. True: in training mode with labels, they return logits for the
-      predicted positions only, of shape (number of labels other than -100, vocab_size), in a fraction of the time and
-      memory. The loss is the same.
-    - `left_to_right` (default False): a position sees only itself and what stands before it, the paper's "LTR"
-      ablation (section 5.1). The pooler then reads the last token of a sequence in place of the first.
+    Args:
+        sparse_prediction: in training with labels, MLM heads return logits (labels other than -100, vocab_size) in
+            place of (batch_size, sequence_length, vocab_size), for the same loss in less time and memory.
+        left_to_right: a position sees itself and earlier ones only, the paper's "LTR" ablation (section 5.1). The
+            pooler then reads the last token of a sequence in place of the first.
 
-    Raises a StrictDataclass error naming the field for a value of the wrong type or outside its range, ValueError for
-    a misspelled field and for stock options this architecture does not have (decoder, relative positions).
+    Raises:
+        StrictDataclassError: naming the field, for a value of the wrong type or outside its range.
+        ValueError: for a misspelled field, or a stock option this architecture lacks (decoder, relative positions).
     """
 
     model_type = "hfbert"
@@ -107,14 +112,19 @@ class HFBertConfig(PreTrainedConfig):
         model_type = kwargs.pop("model_type", None)
         if model_type not in (None, "bert", self.model_type):
             logger.warning(f"This configuration is of model_type {model_type!r}; its weights may not be BERT's.")
-        self._refuse_what_is_not_here(kwargs)
+        self._check_unsupported_fields(kwargs)
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> "HFBertConfig":
-        """The configuration of a published size ("tiny", "mini", "small", "medium", "base", "large").
+        """Make the configuration of a published size.
 
-        `overrides` replace single fields. Raises ValueError for an unknown size.
+        Args:
+            size: "tiny", "mini", "small", "medium", "base" or "large".
+            overrides: values of single fields.
+
+        Raises:
+            ValueError: for an unknown size.
         """
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; the published sizes are {', '.join(SIZES)}")
@@ -128,7 +138,7 @@ class HFBertConfig(PreTrainedConfig):
         return cls(**(fields | overrides))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, with the full `auto_map`: a checkpoint saved from one head opens through every Auto class."""
+        """Return all fields and the full `auto_map`: a checkpoint of one head opens through every Auto class."""
         fields = super().to_dict()
         fields["auto_map"] = {"AutoConfig": "configuration_hfbert.HFBertConfig"} | {
             auto_class: f"modeling_hfbert.{name}" for auto_class, name in HEADS.items()
@@ -136,7 +146,7 @@ class HFBertConfig(PreTrainedConfig):
         return fields
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save config.json and, beside it, the code it names: also for a user's subclass, or without a model."""
+        """Save config.json and the code it names, also for a user's subclass or without a model."""
         super().save_pretrained(save_directory, *args, **kwargs)
         for name in ("configuration_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py"):
             source, target = Path(__file__).with_name(name), Path(save_directory, name)
@@ -144,11 +154,15 @@ class HFBertConfig(PreTrainedConfig):
                 shutil.copyfile(source, target)
 
     def validate_architecture(self) -> None:
-        """Run by @strict after construction and on saving. Raises ValueError naming the field and what it may hold."""
+        """Check all fields; @strict calls it after construction and on saving.
+
+        Raises:
+            ValueError: naming the field and the values it may hold.
+        """
         super().validate_architecture()
-        # Also those set after construction: a file that names them could not be opened again.
-        self._refuse_what_is_not_here(vars(self))
-        for name, largest in LARGEST.items():
+        # Attributes set after construction too: their file could not be opened again.
+        self._check_unsupported_fields(vars(self))
+        for name, largest in MAX_SIZES.items():
             value = getattr(self, name)
             if not 1 <= value <= largest:
                 raise ValueError(f"{name} is {value}; it must be between 1 and {largest}")
@@ -172,8 +186,8 @@ class HFBertConfig(PreTrainedConfig):
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is outside the vocabulary of {self.vocab_size}")
 
-    def _refuse_what_is_not_here(self, kwargs: dict[str, Any]) -> None:
-        """A stock option this encoder lacks would silently change the result, a typo silently do nothing."""
+    def _check_unsupported_fields(self, kwargs: dict[str, Any]) -> None:
+        """Refuse stock options this encoder lacks, which would change the result silently, and misspelled fields."""
         for option in ("is_decoder", "add_cross_attention"):
             if kwargs.get(option):
                 raise ValueError(f"{option}=True: HFBert is an encoder; left_to_right=True gives causal attention")
@@ -186,6 +200,211 @@ class HFBertConfig(PreTrainedConfig):
             close = difflib.get_close_matches(name, fields, n=1, cutoff=0.88)
             if close and name not in fields:
                 raise ValueError(f"unknown field {name!r}; did you mean {close[0]!r}?")
+
+
+def is_transformed() -> bool:
+    """Return whether operations are recorded or transformed here: no value may be read, only PyTorch differentiates.
+
+    True under torch.compile, export and jit.trace, forward-mode differentiation, the transforms of torch.func (vmap,
+    grad, jvp …) and dispatch modes (make_fx, fake tensors).
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def check_cu_seqlens(
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    shape: torch.Size,
+    device: torch.device,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return a packed row's cu_seq_lens_q on `device`; check its numbers on the CPU only, where reading is free."""
+    if shape[0] != 1:
+        raise ValueError(
+            f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; concatenate "
+            "its sequences to shape (1, tokens)"
+        )
+    if attention_mask is not None:
+        raise ValueError("a packed row has no padding: leave out attention_mask beside cu_seq_lens_q")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.long, torch.int32):
+        raise ValueError(
+            f"cu_seq_lens_q is of {cu_seqlens.dtype} and shape {tuple(cu_seqlens.shape)}; it must be of "
+            "torch.int32 and shape (sequences + 1,)"
+        )
+    cu_seqlens = cu_seqlens.to(device)
+    if device.type == "cpu" and not is_transformed():
+        lengths = cu_seqlens.diff()
+        if cu_seqlens[0] != 0 or cu_seqlens[-1] != shape[1] or lengths.min() < 0 or lengths.max() > max_seqlen:
+            raise ValueError(
+                f"cu_seq_lens_q is {cu_seqlens.tolist()}; it must rise from 0 to the row's {shape[1]} tokens in "
+                f"steps of at most {max_seqlen} (max_length_q, or else max_position_embeddings)"
+            )
+    return cu_seqlens
+
+
+def check_read_positions(
+    read_positions: torch.Tensor | tuple[()], pooled: torch.Tensor | None, shape: torch.Size, device: torch.device
+) -> torch.Tensor:
+    """Return positions in the flattened batch, (count,) on `device`."""
+    if not isinstance(read_positions, torch.Tensor):
+        return torch.empty(0, dtype=torch.long, device=device)
+    if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
+        raise ValueError(
+            f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
+            "torch.long and shape (count,): positions in the flattened batch, row · sequence_length + column"
+        )
+    read_positions = read_positions.to(device, torch.long)
+    if device.type == "cpu" and not is_transformed():
+        pooled = torch.arange(shape[0], device=device) * shape[1] if pooled is None else pooled
+        lowest, highest = (int(bound) for bound in torch.cat([pooled, read_positions]).aminmax())
+        if lowest < 0 or highest >= shape.numel():
+            raise ValueError(
+                f"read_positions go from {lowest} to {highest}; the batch of shape {tuple(shape)} has positions "
+                f"0 … {shape.numel() - 1}"
+            )
+    return read_positions
+
+
+def check_attention_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
+    """Refuse a mask of the wrong shape or, where values can be read, with wrong numbers."""
+    (batch_size, length), sizes = shape, tuple(mask.shape)
+    pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
+    allowed = ((1, batch_size), (1, num_heads), (1, length), (length,))
+    fits = len(pairs) == 4 and all(size in choices for size, choices in zip(pairs, allowed, strict=True))
+    if sizes != (batch_size, length) and not fits:
+        raise ValueError(
+            f"attention_mask has shape {sizes}, the input {tuple(shape)}; a mask is (batch_size, sequence_length) or "
+            f"(batch_size, sequence_length, sequence_length), with a dimension for the {num_heads} heads or without"
+        )
+    if mask.dtype == torch.bool or is_transformed() or mask.device.type not in ("cpu", "cuda"):
+        return
+    if mask.is_floating_point() and len(sizes) != 2:
+        if bool(((mask == 0) | (mask == 1)).all() & (mask == 1).any()):
+            raise ValueError(
+                f"attention_mask of {mask.dtype} and shape {sizes} holds 0 and 1, and would be added to the scores; "
+                "pass attention_mask.bool(), True where a token sees another"
+            )
+    elif mask.device.type == "cpu" and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            f"attention_mask of {mask.dtype} and shape {sizes} holds other numbers than 1 for tokens and 0 for padding"
+        )
+
+
+def check_inputs(
+    ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None
+) -> tuple[torch.Size, torch.device]:
+    """Return shape (batch_size, sequence_length) and device; refuse inputs that are not 2-D or disagree."""
+    input_ids = ids["input_ids"]
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+    if tokens.dim() != 2:
+        name, shape = "input_ids", "(batch_size, sequence_length)"
+        if inputs_embeds is not None:
+            tokens, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
+        raise ValueError(
+            f"{name} must have shape {shape}, got {tuple(tokens.shape)}; add the batch dimension with {name}[None]"
+        )
+    if tokens.numel() == 0:
+        raise ValueError(f"the input holds no tokens: its shape is {tuple(tokens.shape)}")
+    for name, tensor in ids.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == tokens.shape:
+            continue
+        # One row of positions or segments serves every sequence; a mask must be given per sequence.
+        if tensor.shape != (1, tokens.shape[1]):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(tokens.shape)}")
+    for name, tensor in ids.items():
+        if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
+            raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
+    return tokens.shape, tokens.device
+
+
+def index_error_message(
+    config: HFBertConfig, ids: dict[str, torch.Tensor | None], word_embeddings: torch.nn.Module
+) -> str:
+    """Build the message for an id without an embedding. Called only after the lookup failed, on the CPU."""
+    fields = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
+    for name, tensor in ids.items():
+        field = fields.get(name, "max_position_embeddings")
+        size = getattr(config, field)
+        table = getattr(word_embeddings, "weight", None)
+        if name == "input_ids" and table is not None and table.shape[0] != size:
+            return (
+                f"the word embeddings hold {table.shape[0]} tokens and vocab_size is {size}; resize both with "
+                "model.resize_token_embeddings(number of tokens)"
+            )
+        bad = (tensor < 0) | (tensor >= size) if tensor is not None else torch.zeros(0)
+        if bad.any():
+            row, column = bad.nonzero()[0].tolist()
+            value = int(tensor[row, column])
+            return f"{name}[{row}, {column}] is {value}; it must be 0 … {size - 1} ({field} {size})"
+    return "an id has no embedding"
+
+
+def check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int) -> None:
+    """Refuse any other number of labels."""
+    if labels.numel() != expected:
+        raise ValueError(
+            f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}"
+        )
+
+
+def check_class_ids(labels: torch.Tensor) -> None:
+    """Refuse fractions, which would be cut to integers."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"the labels are of {labels.dtype}; they must be integers, as of torch.long")
+
+
+def check_label_shape(labels: torch.Tensor, tokens: torch.Tensor) -> None:
+    """Refuse labels in another shape than the tokens, such as transposed: they would train the wrong tokens."""
+    if labels.shape != tokens.shape[:2]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(tokens.shape[:2])}")
+
+
+def check_no_decoder_inputs(kwargs: dict[str, Any]) -> None:
+    """Refuse the arguments of decoders, which an encoder would ignore silently."""
+    for name in ("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} is for decoders, and HFBert is an encoder: leave it out, or use stock bert")
+
+
+def check_not_packed(task: str, kwargs: dict[str, Any]) -> None:
+    """Refuse packed rows in heads whose softmax is over several vectors of a row."""
+    if kwargs.get("cu_seq_lens_q") is not None:
+        raise ValueError(f"{task} takes padded batches, not packed rows: leave out cu_seq_lens_q")
+
+
+def check_problem_type(problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Refuse labels of another problem than the configuration's, which a checkpoint remembers."""
+    num_labels = logits.shape[-1]
+    wanted, expected, fault = f"{num_labels} numbers for each example", logits.numel(), None
+    if problem_type == "single_label_classification":
+        wanted, expected = "one class id for each example, as of torch.long", logits.shape[0]
+        if labels.is_floating_point():
+            fault = "fractions would be cut"
+        elif num_labels == 1:
+            fault = "with num_labels=1 the loss is always 0"
+    elif problem_type == "multi_label_classification":
+        wanted = f"{num_labels} numbers from 0 to 1 for each example"
+        if labels.device.type == "cpu" and not is_transformed() and ((labels < 0) | (labels > 1)).any():
+            fault = f"they go from {labels.min()} to {labels.max()}"
+    elif problem_type != "regression":
+        fault, wanted = "there is no such problem", "nothing"
+    if labels.numel() != expected:
+        fault = f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape "
+        fault += f"{tuple(logits.shape)}"
+    if fault is not None:
+        raise ValueError(
+            f"labels of {labels.dtype} and shape {tuple(labels.shape)} are not config.problem_type="
+            f"{problem_type!r}, which takes {wanted}: {fault}; set config.problem_type to 'regression', "
+            "'single_label_classification' or 'multi_label_classification', as the labels are"
+        )
 
 
 HFBertConfig.register_for_auto_class()

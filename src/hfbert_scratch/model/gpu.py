@@ -1,8 +1,8 @@
-"""Train on a GPU in bfloat16: the model's arithmetic in the form tensor cores and fusing compilers are fast at.
+"""Modules and compilation for training on a GPU in bfloat16.
 
-`train_on_gpu` exchanges the classes of some modules for subclasses with the same parameters, so checkpoints, parameter
-names and hooks on modules stay as they are. `compile_layers` compiles the parts of a model that repeat. Both are for
-training loops: a model opened by from_pretrained computes as stock BERT does. Figures: benchmarks/gpu_matrix.py.
+`train_on_gpu` replaces the classes of some modules by subclasses with the same parameters, so checkpoints, parameter
+names and hooks on modules stay valid. `compile_layers` compiles the repeated parts of a model. Both are for training
+loops: a model opened by from_pretrained computes as stock BERT does. Measurements: benchmarks/gpu_matrix.py.
 """
 
 import math
@@ -23,20 +23,20 @@ from .modeling_hfbert import (
     HFBertOutputProjection,
     HFBertSelfAttention,
 )
-from .triton_attention import has_kernel, packed_attention
+from .triton_attention import has_kernel, murmur_mix, packed_attention
 
 
-# The product with the vocabulary is padded to a multiple of this. Fast kernels want rows of a multiple of 16 bytes,
-# which 30,522 of bfloat16 are not: an H200 makes 226 TFLOP/s with them, 702 with 30,528 (benchmarks/gpu_micro.py).
+# The vocabulary projection is padded to a multiple of this. Fast kernels need rows of a multiple of 16 bytes, unlike
+# 30,522 columns of bfloat16: an H200 reaches 226 TFLOP/s with them, 702 with 30,528 (benchmarks/gpu_micro.py).
 _CLASSES_MULTIPLE = 64
-# Logit of a class that does not exist: its exponential is 0 beside any other.
+# Logit of a padding class: its exponential is 0 beside any other.
 _NO_CLASS = -1e4
 
 
 class _LayerNorm(nn.LayerNorm):
-    """LayerNorm in float32 whose output has autocast's dtype.
+    """LayerNorm in float32 with an output of autocast's dtype.
 
-    CUDA's autocast returns float32, and with it a residual stream of twice the bytes.
+    CUDA's autocast returns float32, which doubles the bytes of the residual stream.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -45,17 +45,18 @@ class _LayerNorm(nn.LayerNorm):
 
 
 class _SelfAttention(HFBertSelfAttention):
-    """Query, key and value by one product with their weights side by side, and attention on what it gives."""
+    """Self-attention with one joint projection to query, key and value."""
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        packing = kwargs.get("packing")
-        all_queries = packing is not None and packing.boundaries is not None and kwargs.get("reading") is None
+        layout, query_subset = kwargs.get("layout"), kwargs.get("query_subset")
         if (
-            not all_queries
+            layout is None
+            or layout.cu_seqlens is None
+            or query_subset is not None
             or self.is_causal
-            or not has_kernel(hidden_states.device, self.attention_head_size, packing.longest)
+            or not has_kernel(hidden_states.device, self.attention_head_size, layout.max_seqlen)
         ):
             return super().forward(hidden_states, attention_mask, **kwargs)
         projected = _joint_product(hidden_states, self.query, self.key, self.value)
@@ -63,7 +64,7 @@ class _SelfAttention(HFBertSelfAttention):
         projected = projected.view(-1, 3, self.config.num_attention_heads, self.attention_head_size)
         dropout = self.dropout.p if self.training else 0.0
         seeds = random_seeds(projected.device)
-        attended, _ = packed_attention(projected, packing.boundaries, seeds, packing.longest, dropout, self.scaling)
+        attended, _ = packed_attention(projected, layout.cu_seqlens, seeds, layout.max_seqlen, dropout, self.scaling)
         return attended.view(hidden_states.shape), None
 
     def project(
@@ -77,6 +78,7 @@ class _SelfAttention(HFBertSelfAttention):
 
 
 def _joint_product(hidden_states: torch.Tensor, *layers: nn.Linear) -> torch.Tensor:
+    """(…, hidden size) → (…, layers · hidden size) by one matrix product."""
     weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
     return F.linear(hidden_states, weight, bias)
 
@@ -92,11 +94,11 @@ class _LMPredictionHead(HFBertLMPredictionHead):
 
 
 class _Dropout(HFBertDropout):
-    """Dropout by a hash of each element's place, in compiled code.
+    """Dropout by a hash of each element's position, in compiled code.
 
-    The compiler's own generator computes ten rounds of Philox for every element, which take twice as long as the
-    memory traffic of a residual and its LayerNorm. The hash is a dozen integer instructions, and the backward pass
-    computes it again instead of reading a mask.
+    The compiler's generator computes ten rounds of Philox per element, which take twice as long as the memory traffic
+    of a residual and its LayerNorm. The hash takes a dozen integer instructions, and the backward pass recomputes it
+    instead of reading a mask.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -108,12 +110,11 @@ class _Dropout(HFBertDropout):
 def keep_mask(shape: torch.Size, probability: float, device: torch.device) -> torch.Tensor:
     """Draw booleans of `shape`, False with `probability`, from PyTorch's generator of the device.
 
-    Two random seeds and the element's place go twice through the finalizer of MurmurHash3 (Appleby 2011, public
-    domain), in 32-bit integers that wrap.
+    Two random seeds and the element's position pass twice through `murmur_mix`.
     """
     seeds = random_seeds(device)
-    place = torch.arange(shape.numel(), dtype=torch.int32, device=device)
-    random = _mix(_mix(place ^ seeds[0]) + seeds[1])
+    positions = torch.arange(shape.numel(), dtype=torch.int32, device=device)
+    random = murmur_mix(murmur_mix(positions ^ seeds[0]) + seeds[1])
     return (random >= round(probability * (1 << 32)) - (1 << 31)).view(shape)
 
 
@@ -122,15 +123,8 @@ def random_seeds(device: torch.device) -> torch.Tensor:
     return torch.randint(-(1 << 31), (1 << 31) - 1, (2,), dtype=torch.int32, device=device)
 
 
-def _mix(bits: torch.Tensor) -> torch.Tensor:
-    # >> copies the sign, which the mask takes away again.
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (0x85EBCA6B - (1 << 32))
-    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * (0xC2B2AE35 - (1 << 32))
-    return bits ^ ((bits >> 16) & 0xFFFF)
-
-
 class _GELU(GELUActivation):
-    """GELU by a short formula for the normal distribution, in compiled code; see `_Gelu`."""
+    """GELU by `_Gelu` in compiled code."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         if not torch.compiler.is_compiling() or values.dtype != torch.bfloat16:
@@ -139,7 +133,7 @@ class _GELU(GELUActivation):
 
 
 class _Gelu(torch.autograd.Function):
-    """x·Φ(x) for bfloat16, exact to 1e-7: erf of CUDA's library takes longer than the memory traffic."""
+    """x·Φ(x) for bfloat16, exact to 1e-7; the erf of CUDA's library takes longer than the memory traffic."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
@@ -177,15 +171,15 @@ _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     HFBertSelfAttention: _SelfAttention,
     HFBertLMPredictionHead: _LMPredictionHead,
 }
-# Modules that read the weights of these parts without calling them.
+# Replaced modules read the weights of these submodules without calling them.
 _READ_WEIGHTS = {HFBertSelfAttention: ("query", "key", "value"), HFBertLMPredictionHead: ("decoder",)}
 
 
 def train_on_gpu(model: nn.Module) -> None:
-    """Have the modules of one of our models computed as above, in place. Parameters keep their names and values.
+    """Replace the modules of an HFBert model by the faster ones of this file, in place.
 
-    A module whose weights would be read past a projection that is not plain, such as LoRA's, or that has hooks is left
-    as it is.
+    Parameters keep their names and values. A module stays as it is if it would bypass a projection with hooks or of
+    another class, such as LoRA's.
     """
     for module in model.modules():
         replacement = _REPLACEMENTS.get(type(module))
@@ -208,20 +202,20 @@ def can_compile() -> bool:
 
 
 def compile_layers(model: nn.Module, **options: Any) -> None:
-    """Compile a model's layers, embeddings and MLM loss, each on its own, in place.
+    """Compile a model's layers, embeddings and MLM loss separately, in place.
 
-    All layers share one graph, for every number of tokens, so compilation takes seconds where the whole model takes
-    a minute. What stays outside are the pooler, small heads and the choice of positions.
+    All layers share one graph for every number of tokens, so compilation takes seconds where the whole model takes a
+    minute. Pooler, small heads and the choice of positions stay uncompiled.
 
     Args:
-        model: ours or any model of transformers with layers of its GradientCheckpointingLayer.
+        model: an HFBert model, or any model of transformers whose layers are GradientCheckpointingLayers.
         options: further arguments of torch.compile, such as mode or backend.
     """
     options = {"dynamic": True} | options
-    # Dropout and scaling are constants. As symbols, which dynamic makes of numbers, they have each graph traced twice.
+    # Dropout and scaling are constants; as symbols, which dynamic=True makes of floats, each graph is traced twice.
     torch._dynamo.config.specialize_float = True
     for module in model.modules():
-        # The method and not the module: the code PyTorch counts recompilations of is then this class's alone.
+        # The method, not the module: PyTorch counts recompilations per code object, which is then this class's own.
         if isinstance(module, GradientCheckpointingLayer | HFBertEmbeddings):
             module.forward = torch.compile(module.forward, **options)
         elif isinstance(module, HFBertMaskedPrediction):

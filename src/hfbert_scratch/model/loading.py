@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
-from .configuration_hfbert import LARGEST
+from .configuration_hfbert import MAX_SIZES
 from .modeling_hfbert import WRAPPED
 
 
@@ -137,7 +137,7 @@ def check_directory(name: str | Path) -> None:
             "convert the model to bert first"
         )
     for field, value in config.items():
-        most = LARGEST.get(field, _LARGEST_LAYERS if field.endswith("layers") else _LARGEST_NUMBER)
+        most = MAX_SIZES.get(field, _LARGEST_LAYERS if field.endswith("layers") else _LARGEST_NUMBER)
         if isinstance(value, int | float) and value > most:
             raise InputError(f"{path}: {field} is {value}; it must be at most {most}")
     index = directory / f"{SAFETENSORS}.index.json"

@@ -1,17 +1,17 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
-"""BERT (Devlin et al. 2018), read in the order of the forward pass: embeddings, layers, pooler, heads.
-One file, as transformers keeps a model, all its heads in it.
+"""BERT (Devlin et al. 2018) in the order of the forward pass: embeddings, layers, pooler, heads.
 
-Parameter names are those of the original and of stock `bert`, so checkpoints of either load here and ours load there.
-How attention, dropout and the loss are computed fast is in kernels_hfbert.py. These two and configuration_hfbert.py
-travel with every checkpoint, so they import nothing else of this package.
+One file with all heads, as in transformers. Parameter names are those of the original and of stock `bert`, so
+checkpoints of either load here and ours load there. Fast attention, dropout and losses are in kernels_hfbert.py,
+checks of the inputs in configuration_hfbert.py. The three files travel with every checkpoint and import nothing else
+of this package.
 """
 
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    create_bidirectional_mask,
-    create_causal_mask,
-    sdpa_mask,
-)
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -44,30 +38,51 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_hfbert import HEADS, HFBertConfig
+from .configuration_hfbert import (
+    HEADS,
+    HFBertConfig,
+    check_attention_mask,
+    check_class_ids,
+    check_cu_seqlens,
+    check_inputs,
+    check_label_shape,
+    check_no_decoder_inputs,
+    check_not_packed,
+    check_problem_type,
+    check_read_positions,
+    index_error_message,
+    is_transformed,
+)
 from .kernels_hfbert import (
     IGNORED_LABEL,
+    UNPADDED,
     HFBertDropout,
-    Packing,
-    Reading,
-    attend_packed,
+    QuerySubset,
+    TokenLayout,
+    UnpaddedLayout,
     autocast_dtype,
-    gelu_not_saved,
+    cross_entropy,
+    first_positions,
     has_varlen_kernel,
-    is_transformed,
+    loss_denominator,
+    pair_mask,
+    real_tokens,
+    recompute_gelu,
+    select_queries,
     sequence_numbers,
-    summed_cross_entropy,
+    states_at,
 )
 
 
-# What DistributedDataParallel and torch.compile put before the names of weights.
+# Prefixes that DistributedDataParallel and torch.compile put before the names of weights.
 WRAPPED = re.compile(r"^(?:(?:module|_orig_mod)\.)+|_orig_mod\.")
-# An attention implementation like "sdpa", of our own: the padding of a batch is left out of all computation.
-UNPADDED = "hfbert_unpadded"
 
 
 class HFBertEmbeddings(nn.Module):
-    """Sum of word, position and segment embeddings, then LayerNorm and dropout (paper, section 3.2 and figure 2)."""
+    """Sum of word, position and segment embeddings, then LayerNorm and dropout (paper, section 3.2 and figure 2).
+
+    All inputs are (batch_size, sequence_length), inputs_embeds (batch_size, sequence_length, hidden_size).
+    """
 
     def __init__(self, config: HFBertConfig):
         super().__init__()
@@ -76,7 +91,7 @@ class HFBertEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = HFBertDropout(config.hidden_dropout_prob)
-        # Not saved; as a buffer so that old checkpoints, which hold it, load without a complaint.
+        # Not saved; a buffer so that old checkpoints that hold it load without a warning.
         self.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None], persistent=False)
 
     def forward(
@@ -97,14 +112,11 @@ class HFBertEmbeddings(nn.Module):
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
-    def default_positions(self, sequence_length: int, boundaries: torch.Tensor | None = None) -> torch.Tensor:
-        """0, 1, 2 …, (1, sequence_length), from 0 again at each of the `boundaries` of a packed row.
-
-        Raises ValueError for more than the table has.
-        """
-        if boundaries is not None:
-            starts = boundaries[sequence_numbers(boundaries, sequence_length)]
-            return (torch.arange(sequence_length, device=boundaries.device) - starts)[None]
+    def default_positions(self, sequence_length: int, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """Return 0, 1, 2 …, (1, sequence_length), from 0 again at each of the `cu_seqlens` of a packed row."""
+        if cu_seqlens is not None:
+            starts = cu_seqlens[sequence_numbers(cu_seqlens, sequence_length)]
+            return (torch.arange(sequence_length, device=cu_seqlens.device) - starts)[None]
         limit = self.position_ids.shape[1]
         if sequence_length > limit:
             raise ValueError(
@@ -124,42 +136,21 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(QKᵀ·scaling + mask)·V on (batch, heads, length, head size); the only way that returns probabilities."""
+    """Compute softmax(QKᵀ·scaling + mask)·V; the one implementation that also returns the probabilities.
+
+    Args:
+        query, key, value: (batch, heads, length, head size).
+        attention_mask: added to the scores; broadcasts to (batch, heads, length, length).
+    """
+    # (batch, heads, queries, keys)
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = F.softmax(scores, dim=-1)
     probabilities = module.dropout(probabilities) if dropout else probabilities
     output = torch.matmul(probabilities, value)
+    # (batch, length, heads, head size)
     return output.transpose(1, 2).contiguous(), probabilities
-
-
-def unpadded_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    packing: Packing | None = None,
-    reading: Reading | None = None,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, None]:
-    """Attention within the sequences of a packed batch, (1, heads, tokens, head size), the query's tokens being those
-    of `reading` if there is one; without `packing`, sdpa.
-    """
-    if packing is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    # squeeze and unsqueeze are views in the backward pass too, where [0] and [None] would fill and copy whole tensors.
-    tokens = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    return attend_packed(*tokens, packing, scaling, dropout, module.is_causal, reading).unsqueeze(0), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention_forward)
-ALL_MASK_ATTENTION_FUNCTIONS.register(UNPADDED, sdpa_mask)
 
 
 class HFBertSelfAttention(nn.Module):
@@ -185,10 +176,11 @@ class HFBertSelfAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         dtype = autocast_dtype(hidden_states.device)
-        if dtype is not None:  # which would cast for each of the three
+        if dtype is not None:  # cast once; autocast would cast for each of the three projections
             hidden_states = hidden_states.to(dtype)
-        asking = _read(hidden_states, kwargs)
-        query, key, value = (self.split_heads(projected) for projected in self.project(asking, hidden_states))
+        # (batch, length, hidden size), and (batch, heads, length, head size) after the projections
+        query_states = select_queries(hidden_states, kwargs)
+        query, key, value = map(self.split_heads, self.project(query_states, hidden_states))
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -202,7 +194,7 @@ class HFBertSelfAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return output.reshape(asking.shape), probabilities
+        return output.reshape(query_states.shape), probabilities
 
     def project(
         self, query_states: torch.Tensor, hidden_states: torch.Tensor
@@ -212,19 +204,13 @@ class HFBertSelfAttention(nn.Module):
 
     def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden size) → (batch, heads, length, head size)."""
-        # A view and not unflatten, whose other sizes the older ONNX exporter takes for constants.
+        # Not unflatten: the older ONNX exporter takes its other sizes for constants.
         heads = (self.config.num_attention_heads, self.attention_head_size)
         return projected.view(*projected.shape[:-1], *heads).transpose(1, 2)
 
 
-def _read(hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-    """Those a layer is computed for: all, or those that `reading` among its arguments has."""
-    reading: Reading | None = kwargs.get("reading")
-    return hidden_states if reading is None else reading.select(hidden_states)
-
-
 class HFBertResidual(nn.Module):
-    """dense → dropout → add the input → LayerNorm: how both halves of a layer end (post-LayerNorm)."""
+    """dense → dropout → add the input → LayerNorm: the end of both halves of a layer (post-LayerNorm)."""
 
     def __init__(self, config: HFBertConfig, input_size: int):
         super().__init__()
@@ -251,7 +237,7 @@ class HFBertAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, probabilities = self.self(hidden_states, attention_mask, **kwargs)
-        return self.output(attended, _read(hidden_states, kwargs)), probabilities
+        return self.output(attended, select_queries(hidden_states, kwargs)), probabilities
 
 
 class HFBertIntermediate(nn.Module):
@@ -290,8 +276,8 @@ class HFBertLayer(GradientCheckpointingLayer):
 
     def feed_forward_chunk(self, attention_output: torch.Tensor) -> torch.Tensor:
         activated = self.intermediate(attention_output)
-        # Checkpointing has its own way with what is saved.
-        with nullcontext() if self.gradient_checkpointing else gelu_not_saved(activated):
+        # Gradient checkpointing saves nothing here that could be recomputed.
+        with nullcontext() if self.gradient_checkpointing else recompute_gelu(activated):
             return self.output(activated, attention_output)
 
 
@@ -308,20 +294,20 @@ class HFBertEncoder(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        reading: Reading | None = None,
+        query_subset: QuerySubset | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         for number, layer in enumerate(self.layer, start=1):
-            if reading is not None and number == len(self.layer):
-                kwargs["reading"] = reading
+            if query_subset is not None and number == len(self.layer):
+                kwargs["query_subset"] = query_subset
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class HFBertPooler(nn.Module):
-    """dense + tanh on the first vector of each row, that of [CLS]: the sequence's summary, C in the paper.
+    """dense + tanh on the vector of [CLS], the first of each row: C in the paper.
 
-    A left-to-right model gives it the last token's vector, the only one that has seen the sequence.
+    HFBertModel gives a left-to-right model's last token instead, the only one that has seen the whole sequence.
     """
 
     def __init__(self, config: HFBertConfig):
@@ -347,21 +333,21 @@ class HFBertPredictionHeadTransform(nn.Module):
 
 
 class HFBertOutputProjection(nn.Linear):
-    """The projection onto the vocabulary, whose matrix is the word embeddings'. Its `bias` is that of the head.
+    """Projection onto the vocabulary by the matrix of the word embeddings; its `bias` is the head's parameter.
 
-    One operation with the bias is bit for bit what stock computes, and makes no second copy of the logits.
+    Adding the bias in the same operation is bit-identical to stock and makes no second copy of the logits.
     """
 
     def __init__(self, config: HFBertConfig, head: nn.Module):
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
-        self._head = (head,)  # in a tuple it is no submodule of its own part
+        self._head = (head,)  # a tuple, so that the head is not registered as a submodule of its part
 
     @property
     def bias(self) -> nn.Parameter:
         return self._head[0].bias
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """A bias that is assigned becomes the head's: there is one, under one name."""
+        """Give an assigned bias to the head: there is one, under one name."""
         if name == "bias" and param is not None:
             self._head[0].bias = param
         else:
@@ -384,13 +370,13 @@ class HFBertLMPredictionHead(nn.Module):
         return self.decoder(self.transform(hidden_states))
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
-        """Take stock's second name for the bias, the one stock computes with."""
+        """Accept stock's second name for the bias, which stock computes with."""
         if isinstance(self.decoder, HFBertOutputProjection) and f"{prefix}decoder.bias" in state_dict:
             state_dict[f"{prefix}bias"] = state_dict.pop(f"{prefix}decoder.bias")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def loss_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return logits for a cross-entropy: those of `forward`, or further columns too whose exponential is 0."""
+        """Return logits for a cross-entropy: as `forward`, possibly followed by columns with an exponential of 0."""
         return self(hidden_states)
 
 
@@ -407,7 +393,7 @@ class HFBertPreTrainingHeads(nn.Module):
     def forward(
         self, sequence_output: torch.Tensor | None = None, pooled_output: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits of both heads for their inputs, or of the one that is there for the one input given."""
+        """Return the logits of both heads for their inputs, or of the present head for the one input given."""
         if not hasattr(self, "seq_relationship"):
             return self.predictions(sequence_output)
         if not hasattr(self, "predictions"):
@@ -417,10 +403,13 @@ class HFBertPreTrainingHeads(nn.Module):
 
 @dataclass
 class HFBertForPreTrainingOutput(ModelOutput):
-    """What HFBertForPreTraining returns: stock's five fields in stock's order, then the two parts of the loss.
+    """Output of HFBertForPreTraining: stock's five fields in stock's order, then the two parts of the loss.
 
-    Shapes: `prediction_logits` (batch_size, sequence_length, vocab_size), or (predicted positions, vocab_size) in
-    training with `sparse_prediction`; `seq_relationship_logits` (batch_size, 2), column 0 for "B follows A".
+    Attributes:
+        loss: masked_lm_loss + next_sentence_loss, or the one with labels.
+        prediction_logits: (batch_size, sequence_length, vocab_size), or (predicted positions, vocab_size) in training
+            with `sparse_prediction`.
+        seq_relationship_logits: (batch_size, 2), column 0 for "B follows A".
     """
 
     loss: torch.Tensor | None = None
@@ -433,7 +422,7 @@ class HFBertForPreTrainingOutput(ModelOutput):
 
 
 class HFBertPreTrainedModel(PreTrainedModel):
-    """What all HFBert models share: initialisation, capabilities, saving."""
+    """Base of all HFBert models: initialisation, capabilities, loading."""
 
     config: HFBertConfig
     config_class = HFBertConfig
@@ -447,8 +436,8 @@ class HFBertPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": HFBertLayer, "attentions": HFBertSelfAttention}
     _keys_to_ignore_on_load_unexpected = [r"position_ids"]  # old checkpoints hold this buffer
-    # Trainer takes any forward with **kwargs for one that divides the loss by `num_items_in_batch`. Those of ours that
-    # do say so; with the others Trainer must divide by the accumulation steps itself.
+    # Trainer takes any forward with **kwargs for one that divides the loss by `num_items_in_batch`. Heads that do so
+    # set this to True; for the others Trainer divides by the accumulation steps.
     accepts_loss_kwargs = False
 
     @staticmethod
@@ -459,12 +448,12 @@ class HFBertPreTrainedModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Load as any model, but refuse names of a wrapper, for which transformers would draw every weight anew."""
+        """Load, but refuse weights named by a wrapper: transformers would initialise all of them at random."""
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         missing, wrapped = loaded[0].missing_keys, sorted(filter(WRAPPED.search, loaded[0].unexpected_keys))
         if missing and wrapped:
-            found = WRAPPED.search(wrapped[0])
-            pattern = ("" if found.start() else "^") + re.escape(found[0])
+            prefix = WRAPPED.search(wrapped[0])
+            pattern = ("" if prefix.start() else "^") + re.escape(prefix[0])
             raise ValueError(
                 f"a wrapper of the model named the checkpoint's weights ({wrapped[0]}); open it with "
                 f"from_pretrained(..., key_mapping={{{pattern!r}: ''}})"
@@ -474,7 +463,7 @@ class HFBertPreTrainedModel(PreTrainedModel):
     def _encode(
         self, *inputs: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """The base model's output for a head, by name even where the user asked for tuples."""
+        """Return the base model's output by name, also where the user asked for tuples."""
         return getattr(self, self.base_model_prefix)(*inputs, return_dict=True, **kwargs)
 
     @torch.no_grad()
@@ -485,7 +474,7 @@ class HFBertPreTrainedModel(PreTrainedModel):
             initialization.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
             if getattr(module, "bias", None) is not None:
                 initialization.zeros_(module.bias)
-            # A slice loses the flag of weights that came from a file, so it is asked for here.
+            # A slice loses the flag of weights that came from a file.
             padding = getattr(module, "padding_idx", None)
             if padding is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 initialization.zeros_(module.weight[padding])
@@ -498,7 +487,7 @@ class HFBertPreTrainedModel(PreTrainedModel):
 
 
 class HFBertModel(HFBertPreTrainedModel):
-    """The encoder without a head; `add_pooling_layer=False` leaves the pooler out, as stock does for some heads."""
+    """Encoder without a head; `add_pooling_layer=False` leaves the pooler out, as stock does for some heads."""
 
     def __init__(self, config: HFBertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -515,7 +504,7 @@ class HFBertModel(HFBertPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)  # it may be those of `read_positions` alone
+    @capture_outputs(tie_last_hidden_states=False)  # last_hidden_state may hold read_positions only
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -529,373 +518,133 @@ class HFBertModel(HFBertPreTrainedModel):
     ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPooling:
         """Encode a batch.
 
-        input_ids, token_type_ids, position_ids: (batch_size, sequence_length); attention_mask: the same, 1 for tokens
-        and 0 for padding, or a ready mask for every pair of tokens, (batch_size, sequence_length, sequence_length) or
-        (batch_size, 1 or heads, sequence_length, sequence_length), of booleans or integers with 1 where a token sees
-        another, or of floats that are added to the scores; inputs_embeds (batch_size, sequence_length, hidden_size) in
-        place of input_ids. Omitted token types mean segment A.
+        Args:
+            input_ids: (batch_size, sequence_length), or (1, tokens) for a packed row: several sequences one after the
+                other that do not see each other.
+            attention_mask: (batch_size, sequence_length), 1 for tokens and 0 for padding; or per pair of tokens,
+                (batch_size, [1 or heads,] sequence_length, sequence_length), booleans or integers with 1 where a token
+                sees another, or floats to add to the scores. None for a packed row.
+            token_type_ids: as input_ids; None for segment A everywhere.
+            position_ids: as input_ids; None for 0, 1, 2 … in each sequence.
+            inputs_embeds: (batch_size, sequence_length, hidden_size) in place of input_ids.
+            read_positions: (count,) positions in the flattened batch to return; () for the pooler's alone.
+            kwargs: for a packed row cu_seq_lens_q (sequences + 1,), 0 … tokens, the start of each sequence and the
+                end of the last, and optionally max_length_q. Validated on the CPU only; a GPU would synchronise.
 
-        A packed row holds several sequences one behind the other, which do not see each other: input_ids (1, tokens),
-        no attention_mask, and transformers' arguments for such rows: cu_seq_lens_q (sequences + 1,), where each begins
-        and the last ends, 0 … tokens, and optionally max_length_q, an int no sequence is longer than. position_ids
-        start anew with each of them. pooler_output then has a row for every sequence. On a GPU the boundaries are not
-        checked, as nothing else that would have to be waited for.
+        Returns:
+            last_hidden_state (batch_size, sequence_length, hidden_size), or (count, hidden_size) at read_positions;
+            pooler_output (sequences, hidden_size). With attn_implementation="hfbert_unpadded" the layers see no
+            padding, last_hidden_state is 0 there, and the last layer computes the queries to read only.
 
-        read_positions (count,): the places in the flattened batch whose vectors will be read, in any order; () for
-        none but the pooler's. last_hidden_state is then theirs alone, (count, hidden_size).
-
-        Returns last_hidden_state (batch_size, sequence_length, hidden_size), pooler_output (batch_size, hidden_size).
-        With attn_implementation="hfbert_unpadded" the layers see no padding, and last_hidden_state is 0 there; what
-        will not be read is left out of the last layer, but for its keys and values.
-        Raises ValueError for shapes that do not fit together and for sequences longer than the position table.
+        Raises:
+            ValueError: if shapes disagree, ids have no embedding, or a sequence exceeds the position table.
         """
-        _refuse_decoding(kwargs)
+        check_no_decoder_inputs(kwargs)
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        shape = _checked_shape(ids, inputs_embeds)
+        shape, device = check_inputs(ids, inputs_embeds)
         if isinstance(attention_mask, torch.Tensor):
-            _check_mask(attention_mask, shape, self.config.num_attention_heads)
-        device = (input_ids if inputs_embeds is None else inputs_embeds).device
-        boundaries = self._boundaries(shape, device, attention_mask, kwargs)
+            check_attention_mask(attention_mask, shape, self.config.num_attention_heads)
+        layout = self._token_layout(shape, device, attention_mask, read_positions, kwargs)
+        attention_kwargs = kwargs | layout.attention_kwargs()
         if position_ids is None:
-            position_ids = self.embeddings.default_positions(shape[1], boundaries)
+            position_ids = self.embeddings.default_positions(shape[1], layout.packed_cu_seqlens)
         else:
-            kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
-        inputs = [input_ids, token_type_ids, position_ids, inputs_embeds]
-        read = None
-        pooled = self._pooled_positions(shape, device, attention_mask, boundaries)
-        if read_positions is not None:
-            read = _checked_read(pooled, read_positions, shape)
-        packing = self._packing(shape, device, attention_mask, boundaries, kwargs)
-        reading = self._reading(packing, read, kwargs)
-        if packing is not None:
-            inputs = [packing.pack(tensor) for tensor in inputs]
+            attention_kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
+        inputs = (input_ids, token_type_ids, position_ids, inputs_embeds)
         try:
-            embeddings = self.embeddings(*inputs)
+            hidden_states = self.embeddings(*map(layout.unpad, inputs))
         except IndexError as error:
-            raise ValueError(self._outside(ids)) from error
-        if packing is None:
-            mask = self._attention_mask(embeddings, attention_mask, boundaries)
-            states = self.encoder(embeddings, mask, **kwargs).last_hidden_state
-        else:
-            states = self.encoder(embeddings, packing=packing, reading=reading, **kwargs).last_hidden_state
-            states = packing.unpack(states) if reading is None else reading.restore(states)
-        count = pooled.shape[0]
-        if reading is not None:
-            pooled_states, states = states[:count], states[count:]
-        else:
-            is_first = boundaries is None and not self.config.left_to_right
-            pooled_states = states[:, 0] if is_first else _states_at(states, pooled)
-            states = states if read is None else _states_at(states, read[count:])
-        pooled_output = self.pooler(pooled_states[:, None]) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled_output)
+            raise ValueError(index_error_message(self.config, ids, self.get_input_embeddings())) from error
+        attention_mask = self._attention_mask(hidden_states, attention_mask, layout)
+        hidden_states = self.encoder(hidden_states, attention_mask, **attention_kwargs).last_hidden_state
+        last_hidden_state, pooled_states = layout.restore(hidden_states)
+        pooler_output = self.pooler(pooled_states) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooler_output)
+
+    def _token_layout(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        attention_mask: torch.Tensor | None,
+        read_positions: torch.Tensor | tuple[()] | None,
+        kwargs: dict[str, Any],
+    ) -> TokenLayout:
+        """Check packed rows and read positions; leave the padding out if the attention is UNPADDED and can."""
+        cu_seqlens, max_seqlen = kwargs.get("cu_seq_lens_q"), 0
+        if cu_seqlens is not None:
+            max_seqlen = kwargs.get("max_length_q") or min(shape[1], self.config.max_position_embeddings)
+            cu_seqlens = check_cu_seqlens(cu_seqlens, max_seqlen, shape, device, attention_mask)
+        pooled = self._pooled_positions(shape, device, attention_mask, cu_seqlens)
+        if read_positions is not None:
+            read_positions = check_read_positions(read_positions, pooled, shape, device)
+        layout = TokenLayout(shape, pooled, read_positions, cu_seqlens, max_seqlen)
+        if self.config._attn_implementation != UNPADDED:
+            return layout
+        if kwargs.get("output_attentions"):
+            raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
+        dtype = autocast_dtype(device) or self.dtype
+        has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
+        keeps_shapes = kwargs.get("output_hidden_states") or is_transformed()
+        is_pair_mask = attention_mask is not None and len(attention_mask.shape) != 2
+        if is_pair_mask or (keeps_shapes and (cu_seqlens is None or not has_kernel)):
+            return layout
+        layout = layout.unpadded(attention_mask, device, has_kernel)
+        # A causal mask depends on the positions of all queries.
+        if read_positions is not None and not kwargs.get("output_hidden_states") and not self.config.left_to_right:
+            layout.confine_last_layer(device)
+        return layout
 
     def _pooled_positions(
         self,
         shape: torch.Size,
         device: torch.device,
         attention_mask: torch.Tensor | None,
-        boundaries: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Places in the flattened batch that the pooler reads, (sequences,): where each sequence begins or, left to
-        right, its last real token.
+        cu_seqlens: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Return the position of each sequence's first token in the flattened batch or, left to right, of its last.
+
+        None for the first of each row.
         """
-        if boundaries is not None:
-            # An empty sequence at the end begins where nothing is; its vector means nothing.
-            positions = boundaries[1:] - 1 if self.config.left_to_right else boundaries[:-1]
+        if cu_seqlens is not None:
+            # An empty last sequence starts after the row: clamp. Its vector means nothing.
+            positions = cu_seqlens[1:] - 1 if self.config.left_to_right else cu_seqlens[:-1]
             return positions.to(torch.long).clamp(min=0, max=shape[1] - 1)
-        begins = torch.arange(shape[0], device=device) * shape[1]
         if not self.config.left_to_right:
-            return begins
+            return None
+        begins = first_positions(shape, device)
         if not isinstance(attention_mask, torch.Tensor):
             return begins + shape[1] - 1
         columns = torch.arange(shape[1], device=device)
-        return begins + (_real_tokens(attention_mask.to(device)) * columns).amax(1)
-
-    def _boundaries(
-        self, shape: torch.Size, device: torch.device, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
-    ) -> torch.Tensor | None:
-        """A packed row's boundaries, checked; `kwargs` gets what attention wants of them. None for a padded batch."""
-        boundaries = kwargs.get("cu_seq_lens_q")
-        if boundaries is None:
-            return None
-        if shape[0] != 1:
-            raise ValueError(
-                f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; lay its sequences one "
-                "behind the other, in shape (1, tokens)"
-            )
-        if attention_mask is not None:
-            raise ValueError("a packed row has no padding: leave out attention_mask beside cu_seq_lens_q")
-        if boundaries.dim() != 1 or len(boundaries) < 2 or boundaries.dtype not in (torch.long, torch.int32):
-            raise ValueError(
-                f"cu_seq_lens_q is of {boundaries.dtype} and shape {tuple(boundaries.shape)}; it must be of "
-                "torch.int32 and shape (sequences + 1,)"
-            )
-        boundaries = boundaries.to(device)
-        longest = kwargs.get("max_length_q") or min(shape[1], self.config.max_position_embeddings)
-        if device.type == "cpu" and not is_transformed():
-            lengths = boundaries.diff()
-            if boundaries[0] != 0 or boundaries[-1] != shape[1] or lengths.min() < 0 or lengths.max() > longest:
-                raise ValueError(
-                    f"cu_seq_lens_q is {boundaries.tolist()}; it must rise from 0 to the row's {shape[1]} tokens in "
-                    f"steps of at most {longest} (max_length_q, or else max_position_embeddings)"
-                )
-        same = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), boundaries)
-        kwargs.update(same | dict.fromkeys(("max_length_q", "max_length_k"), longest))
-        return boundaries
-
-    def _outside(self, ids: dict[str, torch.Tensor | None]) -> str:
-        """Which id has no embedding. Looked for after the fact, on the CPU: a GPU would have to be waited for."""
-        fields = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
-        for name, tensor in ids.items():
-            field = fields.get(name, "max_position_embeddings")
-            size = getattr(self.config, field)
-            table = getattr(self.get_input_embeddings(), "weight", None)
-            if name == "input_ids" and table is not None and table.shape[0] != size:
-                return (
-                    f"the word embeddings hold {table.shape[0]} tokens and vocab_size is {size}; resize both with "
-                    "model.resize_token_embeddings(number of tokens)"
-                )
-            bad = (tensor < 0) | (tensor >= size) if tensor is not None else torch.zeros(0)
-            if bad.any():
-                row, column = bad.nonzero()[0].tolist()
-                value = int(tensor[row, column])
-                return f"{name}[{row}, {column}] is {value}; it must be 0 … {size - 1} ({field} {size})"
-        return "an id has no embedding"
-
-    def _packing(
-        self,
-        shape: torch.Size,
-        device: torch.device,
-        attention_mask: torch.Tensor | None,
-        boundaries: torch.Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> Packing | None:
-        """How to compute on real tokens alone; None where that was not asked for, or the shapes in between matter."""
-        if self.config._attn_implementation != UNPADDED:
-            return None
-        if kwargs.get("output_attentions"):
-            raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
-        dtype = autocast_dtype(device) or self.dtype
-        has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
-        keeps_shapes = kwargs.get("output_hidden_states") or is_transformed()
-        if boundaries is not None and (has_kernel or not keeps_shapes):
-            return Packing.from_boundaries(boundaries, kwargs["max_length_q"], shape, has_kernel)
-        if boundaries is not None or keeps_shapes or (attention_mask is not None and len(attention_mask.shape) != 2):
-            return None
-        return Packing.from_mask(attention_mask, shape, device, has_kernel)
-
-    def _reading(self, packing: Packing | None, read: torch.Tensor | None, kwargs: dict[str, Any]) -> Reading | None:
-        """What the last layer may be confined to; None for all tokens."""
-        if packing is None or read is None or kwargs.get("output_hidden_states"):
-            return None
-        # A causal mask goes by the places in a sequence.
-        return None if self.config.left_to_right else packing.reading(read)
+        return begins + (real_tokens(attention_mask.to(device)) * columns).amax(1)
 
     def _attention_mask(
-        self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None
-    ):
-        """The mask in the form the chosen attention implementation takes."""
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, layout: TokenLayout
+    ) -> Any:
+        """Return the mask in the form the attention implementation takes."""
+        if isinstance(layout, UnpaddedLayout):
+            return None
         if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() != 2:
-            return _ready_mask(attention_mask, embeddings, self.config)
-        same_sequence = None
-        if boundaries is not None:
-            numbers = sequence_numbers(boundaries, embeddings.shape[1])
-
-            def same_sequence(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-                return numbers[query] == numbers[key]
-
+            return pair_mask(attention_mask, hidden_states, self.config)
         if self.config.left_to_right:
             # By position: no cache, which transformers renamed in 5.24.
-            return create_causal_mask(self.config, embeddings, attention_mask, None, and_mask_function=same_sequence)
-        # Dropping an all-ones mask lets inference take faster kernels, but reading it stops the host until the device
-        # has caught up: not in a training step.
-        may_skip = not (self.training and embeddings.device.type != "cpu") and not is_transformed()
+            return create_causal_mask(
+                self.config, hidden_states, attention_mask, None, and_mask_function=layout.same_sequence()
+            )
+        # Dropping an all-ones mask allows faster kernels, but reading the mask synchronises a GPU: not in training.
+        may_skip = not (self.training and hidden_states.device.type != "cpu") and not is_transformed()
         return create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=embeddings,
+            inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            and_mask_function=same_sequence,
+            and_mask_function=layout.same_sequence(),
             allow_is_bidirectional_skip=may_skip,
         )
-
-
-def _checked_read(pooled: torch.Tensor, read_positions: torch.Tensor | tuple[()], shape: torch.Size) -> torch.Tensor:
-    """Places that are pooled, and what else will be read. Raises ValueError for what are no places in the batch."""
-    if not isinstance(read_positions, torch.Tensor):
-        return pooled
-    if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
-        raise ValueError(
-            f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
-            "torch.long and shape (count,): places in the flattened batch, row · sequence_length + column"
-        )
-    read = torch.cat([pooled, read_positions.to(pooled.device)])
-    if read.device.type == "cpu" and not is_transformed():
-        lowest, highest = int(read.min()), int(read.max())
-        if lowest < 0 or highest >= shape.numel():
-            raise ValueError(
-                f"read_positions go from {lowest} to {highest}; the batch of shape {tuple(shape)} has places "
-                f"0 … {shape.numel() - 1}"
-            )
-    return read
-
-
-def _ready_mask(mask: torch.Tensor, embeddings: torch.Tensor, config: HFBertConfig) -> torch.Tensor:
-    """A mask for pairs of tokens as the attention implementation takes it, (batch, heads, length, length).
-
-    True where a token sees another, or what is added to the scores; any size but the last may be 1.
-    """
-    implementation = config._attn_implementation
-    if "flash" in implementation:
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}, and {implementation} takes (batch_size, sequence_length); "
-            "for a mask of pairs, model.set_attn_implementation('sdpa')"
-        )
-    mask = (mask[:, None] if mask.dim() == 3 else mask).to(embeddings.device)
-    length, is_causal = embeddings.shape[1], config.left_to_right
-    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    dtype = autocast_dtype(mask.device) or embeddings.dtype
-    lowest = torch.finfo(dtype).min
-    if mask.is_floating_point():
-        mask = mask.clamp(min=lowest).to(dtype)
-        mask = mask.masked_fill(~causal, lowest) if is_causal else mask
-    else:
-        mask = mask != 0
-        mask = mask & causal if is_causal else mask
-        if implementation in ("eager", "flex_attention"):
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
-    if implementation == "flex_attention":
-        if mask.shape[1] != 1:
-            raise ValueError(
-                f"attention_mask has {mask.shape[1]} heads; flex_attention takes one mask for all of them: "
-                "model.set_attn_implementation('sdpa')"
-            )
-        mask = mask.expand(embeddings.shape[0], 1, length, length)
-    return mask
-
-
-def _real_tokens(mask: torch.Tensor) -> torch.Tensor:
-    """True for tokens, False for padding (in a mask of pairs, what no token sees), (batch_size or 1, length)."""
-    real = mask > -1000 if mask.is_floating_point() and mask.dim() != 2 else mask != 0
-    return real if real.dim() == 2 else real.flatten(1, -2).any(1)
-
-
-def _check_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
-    """Raise ValueError for a mask of the wrong shape or, where they can be read, with numbers that it cannot hold."""
-    (batch_size, length), sizes = shape, tuple(mask.shape)
-    pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
-    allowed = ((1, batch_size), (1, num_heads), (1, length), (length,))
-    fits = len(pairs) == 4 and all(size in choices for size, choices in zip(pairs, allowed, strict=True))
-    if sizes != (batch_size, length) and not fits:
-        raise ValueError(
-            f"attention_mask has shape {sizes}, the input {tuple(shape)}; a mask is (batch_size, sequence_length) or "
-            f"(batch_size, sequence_length, sequence_length), with a dimension for the {num_heads} heads or without"
-        )
-    if mask.dtype == torch.bool or is_transformed() or mask.device.type not in ("cpu", "cuda"):
-        return
-    if mask.is_floating_point() and len(sizes) != 2:
-        if bool(((mask == 0) | (mask == 1)).all() & (mask == 1).any()):
-            raise ValueError(
-                f"attention_mask of {mask.dtype} and shape {sizes} holds 0 and 1, and would be added to the scores; "
-                "pass attention_mask.bool(), True where a token sees another"
-            )
-    elif mask.device.type == "cpu" and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"attention_mask of {mask.dtype} and shape {sizes} holds other numbers than 1 for tokens and 0 for padding"
-        )
-
-
-def _states_at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """(batch_size, sequence_length, size) at places in the flattened batch, (count,): (count, size)."""
-    return states.flatten(0, 1).index_select(0, positions.to(states.device))
-
-
-def _checked_shape(ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None) -> torch.Size:
-    """(batch_size, sequence_length). Raises ValueError for inputs that are no batch or do not fit together."""
-    input_ids = ids["input_ids"]
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("give exactly one of input_ids and inputs_embeds")
-    given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-    if given.dim() != 2:
-        name, shape = "input_ids", "(batch_size, sequence_length)"
-        if inputs_embeds is not None:
-            given, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
-        raise ValueError(
-            f"{name} must have shape {shape}, got {tuple(given.shape)}; add the batch dimension with {name}[None]"
-        )
-    if given.numel() == 0:
-        raise ValueError(f"the input holds no tokens: its shape is {tuple(given.shape)}")
-    for name, tensor in ids.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == given.shape:
-            continue
-        # One row of positions or segments serves every sequence of the batch; a mask has to be said for each.
-        if tensor.shape != (1, given.shape[1]):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(given.shape)}")
-    for name, tensor in ids.items():
-        if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
-            raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
-    return given.shape
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
-    """Cross-entropy over the labels other than -100: their sum over `num_items`, or their mean when that is None.
-
-    logits (…, classes) and labels (…), any integer type. 0, not NaN, when nothing is labelled.
-    """
-    _check_label_count(labels, logits, logits.shape[:-1].numel())
-    _check_class_ids(labels)
-    labels = labels.reshape(-1).to(logits.device, torch.long)
-    try:
-        total = summed_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
-    except IndexError as error:  # "Target … is out of bounds", on the CPU
-        raise ValueError(
-            f"the labels go from {int(labels[labels != IGNORED_LABEL].min())} to {int(labels.max())}; they must be "
-            f"0 … {logits.shape[-1] - 1}, or {IGNORED_LABEL} where there is none"
-        ) from error
-    return total / _count(num_items, (labels != IGNORED_LABEL).sum(), total.device)
-
-
-def _check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int) -> None:
-    if labels.numel() != expected:
-        raise ValueError(
-            f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}"
-        )
-
-
-def _check_class_ids(labels: torch.Tensor) -> None:
-    """Fractions would be cut to integers."""
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"the labels are of {labels.dtype}; they must be integers, as of torch.long")
-
-
-def _check_label_shape(labels: torch.Tensor, given: torch.Tensor) -> None:
-    """One label per token: as many in another shape, such as transposed, would train on the wrong tokens."""
-    if labels.shape != given.shape[:2]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(given.shape[:2])}")
-
-
-def _refuse_decoding(kwargs: dict[str, Any]) -> None:
-    """An encoder would leave them out, and the caller would take the result for one that knows them."""
-    for name in ("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{name} is for decoders, and HFBert is an encoder: leave it out, or use stock bert")
-
-
-def _refuse_packed(task: str, kwargs: dict[str, Any]) -> None:
-    """For heads whose softmax is over more than one vector, or one sequence."""
-    if kwargs.get("cu_seq_lens_q") is not None:
-        raise ValueError(f"{task} takes padded batches, not packed rows: leave out cu_seq_lens_q")
-
-
-def _count(num_items: torch.Tensor | int | None, counted: torch.Tensor | int, device: torch.device):
-    if num_items is None:
-        return torch.as_tensor(counted, device=device).clamp(min=1)
-    return num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
 
 
 def _stock_output_bias(
     state_dict: dict[str, torch.Tensor] | None, checkpoint_files: list[str] | None
 ) -> torch.Tensor | None:
-    """The output bias under its second name, which stock computes with; None where a checkpoint holds one alone."""
+    """Return the output bias under stock's second name, cls.predictions.decoder.bias; None if there is none."""
     name = "cls.predictions.decoder.bias"
     if state_dict is not None:
         return state_dict.get(name)
@@ -912,10 +661,9 @@ def _stock_output_bias(
 
 
 class HFBertMaskedPrediction(HFBertPreTrainedModel):
-    """What the two models with an MLM head share: the tied projection, and predicting only where it is asked."""
+    """Base of the two models with an MLM head: tied projection, logits at predicted positions only."""
 
     _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
-
     _keys_to_ignore_on_load_unexpected = [r"position_ids", r"cls\.predictions\.decoder\.bias"]
 
     @staticmethod
@@ -926,7 +674,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Load as any model, and let the output bias be the one stock computes with where a file holds two."""
+        """Load, taking the output bias that stock computes with where a file holds two."""
         loaded = HFBertPreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         stock_bias = _stock_output_bias(state_dict, checkpoint_files)
         if stock_bias is not None:
@@ -946,7 +694,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Take over weight and bias; without a bias, ours is cut or goes on with zeros, as stock's does."""
+        """Take over weight and bias; without a bias, cut ours or extend it by zeros, as stock does."""
         predictions, size = self.cls.predictions, new_embeddings.weight.shape[0]
         predictions.decoder.weight = new_embeddings.weight
         predictions.decoder.out_features = size
@@ -955,7 +703,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         self._fit_bias()
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Tie the projection to the word embeddings, also to others of another size."""
+        """Tie the projection to the word embeddings and fit the bias to their number."""
         super().tie_weights(*args, **kwargs)
         self._fit_bias()
 
@@ -976,10 +724,9 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         skip_logits: bool,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutputWithPooling, tuple[torch.Tensor, ...] | None, torch.Tensor | None]:
-        """The base model's output on its five `inputs`, the logits of all heads, MLM first, and the MLM loss; the rest
-        as in HFBertForPreTraining.
+        """Return the base model's output, the logits of all heads (MLM first) and the MLM loss.
 
-        The loss comes from the predicted positions alone. With skip_logits or config.sparse_prediction no others meet
+        The loss is computed at the predicted positions. With skip_logits or config.sparse_prediction no others meet
         the vocabulary.
         """
         self._check_sizes()
@@ -987,26 +734,26 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
             outputs = self._encode(*inputs, **kwargs)
             return outputs, self._logits(outputs), None
         input_ids, *_, inputs_embeds = inputs
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is not None:  # as HFBertModel will say
-            _check_label_shape(labels, given)
-            _check_class_ids(labels)
-            labels = labels.to(given.device, torch.long)
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens is not None:  # else HFBertModel raises
+            check_label_shape(labels, tokens)
+            check_class_ids(labels)
+            labels = labels.to(tokens.device, torch.long)
         positions, targets = self._predicted(labels, masked_positions)
         sparse = positions is not None and (skip_logits or (self.training and self.config.sparse_prediction))
         outputs = self._encode(*inputs, read_positions=positions if sparse else None, **kwargs)
         if skip_logits:
             return outputs, None, self._prediction_loss(outputs.last_hidden_state, targets, num_items)
         logits = self._logits(outputs)
-        chosen = logits[0] if sparse or positions is None else _states_at(logits[0], positions)
-        return outputs, logits, cross_entropy(chosen, targets, num_items)
+        predicted = logits[0] if sparse or positions is None else states_at(logits[0], positions)
+        return outputs, logits, cross_entropy(predicted, targets, num_items)
 
     def _logits(self, outputs: BaseModelOutputWithPooling) -> tuple[torch.Tensor, ...]:
-        """Those of every head, by one call of `cls`, whose hooks and replacements act as on stock's."""
+        """Return the logits of every head by one call of `cls`, so that hooks on it act as on stock's."""
         raise NotImplementedError
 
     def _check_sizes(self) -> None:
-        """Raise ValueError where the vocabulary of the embeddings was resized and that of the head was not."""
+        """Refuse a head whose vocabulary was not resized together with the embeddings."""
         predictions = getattr(self.cls, "predictions", None)
         if not isinstance(predictions, HFBertLMPredictionHead):
             return
@@ -1020,19 +767,19 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     def _prediction_loss(
         self, states: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """MLM loss of vectors (…, hidden_size) with targets (…); compiled as one graph it stores no float32 logits."""
+        """Compute the MLM loss of (…, hidden_size) vectors; compiled as one graph it stores no float32 logits."""
         return cross_entropy(self.cls.predictions.loss_logits(states), targets, num_items)
 
     @staticmethod
     def _predicted(
         labels: torch.Tensor, masked_positions: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Where in the flattened batch something is predicted, (count,), and what; None for everywhere."""
+        """Return the predicted positions in the flattened batch, (count,) or None for all, and their targets."""
         if masked_positions is not None:
             index = masked_positions.to(labels.device, torch.long)
             rows = torch.arange(len(labels), device=labels.device)[:, None] * labels.shape[1]
             return (index + rows).flatten(), labels.gather(1, index).flatten()
-        if is_transformed():  # their number is known only at run time, which a recorded graph cannot hold
+        if is_transformed():  # a recorded graph cannot hold a number known at run time only
             return None, labels
         index = (labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
         return index, labels.flatten()[index]
@@ -1063,16 +810,23 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | HFBertForPreTrainingOutput:
-        """Loss = MLM loss + NSP loss, each averaged over what is labelled; given labels of one task, its loss alone.
+        """Predict masked tokens and whether segment B follows A; the loss is the sum of both tasks' losses.
 
-        labels (batch_size, sequence_length), -100 where nothing is predicted; next_sentence_label (batch_size,), 0 if
-        B follows A and 1 if not. masked_positions (batch_size, max_predictions), optional: where the labels are,
-        padded with a position without a label; with it no shape depends on the data, so that nothing waits for the
-        device. `num_items_in_batch` and `num_sequences_in_batch` replace the two counts the sums are divided by, for
-        gradients accumulated over micro-batches and processes. Inputs as in HFBertModel. Returns dense
-        prediction_logits, (batch_size, sequence_length, vocab_size); in training with config.sparse_prediction those
-        of the predicted positions alone; with skip_logits and labels None, which saves a loop that reads the loss
-        alone the time and memory of all others.
+        Args:
+            labels: (batch_size, sequence_length), -100 where nothing is predicted.
+            next_sentence_label: (batch_size,), 0 if B follows A, else 1.
+            masked_positions: (batch_size, max_predictions) columns of the labels, padded with one without a label.
+                With it no shape depends on the data, so that nothing synchronises a GPU.
+            num_items_in_batch, num_sequences_in_batch: divisors of the two summed losses, for gradients accumulated
+                over micro-batches and processes; None for the number of labels in this batch.
+            skip_logits: compute the loss only; prediction_logits are None.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, kwargs: see `HFBertModel.forward`.
+
+        Returns:
+            See `HFBertForPreTrainingOutput`; masked_lm_loss and next_sentence_loss are None without their labels.
+
+        Raises:
+            ValueError: if the labels do not fit the inputs, or as `HFBertModel.forward`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, logits, masked_lm_loss = self._predict(
@@ -1100,7 +854,7 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
 
 
 class HFBertForMaskedLM(HFBertMaskedPrediction):
-    """The MLM head alone; no pooler. With `left_to_right` and next-token labels, the paper's LTR model."""
+    """MLM head without pooler. With `left_to_right` and next-token labels it is the paper's LTR model."""
 
     accepts_loss_kwargs = True
 
@@ -1124,7 +878,14 @@ class HFBertForMaskedLM(HFBertMaskedPrediction):
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MaskedLMOutput:
-        """Inputs as in HFBertModel; labels and all that follows as in HFBertForPreTraining."""
+        """Predict masked tokens.
+
+        Args and Raises: as `HFBertForPreTraining.forward`, without the next-sentence task.
+
+        Returns:
+            loss, logits (batch_size, sequence_length, vocab_size) as that class's prediction_logits, hidden_states,
+            attentions.
+        """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, logits, loss = self._predict(
             inputs, labels, masked_positions, num_items_in_batch, skip_logits, **kwargs
@@ -1140,16 +901,15 @@ class HFBertForMaskedLM(HFBertMaskedPrediction):
         return (self.cls(outputs.last_hidden_state),)
 
 
-class HFBertForNextSentencePrediction(HFBertPreTrainedModel):
-    """Does segment B follow segment A?"""
+# The base model's output and a head's logits.
+Prediction: TypeAlias = tuple[BaseModelOutputWithPooling, torch.Tensor]
+
+
+class HFBertLabelHead(HFBertPreTrainedModel):
+    """Base of the heads with one kind of labels. A subclass says how logits are computed and compared with labels."""
 
     accepts_loss_kwargs = True
-
-    def __init__(self, config: HFBertConfig):
-        super().__init__(config)
-        self.bert = HFBertModel(config)
-        self.cls = HFBertPreTrainingHeads(config, masked_lm=False)
-        self.post_init()
+    output_class: type[ModelOutput] = SequenceClassifierOutput
 
     @can_return_tuple
     def forward(
@@ -1162,21 +922,59 @@ class HFBertForNextSentencePrediction(HFBertPreTrainedModel):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | NextSentencePredictorOutput:
-        """labels (batch_size,): 0 if B follows A, else 1. Returns logits (batch_size, 2). Inputs: see HFBertModel."""
+    ) -> tuple[torch.Tensor, ...] | ModelOutput:
+        """Compute logits and, for given labels, the loss.
+
+        Args:
+            labels: of the shape and type that the class states.
+            num_items_in_batch: divisor of the summed loss; None for the number of labels in this batch.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, kwargs: see `HFBertModel.forward`.
+
+        Returns:
+            loss (None without labels), logits of the shape that the class states, hidden_states, attentions.
+
+        Raises:
+            ValueError: if labels and logits do not fit together, or as `HFBertModel.forward`.
+        """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self._encode(*inputs, read_positions=(), **kwargs)
-        logits = self.cls(outputs.pooler_output)
-        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
-        return NextSentencePredictorOutput(
+        outputs, logits = self._predict(*inputs, **kwargs)
+        loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
+        return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
+    def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
+        """Return the base model's output on its five inputs, and the logits."""
+        raise NotImplementedError
 
-class HFBertClassifier(HFBertPreTrainedModel):
-    """What the heads with a dropout and a linear layer share; its rate is classifier_dropout or, if None, hidden's."""
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        return cross_entropy(logits, labels, num_items)
 
-    accepts_loss_kwargs = True
+
+class HFBertForNextSentencePrediction(HFBertLabelHead):
+    """Predict whether segment B follows segment A.
+
+    labels (batch_size,): 0 if B follows A, else 1. logits (batch_size, 2).
+    """
+
+    output_class = NextSentencePredictorOutput
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config)
+        self.bert = HFBertModel(config)
+        self.cls = HFBertPreTrainingHeads(config, masked_lm=False)
+        self.post_init()
+
+    def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
+        outputs = self._encode(*inputs, read_positions=(), **kwargs)
+        return outputs, self.cls(outputs.pooler_output)
+
+
+class HFBertClassifier(HFBertLabelHead):
+    """Base of the heads with dropout and a linear layer, by default on the pooled vector.
+
+    The dropout probability is classifier_dropout or, if None, hidden_dropout_prob.
+    """
 
     def __init__(self, config: HFBertConfig, num_outputs: int, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -1186,38 +984,27 @@ class HFBertClassifier(HFBertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, num_outputs)
         self.post_init()
 
+    def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
+        outputs = self._encode(*inputs, read_positions=(), **kwargs)
+        return outputs, self.classifier(self.dropout(outputs.pooler_output))
+
 
 class HFBertForSequenceClassification(HFBertClassifier):
-    """One label, several labels or a number for a sentence or a pair, from the pooled [CLS] vector."""
+    """Predict a class, several classes or a number for a sentence or a pair of sentences.
+
+    config.problem_type says which; when it is None, the first labels seen settle it (num_labels 1: regression;
+    integers: single label). labels by problem type:
+
+    - single_label_classification: (batch_size,) class ids.
+    - multi_label_classification: (batch_size, num_labels) of 0 and 1.
+    - regression: (batch_size,) or (batch_size, num_labels) numbers.
+
+    logits (batch_size, num_labels).
+    """
 
     def __init__(self, config: HFBertConfig):
         super().__init__(config, config.num_labels)
         self.num_labels = config.num_labels
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
-        """labels: (batch_size,) class ids; (batch_size,) or (batch_size, num_labels) numbers for regression; or
-        (batch_size, num_labels) of 0 and 1 for several labels at once. config.problem_type says which; when it is
-        None it is settled by the first labels seen (num_labels 1: regression; integers: single label). Returns logits
-        (batch_size, num_labels); inputs as in HFBertModel.
-        """
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self._encode(*inputs, read_positions=(), **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output))
-        loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
         problem_type = self.config.problem_type
@@ -1226,7 +1013,7 @@ class HFBertForSequenceClassification(HFBertClassifier):
         elif problem_type is None:
             is_numbers = labels.is_floating_point() or labels.dtype == torch.bool
             problem_type = "multi_label_classification" if is_numbers else "single_label_classification"
-        self._check_labels(problem_type, logits, labels)
+        check_problem_type(problem_type, logits, labels)
         if self.config.problem_type is None:
             self.config.problem_type = problem_type
         if problem_type == "single_label_classification":
@@ -1236,105 +1023,57 @@ class HFBertForSequenceClassification(HFBertClassifier):
             total = F.mse_loss(logits.float(), labels, reduction="sum")
         else:
             total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-        return total / _count(num_items, labels.numel(), total.device)
-
-    def _check_labels(self, problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Raise ValueError for labels of another problem than the configuration's, which a checkpoint remembers."""
-        wanted, expected, fault = f"{self.num_labels} numbers for each example", logits.numel(), None
-        if problem_type == "single_label_classification":
-            wanted, expected = "one class id for each example, as of torch.long", logits.shape[0]
-            if labels.is_floating_point():
-                fault = "fractions would be cut"
-            elif self.num_labels == 1:
-                fault = "with num_labels=1 the loss is always 0"
-        elif problem_type == "multi_label_classification":
-            wanted = f"{self.num_labels} numbers from 0 to 1 for each example"
-            if labels.device.type == "cpu" and not is_transformed() and ((labels < 0) | (labels > 1)).any():
-                fault = f"they go from {labels.min()} to {labels.max()}"
-        elif problem_type != "regression":
-            fault, wanted = "there is no such problem", "nothing"
-        if labels.numel() != expected:
-            fault = f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape "
-            fault += f"{tuple(logits.shape)}"
-        if fault is not None:
-            raise ValueError(
-                f"labels of {labels.dtype} and shape {tuple(labels.shape)} are not config.problem_type="
-                f"{problem_type!r}, which takes {wanted}: {fault}; set config.problem_type to 'regression', "
-                "'single_label_classification' or 'multi_label_classification', as the labels are"
-            )
+        return total / loss_denominator(num_items, labels.numel(), total.device)
 
 
 class HFBertForTokenClassification(HFBertClassifier):
-    """A label for every token, as for named entities; no pooler."""
+    """Predict a class for every token, as for named entities; no pooler.
+
+    labels (batch_size, sequence_length), -100 for tokens without one. logits (batch_size, sequence_length,
+    num_labels).
+    """
+
+    output_class = TokenClassifierOutput
 
     def __init__(self, config: HFBertConfig):
         super().__init__(config, config.num_labels, add_pooling_layer=False)
         self.num_labels = config.num_labels
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | TokenClassifierOutput:
-        """labels (batch_size, sequence_length), -100 for tokens that carry none. Returns logits (batch_size,
-        sequence_length, num_labels); inputs as in HFBertModel.
-        """
-        outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            _check_label_shape(labels, logits)
-            loss = cross_entropy(logits, labels, num_items_in_batch)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
+        outputs = self._encode(*inputs, **kwargs)
+        return outputs, self.classifier(self.dropout(outputs.last_hidden_state))
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        check_label_shape(labels, logits)
+        return cross_entropy(logits, labels, num_items)
 
 
 class HFBertForMultipleChoice(HFBertClassifier):
-    """One score per choice, softmax over the choices (SWAG, paper section 4.4)."""
+    """Choose one of several texts by a score for each (SWAG, paper section 4.4).
+
+    The inputs have a dimension more, (batch_size, num_choices, sequence_length). labels (batch_size,): the right
+    choice. logits (batch_size, num_choices).
+    """
+
+    output_class = MultipleChoiceModelOutput
 
     def __init__(self, config: HFBertConfig):
         super().__init__(config, 1)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | MultipleChoiceModelOutput:
-        """Inputs as in HFBertModel with one more dimension, (batch_size, num_choices, sequence_length). labels
-        (batch_size,): the right choice. Returns logits (batch_size, num_choices).
-        """
-        given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-        if given is None or given.dim() != 3:
-            shape = None if given is None else tuple(given.shape)
+    def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
+        input_ids, *_, inputs_embeds = inputs
+        ids = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        if ids is None or ids.dim() != 3:
+            shape = None if ids is None else tuple(ids.shape)
             raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
-        _refuse_packed("multiple choice", kwargs)
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        check_not_packed("multiple choice", kwargs)
         flat = (None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
-        outputs = self._encode(*flat, read_positions=(), **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(given.shape[:2])
-        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        outputs, logits = super()._predict(*flat, **kwargs)
+        return outputs, logits.view(ids.shape[:2])
 
 
 class HFBertForQuestionAnswering(HFBertPreTrainedModel):
-    """Start and end of the answer span in the sequence (SQuAD, paper section 4.2); no pooler, no dropout."""
+    """Predict start and end of the answer span (SQuAD, paper section 4.2); no pooler, no dropout."""
 
     def __init__(self, config: HFBertConfig):
         super().__init__(config)
@@ -1356,14 +1095,21 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | QuestionAnsweringModelOutput:
-        """start_positions, end_positions (batch_size,): token indices; beyond the sequence they do not count.
+        """Score every token as start and as end of the answer; the loss is the mean of the two cross-entropies.
 
-        Loss = mean of the two cross-entropies over all positions. Returns start_logits and end_logits, each
-        (batch_size, sequence_length); inputs as in HFBertModel.
+        Args:
+            start_positions, end_positions: (batch_size,) token indices; those beyond the sequence do not count.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, kwargs: see `HFBertModel.forward`.
+
+        Returns:
+            loss, start_logits and end_logits (batch_size, sequence_length), hidden_states, attentions.
+
+        Raises:
+            ValueError: for one of the two labels without the other, packed rows, or as `HFBertModel.forward`.
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError("give both start_positions and end_positions, or neither")
-        _refuse_packed("question answering", kwargs)
+        check_not_packed("question answering", kwargs)
         outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
@@ -1386,7 +1132,7 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         )
 
 
-# So that save_pretrained copies the code of whichever class is saved; config.json's auto_map names them all.
+# save_pretrained copies the code of registered classes; config.json's auto_map names them all.
 for _auto_class, _name in HEADS.items():
     globals()[_name].register_for_auto_class(_auto_class)
 

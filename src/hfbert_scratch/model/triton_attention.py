@@ -1,12 +1,13 @@
 """Attention over packed rows of short sequences with dropout as Triton kernels, for training on GPUs.
 
-For sequences of up to 128 tokens PyTorch's flash kernel takes 0.54 ms a layer of BERT-BASE, forward and backward, and
-the copy of its three gradients into one 0.07; here it is 0.34 (H200, benchmarks/gpu_micro.py). One program of the
-backward pass holds all keys of a sequence, so that nothing is added up in memory. Dropout is a hash of each score's
-place. Queries, keys and values are read from, and their gradients written to, the one tensor that the joint projection
-makes. Otherwise it is FlashAttention-2 (Dao 2023, arXiv:2307.08691). For longer sequences it is not faster.
+For sequences of up to 128 tokens PyTorch's flash kernel takes 0.54 ms for a layer of BERT-BASE, forward and backward,
+and the copy of its three gradients into one 0.07; these kernels take 0.34 (H200, benchmarks/gpu_micro.py). For longer
+sequences they are not faster. They follow FlashAttention-2 (Dao 2023, arXiv:2307.08691) with three differences: one
+program of the backward pass holds all keys of a sequence, so that no gradient is accumulated in memory; dropout is a
+hash of each score's position; queries, keys and values are read from the output of the joint projection, and their
+gradients written to one tensor of its shape.
 
-The operators have a plain implementation for CPUs, which drops the same scores; tests compare the two.
+The operators have a plain implementation for CPUs that drops the same scores; tests compare the two.
 """
 
 import importlib.util
@@ -18,11 +19,11 @@ from torch import Tensor
 
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Head sizes whose blocks fit a multiprocessor's registers.
+# Blocks of these head sizes fit a multiprocessor's registers.
 HEAD_SIZES = (32, 64)
-# Longest sequence: all its keys fit one program.
-LONGEST = 128
-# Queries of a program of the forward pass; keys and queries that either pass takes at a time.
+# All keys of a sequence of this length fit one program.
+MAX_SEQLEN = 128
+# Queries of one program of the forward pass; keys or queries that a pass loads at a time.
 _BLOCK, _STEP = 64, 64
 _LOG2_E = 1.4426950408889634
 
@@ -49,7 +50,7 @@ if HAS_TRITON:
         qkv,
         out,
         lse,
-        boundaries,
+        cu_seqlens,
         seeds,
         tokens,
         scale_log2,
@@ -62,8 +63,8 @@ if HAS_TRITON:
         STEP: tl.constexpr,
     ):
         head, sequence = tl.program_id(1), tl.program_id(2)
-        start = tl.load(boundaries + sequence)
-        length = tl.load(boundaries + sequence + 1) - start
+        start = tl.load(cu_seqlens + sequence)
+        length = tl.load(cu_seqlens + sequence + 1) - start
         first = tl.program_id(0) * BLOCK
         if first >= length:
             return
@@ -108,7 +109,7 @@ if HAS_TRITON:
         out,
         lse,
         grad_qkv,
-        boundaries,
+        cu_seqlens,
         seeds,
         tokens,
         scale,
@@ -118,16 +119,16 @@ if HAS_TRITON:
         HEADS: tl.constexpr,
         SIZE: tl.constexpr,
         DROPOUT: tl.constexpr,
-        LONGEST: tl.constexpr,
+        MAX_SEQLEN: tl.constexpr,
         STEP: tl.constexpr,
     ):
         """Compute all gradients of one head of one sequence."""
         head, sequence = tl.program_id(0), tl.program_id(1)
-        start = tl.load(boundaries + sequence)
-        length = tl.load(boundaries + sequence + 1) - start
+        start = tl.load(cu_seqlens + sequence)
+        length = tl.load(cu_seqlens + sequence + 1) - start
         if length == 0:
             return
-        columns, steps, features = tl.arange(0, LONGEST), tl.arange(0, STEP), tl.arange(0, SIZE)
+        columns, steps, features = tl.arange(0, MAX_SEQLEN), tl.arange(0, STEP), tl.arange(0, SIZE)
         stride, out_stride = 3 * HEADS * SIZE, HEADS * SIZE
         offset = start.to(tl.int64) * stride + head * SIZE
         base, grad_base = qkv + offset, grad_qkv + offset
@@ -142,8 +143,8 @@ if HAS_TRITON:
         column_offsets = columns[:, None] * stride + features
         keys = tl.load(base + HEADS * SIZE + column_offsets, mask=real_columns, other=0.0)
         values = tl.load(base + 2 * HEADS * SIZE + column_offsets, mask=real_columns, other=0.0)
-        grad_keys = tl.zeros((LONGEST, SIZE), tl.float32)
-        grad_values = tl.zeros((LONGEST, SIZE), tl.float32)
+        grad_keys = tl.zeros((MAX_SEQLEN, SIZE), tl.float32)
+        grad_values = tl.zeros((MAX_SEQLEN, SIZE), tl.float32)
         # Scores stand transposed, (keys, queries). Beyond the sequence keys are 0 and their gradients are not stored.
         for begin in range(0, length, STEP):
             rows = begin + steps
@@ -174,27 +175,27 @@ if HAS_TRITON:
         tl.store(place + HEADS * SIZE, grad_values.to(grad_qkv.dtype.element_ty), mask=real_columns)
 
 
-def has_kernel(device: torch.device, head_size: int, longest: int) -> bool:
+def has_kernel(device: torch.device, head_size: int, max_seqlen: int) -> bool:
     """Return whether `packed_attention` runs there and is faster than PyTorch's flash kernel."""
-    return head_size in HEAD_SIZES and longest <= LONGEST and (device.type != "cuda" or HAS_TRITON)
+    return head_size in HEAD_SIZES and max_seqlen <= MAX_SEQLEN and (device.type != "cuda" or HAS_TRITON)
 
 
 def _constants(dropout: float, scaling: float) -> tuple[float, int, float]:
-    """scale·log₂e, the threshold below which a score is dropped, 1/(1 − dropout)."""
+    """Return scaling·log₂e, the hash threshold below which a score is dropped, and 1/(1 − dropout)."""
     return scaling * _LOG2_E, min(round(dropout * 2**32), 2**32 - 1), 1 / (1 - dropout)
 
 
 @torch.library.custom_op("hfbert::packed_attention", mutates_args=())
 def packed_attention(
-    qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: float, scaling: float
+    qkv: Tensor, cu_seqlens: Tensor, seeds: Tensor, max_seqlen: int, dropout: float, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """Attend within each sequence of a packed row.
 
     Args:
         qkv: (tokens, 3, heads, head size), contiguous: queries, keys, values.
-        boundaries: (sequences + 1,) int32, where each sequence begins and the last ends.
-        seeds: (2,) int32, random; they decide which scores are dropped.
-        longest: no sequence is longer; at most LONGEST.
+        cu_seqlens: (sequences + 1,) int32, start of each sequence and end of the last.
+        seeds: (2,) int32, random; they determine the dropped scores.
+        max_seqlen: no sequence is longer; at most MAX_SEQLEN.
         dropout: probability of dropping an attention probability.
         scaling: of the scores.
 
@@ -202,18 +203,18 @@ def packed_attention(
         The attended values (tokens, heads, head size), and for the backward pass log₂ of each score row's normalizer,
         (heads, tokens).
     """
-    return _launch_forward(qkv, boundaries, seeds, longest, dropout, scaling)
+    return _launch_forward(qkv, cu_seqlens, seeds, max_seqlen, dropout, scaling)
 
 
 def _launch_forward(
-    qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: float, scaling: float
+    qkv: Tensor, cu_seqlens: Tensor, seeds: Tensor, max_seqlen: int, dropout: float, scaling: float
 ) -> tuple[Tensor, Tensor]:
     tokens, _, heads, size = qkv.shape
     out = qkv.new_empty(tokens, heads, size)
     lse = qkv.new_empty(heads, tokens, dtype=torch.float32)
     scale_log2, threshold, keep_scale = _constants(dropout, scaling)
-    _forward_kernel[(-(-longest // _BLOCK), heads, len(boundaries) - 1)](
-        qkv, out, lse, boundaries, seeds, tokens, scale_log2, threshold, keep_scale,
+    _forward_kernel[(-(-max_seqlen // _BLOCK), heads, len(cu_seqlens) - 1)](
+        qkv, out, lse, cu_seqlens, seeds, tokens, scale_log2, threshold, keep_scale,
         HEADS=heads, SIZE=size, DROPOUT=dropout > 0, BLOCK=_BLOCK, STEP=_STEP, num_warps=4, num_stages=3,
     )  # fmt: skip
     return out, lse
@@ -221,30 +222,30 @@ def _launch_forward(
 
 @torch.library.custom_op("hfbert::packed_attention_backward", mutates_args=())
 def packed_attention_backward(
-    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, boundaries: Tensor, seeds: Tensor,
-    longest: int, dropout: float, scaling: float,
+    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, seeds: Tensor,
+    max_seqlen: int, dropout: float, scaling: float,
 ) -> Tensor:  # fmt: skip
     """Return the gradient of `packed_attention`'s qkv."""
-    return _launch_backward(grad_out, qkv, out, lse, boundaries, seeds, longest, dropout, scaling)
+    return _launch_backward(grad_out, qkv, out, lse, cu_seqlens, seeds, max_seqlen, dropout, scaling)
 
 
 def _launch_backward(
-    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, boundaries: Tensor, seeds: Tensor,
-    longest: int, dropout: float, scaling: float,
+    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, seeds: Tensor,
+    max_seqlen: int, dropout: float, scaling: float,
 ) -> Tensor:  # fmt: skip
     tokens, _, heads, size = qkv.shape
     grad_qkv = torch.empty_like(qkv)
     scale_log2, threshold, keep_scale = _constants(dropout, scaling)
-    _backward_kernel[(heads, len(boundaries) - 1)](
-        grad_out.contiguous(), qkv, out, lse, grad_qkv, boundaries, seeds, tokens, scaling, scale_log2, threshold,
-        keep_scale, HEADS=heads, SIZE=size, DROPOUT=dropout > 0, LONGEST=LONGEST, STEP=_STEP, num_warps=8,
+    _backward_kernel[(heads, len(cu_seqlens) - 1)](
+        grad_out.contiguous(), qkv, out, lse, grad_qkv, cu_seqlens, seeds, tokens, scaling, scale_log2, threshold,
+        keep_scale, HEADS=heads, SIZE=size, DROPOUT=dropout > 0, MAX_SEQLEN=MAX_SEQLEN, STEP=_STEP, num_warps=8,
         num_stages=1,
     )  # fmt: skip
     return grad_qkv
 
 
 @packed_attention.register_fake
-def _(qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: float, scaling: float) -> Any:
+def _(qkv: Tensor, cu_seqlens: Tensor, seeds: Tensor, max_seqlen: int, dropout: float, scaling: float) -> Any:
     tokens, _, heads, size = qkv.shape
     return qkv.new_empty(tokens, heads, size), qkv.new_empty(heads, tokens, dtype=torch.float32)
 
@@ -255,8 +256,8 @@ def _(grad_out: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    qkv, boundaries, seeds, *ctx.options = inputs
-    ctx.save_for_backward(qkv, *output, boundaries, seeds)
+    qkv, cu_seqlens, seeds, *ctx.options = inputs
+    ctx.save_for_backward(qkv, *output, cu_seqlens, seeds)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
@@ -267,43 +268,49 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | No
 packed_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-# ------------------------------------------------------------------------------------------------------ plain, on CPUs
+def murmur_mix(bits: Tensor) -> Tensor:
+    """Mix int32 bits by the finalizer of MurmurHash3 (Appleby 2011, public domain); products wrap.
 
-
-def _mixed_plain(bits: Tensor) -> Tensor:
-    # uint32 in int64.
-    bits = ((bits ^ (bits >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
-    bits = ((bits ^ (bits >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-    return bits ^ (bits >> 16)
+    The Triton function `_mixed` computes the same in uint32.
+    """
+    # >> copies the sign bit; the masks clear the copies.
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (0x85EBCA6B - (1 << 32))
+    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * (0xC2B2AE35 - (1 << 32))
+    return bits ^ ((bits >> 16) & 0xFFFF)
 
 
 def kept_scores(start: int, length: int, heads: int, seeds: Tensor, dropout: float) -> Tensor:
-    """Return which of a sequence's scores dropout keeps, (heads, length, length); start: its place in the row."""
-    row_seed, column_seed = (seeds.to(torch.int64) & 0xFFFFFFFF).unbind()
+    """Return True for the scores of a sequence that dropout keeps, (heads, length, length).
+
+    The plain counterpart of the Triton function `_kept`; `start` is the sequence's offset in the packed row.
+    """
+    # (heads, length, 1) + (length,), then uint32 arithmetic in int64
     rows = (start + torch.arange(length))[None, :] * heads + torch.arange(heads)[:, None]
-    row_keys = _mixed_plain(rows ^ row_seed)[..., None]
-    bits = (row_keys + _mixed_plain(torch.arange(length) ^ column_seed)) & 0xFFFFFFFF
+    row_keys = murmur_mix(rows.to(torch.int32) ^ seeds[0])[..., None]
+    column_keys = murmur_mix(torch.arange(length, dtype=torch.int32) ^ seeds[1])
+    bits = (row_keys + column_keys).to(torch.int64) & 0xFFFFFFFF
     bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     return (bits ^ (bits >> 15)) >= _constants(dropout, 1.0)[1]
 
 
-def _plain_sequences(qkv: Tensor, boundaries: Tensor, seeds: Tensor, dropout: float, scaling: float) -> Any:
-    for start, end in pairwise(boundaries.tolist()):
+def _plain_sequences(qkv: Tensor, cu_seqlens: Tensor, seeds: Tensor, dropout: float, scaling: float) -> Any:
+    """Yield for each sequence its slice of the row and, for every head, everything both passes on CPUs need."""
+    for start, end in pairwise(cu_seqlens.tolist()):
         if start == end:
             continue
-        query, key, value = qkv[start:end].float().permute(1, 2, 0, 3)
+        query, key, value = qkv[start:end].float().permute(1, 2, 0, 3)  # (heads, length, head size) each
         scores = query @ key.transpose(1, 2) * scaling
-        normalizers = scores.logsumexp(-1)
+        normalizers = scores.logsumexp(-1)  # (heads, length)
         keep = kept_scores(start, end - start, qkv.shape[2], seeds, dropout) / (1 - dropout)
         yield slice(start, end), query, key, value, (scores - normalizers[..., None]).exp(), normalizers, keep
 
 
 @packed_attention.register_kernel("cpu")
-def _(qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: float, scaling: float) -> Any:
+def _(qkv: Tensor, cu_seqlens: Tensor, seeds: Tensor, max_seqlen: int, dropout: float, scaling: float) -> Any:
     tokens, _, heads, size = qkv.shape
     out, lse = qkv.new_zeros(tokens, heads, size), qkv.new_zeros(heads, tokens, dtype=torch.float32)
     for place, _, _, value, probabilities, normalizers, keep in _plain_sequences(
-        qkv, boundaries, seeds, dropout, scaling
+        qkv, cu_seqlens, seeds, dropout, scaling
     ):
         out[place] = (probabilities * keep @ value).transpose(0, 1).to(out.dtype)
         lse[:, place] = normalizers * _LOG2_E
@@ -312,11 +319,11 @@ def _(qkv: Tensor, boundaries: Tensor, seeds: Tensor, longest: int, dropout: flo
 
 @packed_attention_backward.register_kernel("cpu")
 def _(
-    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, boundaries: Tensor, seeds: Tensor,
-    longest: int, dropout: float, scaling: float,
+    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, seeds: Tensor,
+    max_seqlen: int, dropout: float, scaling: float,
 ) -> Tensor:  # fmt: skip
     grad_qkv = torch.zeros_like(qkv)
-    for place, query, key, value, probabilities, _, keep in _plain_sequences(qkv, boundaries, seeds, dropout, scaling):
+    for place, query, key, value, probabilities, _, keep in _plain_sequences(qkv, cu_seqlens, seeds, dropout, scaling):
         grads, outs = grad_out[place].float().transpose(0, 1), out[place].float().transpose(0, 1)
         score_grads = grads @ value.transpose(1, 2) * keep - (grads * outs).sum(-1, keepdim=True)
         score_grads = probabilities * score_grads * scaling

@@ -110,7 +110,7 @@ def _refuse_wide_encodings(head: bytes, name: str) -> None:
 def open_file(path: Path | str) -> io.BufferedReader:
     """Open a file for reading bytes; raise InputError if that fails."""
     try:
-        return open(path, "rb", buffering=BLOCK)
+        return io.BufferedReader(io.FileIO(path), buffer_size=BLOCK)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -218,4 +218,8 @@ def read_lines(
     """
     for number, (offset, data) in enumerate(read_pieces(path, compression, MAX_WHOLE_LINE, whole_lines=True), start=1):
         place = f"{path}: line {number}"
-        yield place, decode(data, lambda start, o=offset, p=place: f"{p}, byte {o + start},", errors, remedy)
+
+        def byte(start: int, offset: int = offset, place: str = place) -> str:
+            return f"{place}, byte {offset + start},"
+
+        yield place, decode(data, byte, errors, remedy)

@@ -95,6 +95,12 @@ def decomposes(tokenizer: Tokenizer) -> bool:
 class WordEncoder:
     """Encode sentences through a dictionary of pieces; `decomposes` must hold for the tokenizer."""
 
+    # The dictionary: piece → entry; the ids of all entries concatenated, and (entries,) where they start, how many.
+    _known: dict[bytes, int]
+    _ids: np.ndarray
+    _starts: np.ndarray
+    _counts: np.ndarray
+
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype) -> None:
         self.tokenizer, self.dtype = tokenizer, dtype
         content = json.loads(tokenizer.to_str())
@@ -173,7 +179,7 @@ class WordEncoder:
         return ids, np.diff(begins)
 
     def _clear(self) -> None:
-        self._known: dict[bytes, int] = {}
+        self._known = {}
         self._bytes = 0
         self._ids = np.zeros(0, dtype=self.dtype)
         self._starts, self._counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)

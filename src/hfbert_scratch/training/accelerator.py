@@ -21,7 +21,7 @@ _ACCELERATE_NAMES = {torch.float32: "no", torch.bfloat16: "bf16"}
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are native, rather than emulated and slower than float32."""
+    """Return True if the device has native bfloat16 matrix products; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu_check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
@@ -65,10 +65,16 @@ def create_accelerator(
     directory: Path | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Accelerator:
-    """Accelerate for this launch: GPUs where there are any, else CPUs, in float32, bfloat16 or what auto comes to.
+    """Create the Accelerator of this launch, on GPUs if there are any, else on CPUs.
 
-    `timeout_seconds`: how long a process waits for another one before it gives up.
-    Raises InputError when the processes that were launched do not find each other, or a tracker is not installed.
+    Args:
+        precision: float32, bfloat16, or auto for the faster one.
+        trackers: names of Accelerate's trackers.
+        directory: where trackers write.
+        timeout_seconds: seconds a process waits for another one before it gives up.
+
+    Raises:
+        InputError: if the launched processes do not find each other, or a tracker is not installed.
     """
     # Packed rows differ in length: segments that grow serve them all, where fixed ones would fragment. PyTorch reads
     # this once, at the first allocation on a GPU.
@@ -83,9 +89,9 @@ def create_accelerator(
         in_use = AcceleratorState._shared_state.get("_mixed_precision")
         names = {name: precision_name(dtype) for dtype, name in _ACCELERATE_NAMES.items()}
         precision = names[in_use] if in_use else fastest_precision(device)
-    sharded = fsdp.is_asked_for()
+    sharded = fsdp.is_enabled()
     if sharded and cpu:
-        fsdp.allow_on_cpu()
+        fsdp.enable_on_cpu()
     try:
         accelerator = Accelerator(
             cpu=cpu,

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, flushed, renamed, checksummed; no pickle.
+"""Atomic checkpoints with checksums and without pickle: written beside, flushed, renamed.
 
 A checkpoint is a directory `step-N`: whatever the caller writes into it (a model directory that AutoModel opens,
 optimizer.safetensors, training_state.json), and a manifest.json with the size and SHA-256 of every file, itself
@@ -23,7 +23,7 @@ from torch import nn
 
 from ..utils.errors import CheckpointError
 from ..utils.files import writing
-from .fsdp import placed_like, whole
+from .fsdp import full_tensor, shard_like
 
 
 MANIFEST = "manifest.json"
@@ -64,7 +64,7 @@ def write_checkpoint(
 
 
 def checkpoint_steps(root: Path) -> list[int]:
-    """The steps that have a checkpoint in `root`, ascending; anything else lying there is passed over."""
+    """Return the steps with a checkpoint in `root`, ascending; other files are ignored."""
     if not root.is_dir():
         return []
     matches = [_NAME.fullmatch(path.name) for path in root.iterdir() if path.is_dir()]
@@ -72,7 +72,7 @@ def checkpoint_steps(root: Path) -> list[int]:
 
 
 def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint in `root`, or None where there is none at all.
+    """Return the newest complete checkpoint in `root`, or None if there is none.
 
     A damaged one is named through `warn` and the one before it is taken. Raises CheckpointError when all are damaged.
     """
@@ -123,14 +123,14 @@ def optimizer_tensors(
     tensors = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            tensor = whole(torch.as_tensor(value)).detach()
+            tensor = full_tensor(torch.as_tensor(value)).detach()
             if keep:
                 tensors[f"{names[parameter]}/{key}"] = tensor.cpu().contiguous()
     return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Restore a file of `optimizer_tensors`, each tensor to where and as its parameter is.
+    """Load a file of `optimizer_tensors`, each tensor placed and sharded like its parameter.
 
     Raises CheckpointError when names or shapes are not this model's.
     """
@@ -141,7 +141,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Pat
         if parameter is None or (value.dim() and value.shape != parameter.shape):
             raise CheckpointError(f"{path}: {key} of shape {tuple(value.shape)} does not belong to this model")
         if value.dim():
-            optimizer.state[parameter][slot] = placed_like(value, parameter)
+            optimizer.state[parameter][slot] = shard_like(value, parameter)
         else:
             # As torch keeps them: step counters stay on the host unless the optimizer is fused.
             fused = any(group.get("fused") for group in optimizer.param_groups)

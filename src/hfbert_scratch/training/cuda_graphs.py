@@ -11,7 +11,7 @@ _MOST_RECORDINGS = 32
 
 
 class RecordedPasses:
-    """Runs passes over micro-batches; the second pass of a shape is recorded, and replayed from then on.
+    """Run passes over micro-batches; record the second pass of each shape and replay it afterwards.
 
     A replay is one launch in place of a thousand. It draws its random numbers from the generator's state at that time,
     as the pass itself would. All recordings share the memory of one pass, so outputs hold until the next pass. Passes
@@ -33,7 +33,7 @@ class RecordedPasses:
         self._pool: Any = None
 
     def __call__(self, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
-        """Run one pass. Inputs may be host tensors, pinned if the copy is not to be waited for."""
+        """Run one pass; inputs may be host tensors, pinned for asynchronous copies."""
         given = inputs | totals
         shapes = ((name, getattr(value, "shape", value)) for name, value in given.items())
         key = tuple(sorted(shapes, key=lambda pair: pair[0]))
@@ -61,7 +61,7 @@ class RecordedPasses:
         return graph, static, outputs
 
     def _placed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Copies on the device that stay where they are."""
+        """Copy the tensors to buffers that stay at their addresses."""
         return {
             name: value.to(self._device, non_blocking=True, copy=True) if isinstance(value, torch.Tensor) else value
             for name, value in values.items()

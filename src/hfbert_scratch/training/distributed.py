@@ -75,12 +75,14 @@ def describe_processes(accelerator: Accelerator) -> str:
     return "\n".join(gather_object([own]))
 
 
-class Stopping:
-    """Whether the run should end early: a signal, the time limit, or a launcher that is gone; one answer for all.
+class StopController:
+    """Decide for all processes together if the run ends early: a signal, the time limit, or a launcher that is gone.
 
-    max_minutes: since the start of the launch, a restart within it included; 0: no limit. is_budget: the time is no
-    limit to stop at but what the run has in all, of which `time_used` says the share; `seconds_before`, to be set on
-    resuming, is what earlier launches took of it.
+    Args:
+        accelerator: connects the processes.
+        max_minutes: minutes since the start of the launch, restarts included; 0 for no limit.
+        is_budget: the minutes are not a limit but the length of the whole run, all launches together. `time_used` is
+            the share of it that has passed, and `seconds_before`, set on resuming, the time of earlier launches.
     """
 
     def __init__(self, accelerator: Accelerator, max_minutes: float = 0, is_budget: bool = False):
@@ -112,12 +114,12 @@ class Stopping:
             self._handlers[number] = signal.signal(number, stop)
 
     def release_signals(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the previous signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def share(self, counts: dict[str, int]) -> tuple[dict[str, torch.Tensor], bool]:
-        """The global sums of `counts`, and whether some process wants to stop; one all-reduce for both."""
+    def all_reduce(self, counts: dict[str, int]) -> tuple[dict[str, torch.Tensor], bool]:
+        """Return the global sums of `counts`, and True if some process wants to stop, in one all-reduce."""
         own = self._wants_to_stop()
         used = 0.0 if self._budget is None else (self.seconds() + self._longest) / self._budget
         votes = [*counts.values(), used / self.accelerator.num_processes, int(own)]
@@ -168,7 +170,7 @@ class Stopping:
 
 
 def first_process_says(ask: Callable[[], Answer]) -> Answer:
-    """Return what `ask` answers on the first process of a job. All of them must call this; one alone asks."""
+    """Return the first process's answer to `ask` on all processes, each of which must call this."""
     found = [ask() if int(os.environ.get("RANK", "0")) == 0 else None]
     if distributed.is_initialized():
         distributed.broadcast_object_list(found)

@@ -23,12 +23,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..utils.errors import InputError
 
 
-def is_asked_for() -> bool:
-    """Whether `accelerate launch` was given a configuration with FSDP, and there are processes to share a model."""
+def is_enabled() -> bool:
+    """Return True if `accelerate launch` got a configuration with FSDP, and there are processes to share a model."""
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def allow_on_cpu() -> None:
+def enable_on_cpu() -> None:
     """Have Accelerate shard on CPUs too, where it would silently make DDP of it; before Accelerator is made."""
     PartialState(cpu=True)
     # What it asks before it looks at FSDP's settings; nothing else depends on it once the device is known.
@@ -36,7 +36,7 @@ def allow_on_cpu() -> None:
 
 
 def check_settings(accelerator: Accelerator) -> None:
-    """Raise InputError for FSDP1; set what weights are gathered as: bfloat16 where products are computed in it.
+    """Raise InputError for FSDP1; gather weights in bfloat16 if products are computed in it.
 
     They are stored, and their gradients summed, in float32.
     """
@@ -63,16 +63,16 @@ def autocast_forward(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `model` was prepared with FSDP2."""
+    """Return True if `model` was prepared with FSDP2."""
     return isinstance(model, FSDPModule)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, gathered if it is sharded; all processes must call this then."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the full tensor, gathered if it is sharded; all processes must call this then."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def placed_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     """A whole tensor moved to where `example` is, and cut as it is."""
     tensor = tensor.to(example.device)
     if not isinstance(example, DTensor):
@@ -81,22 +81,22 @@ def placed_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
 
 
-def whole_state(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
-    """A sharded model's state, gathered on the host, where `keep`; all processes must call this.
+def full_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+    """Gather a sharded model's state on the host, where `keep`; all processes must call this.
 
     Tied tensors come once.
     """
     state = {}
     for name, parameter in model.named_parameters():
-        tensor = whole(parameter.detach())
+        tensor = full_tensor(parameter.detach())
         if keep:
             state[name] = tensor.cpu()
     persistent = model.state_dict().keys()
     return state | {name: tensor.cpu() for name, tensor in model.named_buffers() if name in persistent}
 
 
-def without_weights(model: nn.Module) -> nn.Module:
-    """A model of the class that `model` had before it was sharded, to save_pretrained `whole_state` with.
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A model of the class that `model` had before it was sharded, to save_pretrained `full_state_dict` with.
 
     The class that FSDP makes of it lies in torch's files, which save_pretrained would copy in place of ours.
     """
@@ -113,11 +113,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(placed_like(tensors[name], parameter))
+            parameter.copy_(shard_like(tensors[name], parameter))
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def summon_full_params(model: nn.Module) -> Iterator[None]:
     """Hold a sharded model's parameters whole on every process.
 
     Then the processes may call it, or parts of it, each as often as it likes: evaluation gives them different numbers

@@ -13,7 +13,7 @@ OPTIMIZERS = ("adamw", "lamb", "bert_adam")
 
 
 def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The factor on the learning rate of optimizer step `step`, counted from 0.
+    """Return the learning-rate factor of optimizer step `step`, counted from 0.
 
     Rises from 0 over `warmup_steps`, then falls linearly to 0 at `total_steps` (paper, appendix A.2); equal to
     transformers' get_linear_schedule_with_warmup, but a pure function, so that there is nothing to save or to step.
@@ -24,7 +24,7 @@ def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and embeddings decay, biases and LayerNorm parameters do not (the original's rule)."""
+    """Divide the parameters: matrices and embeddings decay, biases and LayerNorm do not (the original's rule)."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -43,7 +43,7 @@ def create_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-6,
 ) -> torch.optim.Optimizer:
-    """AdamW (the paper's, appendix A.2), LAMB or the original code's Adam, on the model's decay groups.
+    """Create AdamW (the paper's, appendix A.2), LAMB or the original code's Adam, with decay groups.
 
     Raises InputError for another name.
     """
@@ -79,7 +79,7 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """One update of every parameter that has a gradient; returns what `closure` returns, if one is given."""
+        """Update every parameter that has a gradient; return the loss of `closure`, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

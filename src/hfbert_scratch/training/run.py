@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -21,157 +20,20 @@ from torch import nn
 from ..model.gpu import can_compile
 from ..model.kernels_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
-from ..utils.arguments import argument, check_arguments
 from ..utils.environment import disable_malloc_trim, hardware, versions
 from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, write_text, writing
 from .accelerator import compute_dtype, create_accelerator, precision_name
+from .arguments import COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingArguments
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
-from .distributed import TIMEOUT_SECONDS, Stopping, first_process_says
-from .fsdp import is_sharded, whole_state, without_weights
-from .optimizers import OPTIMIZERS
+from .distributed import StopController, first_process_says
+from .fsdp import full_state_dict, is_sharded, meta_copy
 from .throughput import peak_flops
-
-
-# Changing these between two starts of a run does not change what is learned, so a resume accepts it.
-_FREE_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
-_FREE_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
-
-
-# What packing, cuda_graphs and compile may be, and what a record and the code call it.
-_SWITCH: dict[str, bool | None] = {"auto": None, "true": True, "false": False}
-_COMPILE: dict[str, bool | str | None] = {"auto": None, "layers": "layers", "true": True, "false": False}
-
-
-@dataclass(kw_only=True)
-class TrainingArguments:
-    """What every training run has; recipes add their own."""
-
-    output_dir: str = argument(help="the run's directory; started again with the same command, a run continues")
-    max_steps: int = argument(help="optimizer steps", at_least=1)
-    batch_size: int = argument(256, help="sequences per optimizer step, over all processes", at_least=1)
-    micro_batch_size: int = argument(32, help="sequences per forward pass; must divide batch_size", at_least=1)
-    learning_rate: float = argument(1e-4, help="peak learning rate", above=0, below=10, group="optimizer")
-    warmup_steps: int | None = argument(
-        None,
-        help="steps of linear warm-up, then linear decay to 0; default: 1 %% of max_steps, the paper's share",
-        group="optimizer",
-        at_least=0,
-    )
-    optimizer: str = argument(
-        "adamw",
-        help="bert_adam is the original's AdamW, without bias correction",
-        choices=OPTIMIZERS,
-        group="optimizer",
-    )
-    weight_decay: float = argument(0.01, help="decoupled; not on biases and LayerNorm", at_least=0, group="optimizer")
-    adam_beta1: float = argument(0.9, help="decay of the first moment", at_least=0, below=1, group="optimizer")
-    adam_beta2: float = argument(0.999, help="decay of the second moment", at_least=0, below=1, group="optimizer")
-    adam_epsilon: float = argument(1e-6, help="added to the root of the second moment", above=0, group="optimizer")
-    max_grad_norm: float = argument(1.0, help="global norm the gradient is clipped to", above=0, group="optimizer")
-    precision: str = argument(
-        "auto",
-        help="bfloat16 is autocast; auto: the faster, timed on CPUs",
-        choices=("auto", "float32", "bfloat16"),
-        group="speed and memory",
-    )
-    attention: str = argument(
-        "auto", help="eager, sdpa, flex_attention, flash_attention_2…, or auto", group="speed and memory"
-    )
-    compile: str = argument(
-        "auto",
-        help="torch.compile: layers (each layer on its own: seconds), true (the whole model: a minute), false, or "
-        "auto: layers on a GPU in bfloat16, else false",
-        group="speed and memory",
-        choices=tuple(_COMPILE),
-    )
-    cuda_graphs: str = argument(
-        "auto",
-        help="true: launch all kernels of a pass at once, as a CUDA graph recorded for every shape of batch; false; "
-        "or auto: with packing, on one GPU",
-        group="speed and memory",
-        choices=tuple(_SWITCH),
-    )
-    onednn: str = argument(
-        "auto",
-        help="linear layers in float32 on CPUs: true, by oneDNN; false, by PyTorch's choice; auto: the faster, timed",
-        group="speed and memory",
-        choices=tuple(_SWITCH),
-    )
-    packing: str = argument(
-        "auto",
-        help="true: a micro-batch's sequences one behind the other in one row, without padding, so that attention on "
-        "a GPU in bfloat16 is PyTorch's flash kernel for sequences of any length; false; or auto: where it is that",
-        group="speed and memory",
-        choices=tuple(_SWITCH),
-    )
-    gradient_checkpointing: bool = argument(
-        False, help="recompute activations in the backward pass to save memory", group="speed and memory"
-    )
-    seed: int = argument(0, help="of initialisation, data order, masks and dropout", at_least=0, below=2**63)
-    log_every: int = argument(50, help="steps between log lines", at_least=1, group="log, checkpoints, end")
-    eval_every: int = argument(1000, help="steps between evaluations", at_least=1, group="log, checkpoints, end")
-    save_every: int = argument(1000, help="steps between checkpoints", at_least=1, group="log, checkpoints, end")
-    keep_checkpoints: int = argument(
-        2,
-        help="how many of the newest to keep, and the best; 0: write none, a killed run starts anew",
-        group="log, checkpoints, end",
-        at_least=0,
-    )
-    max_time: float = argument(
-        0.0,
-        help="minutes since the launch after which the run stops, with a checkpoint, as by a signal; 0: none",
-        group="log, checkpoints, end",
-        at_least=0,
-        below=math.inf,
-    )
-    schedule: str = argument(
-        "steps",
-        help="when the learning rate reaches 0 and the run is done: steps, at max_steps; or time, after max_time "
-        "minutes of all launches together, or at max_steps if they come first",
-        group="optimizer",
-        choices=("steps", "time"),
-    )
-    process_timeout: int = argument(
-        TIMEOUT_SECONDS,
-        help="seconds a process waits for the others before it gives up",
-        group="log, checkpoints, end",
-        at_least=1,
-    )
-    trackers: list[str] = argument(
-        ["tensorboard"],
-        help="accelerate's trackers: tensorboard, wandb, trackio…; none",
-        group="log, checkpoints, end",
-    )
-
-    def __post_init__(self) -> None:
-        self._spell_switches()
-        check_arguments(self)
-        if self.schedule == "time" and not self.max_time:
-            raise InputError("schedule time needs max_time, the minutes the run has")
-        if self.warmup_steps is None:
-            self.warmup_steps = self.max_steps // 100
-        self._require("warmup_steps", self.warmup_steps <= self.max_steps, f"0 to max_steps ({self.max_steps})")
-        check_divides(self.batch_size, self.micro_batch_size)
-
-    def _spell_switches(self) -> None:
-        for name in ("packing", "compile", "cuda_graphs", "onednn"):
-            setattr(self, name, str(getattr(self, name)).lower())  # from Python and YAML, true is True
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise InputError(f"{name} is {getattr(self, name)}; it must be {allowed}")
-
-
-def check_divides(batch_size: int, micro_batch_size: int) -> None:
-    """Raise InputError unless a global batch is a whole number of micro-batches."""
-    if batch_size % micro_batch_size:
-        raise InputError(f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}")
 
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every checkpoint."""
+    """The position of a run, saved with every checkpoint."""
 
     step: int = 0
     cursor: Any = None
@@ -187,13 +49,18 @@ class Progress:
 class Run:
     """One training run in one directory; a context manager that holds the directory's lock.
 
-    Making it sets up Accelerate and prints nothing. `settings` is what a resumed run must share with the one that
-    wrote the checkpoints, beyond the arguments (data and tokenizer hashes).
-    `best_by`, a metric and `min` or `max`, says which checkpoint is kept however old it gets. `last`: no run follows
-    in these processes.
+    The constructor sets up Accelerate and prints nothing. Set `best_by`, a metric and `min` or `max`, to keep the best
+    checkpoint however old it gets.
 
-    Raises InputError when the launch is not what was asked for, OutputError when the directory is not writable or
-    another run is using it.
+    Args:
+        arguments: the options.
+        settings: facts beyond the options that a resumed run must share with the checkpoints (hashes of data and
+            tokenizer).
+        last: no other run follows in these processes.
+
+    Raises:
+        InputError: if the launch does not fit the options.
+        OutputError: if the directory is not writable, or another run uses it.
     """
 
     def __init__(self, arguments: TrainingArguments, settings: dict[str, Any], *, last: bool = True):
@@ -221,7 +88,7 @@ class Run:
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.best_by: tuple[str, Callable[..., Any]] | None = None
-        self.stopping = Stopping(self.accelerator, arguments.max_time, is_budget=arguments.schedule == "time")
+        self.stopping = StopController(self.accelerator, arguments.max_time, is_budget=arguments.schedule == "time")
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
         if self.is_main:
             self._lock = ExitStack()
@@ -243,7 +110,7 @@ class Run:
 
     @cached_property
     def peak(self) -> tuple[float, str]:
-        """FLOP/s of this device in the run's precision, and where the figure is from; see `peak_flops`."""
+        """Return this device's peak FLOP/s in the run's precision, and the figure's source; see `peak_flops`."""
         return peak_flops(self.device, self.dtype)
 
     def raise_peak(self, reached: float) -> None:
@@ -256,7 +123,7 @@ class Run:
             return
         again, source = peak_flops(self.device, self.dtype)
         self.peak = max(again, reached), source if again >= reached else "what the steps reached"
-        self.say(
+        self.print(
             f"the peak of {peak / 1e12:.3f} TFLOP/s was timed beside other work, for the steps made more; "
             f"it is {self.peak[0] / 1e12:.3f} TFLOP/s from now on ({self.peak[1]})"
         )
@@ -267,7 +134,7 @@ class Run:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best evaluation that has a checkpoint, or gets one now; of equal ones the earliest."""
+        """Return the step of the best evaluation with a checkpoint, the earliest of equal ones."""
         if self.best_by is None:
             return None
         metric, best = self.best_by
@@ -275,7 +142,7 @@ class Run:
         entries = [entry for entry in self.history if metric in entry and entry["step"] in steps]
         return int(best(entries, key=lambda entry: entry[metric])["step"]) if entries else None
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print, on the main process only."""
         if self.is_main:
             print(text, flush=True)
@@ -287,7 +154,7 @@ class Run:
 
         Raises CheckpointError when all are damaged or when it was written with other settings, listing them.
         """
-        checkpoint = newest_checkpoint(self.checkpoints, lambda text: self.say(f"warning: {text}"))
+        checkpoint = newest_checkpoint(self.checkpoints, lambda text: self.print(f"warning: {text}"))
         if checkpoint is None:
             if self.is_main:
                 self._log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
@@ -310,7 +177,7 @@ class Run:
             # At once: a kill must not cost the log, and the other processes are reading it.
             write_text(self._log_path, lines)
         written_with = f"{state['processes']} process(es){', sharded' if state.get('sharded') else ''}"
-        self.say(f"continuing from {checkpoint} (step {self.progress.step}, written by {written_with})")
+        self.print(f"continuing from {checkpoint} (step {self.progress.step}, written by {written_with})")
         return checkpoint
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, save_extra: Callable[[Path], None]) -> None:
@@ -355,10 +222,10 @@ class Run:
                 save_extra(directory)
 
     def _to_save(self, model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:
-        """The model to call save_pretrained of, and the state to give it; None for its own."""
+        """Return the model to save and its full state, or None for the model's own state."""
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         if is_sharded(unwrapped):
-            return without_weights(unwrapped), whole_state(unwrapped, self.is_main)
+            return meta_copy(unwrapped), full_state_dict(unwrapped, self.is_main)
         return unwrapped, None
 
     def _require_finite(self, weights: dict[str, torch.Tensor]) -> None:
@@ -406,7 +273,7 @@ class Run:
             write_json(self.directory / "record.json", record)
 
     def _recorded_settings(self) -> dict[str, Any]:
-        """Return the settings of the newest checkpoint, without looking whether it is whole; `resume` does."""
+        """Return the settings of the newest checkpoint; `resume` checks that it is whole."""
         step = max(checkpoint_steps(self.checkpoints), default=0)
         state = self.checkpoints / f"step-{step}" / "training_state.json"
         try:
@@ -415,10 +282,10 @@ class Run:
             return {}
 
     def _choose_ways(self, recorded: dict[str, Any]) -> None:
-        """Settle `packing`, `compile` and `cuda_graphs`; a run that goes on keeps the first two as it began with."""
-        self.packing: bool = _SWITCH[self.arguments.packing]
-        self.compile: bool | str = _COMPILE[self.arguments.compile]
-        self.cuda_graphs: bool = _SWITCH[self.arguments.cuda_graphs]
+        """Resolve `packing`, `compile` and `cuda_graphs`; a resumed run keeps its packing and compile."""
+        self.packing: bool = SWITCH[self.arguments.packing]
+        self.compile: bool | str = COMPILE[self.arguments.compile]
+        self.cuda_graphs: bool = SWITCH[self.arguments.cuda_graphs]
         has_kernel = self.dtype == torch.bfloat16 and has_varlen_kernel(self.device, torch.bfloat16, head_size=64)
         if self.packing is None:
             self.packing = recorded.get("packing", False) if recorded else has_kernel
@@ -430,9 +297,9 @@ class Run:
             self.cuda_graphs = has_kernel and self.packing and alone
 
     def _choose_onednn(self, recorded: dict[str, Any]) -> None:
-        """Settle `onednn`: what the user says, else what the run began with, else what is faster here."""
+        """Resolve `onednn`: the option, else the value of the resumed run, else the faster one here."""
         possible = self.dtype == torch.float32 and not self.compile and has_onednn(self.device, torch.float32)
-        asked = _SWITCH[self.arguments.onednn]
+        asked = SWITCH[self.arguments.onednn]
         if asked and not possible:
             raise InputError(
                 "onednn true needs float32 on a CPU, without compile, and a PyTorch with oneDNN; leave it out"
@@ -450,7 +317,7 @@ class Run:
         self.choices.append(f"linear layers by {'oneDNN' if self.onednn else 'PyTorch'}: {reason}")
 
     def choose_attention(self, ask: Callable[[], str]) -> str:
-        """Return the attention for "auto": what `ask` says on the first process, or what the run began with.
+        """Resolve attention "auto": the answer of `ask` on the first process, or the value of the resumed run.
 
         On a CPU eager and sdpa are chosen by timing and differ in bits, so that a run that goes on keeps its own.
         """
@@ -464,7 +331,7 @@ class Run:
         return chosen
 
     def _fixed_arguments(self) -> dict[str, Any]:
-        fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in _FREE_ARGUMENTS}
+        fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in NON_SEMANTIC_ARGUMENTS}
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
         ways["onednn"] = self.onednn
         return fixed | {"precision": self.precision} | ways
@@ -493,7 +360,7 @@ def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
-    """The log's whole lines; a kill may have cut the last one short."""
+    """Read the complete lines of the log; a kill may have truncated the last one."""
     entries = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():

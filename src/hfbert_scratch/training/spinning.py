@@ -94,6 +94,6 @@ def _mapped_files() -> list[str]:
 
 
 def _busy_seconds(cores: list[int]) -> float:
-    """What these cores have worked since the system started, for all processes."""
+    """Return the seconds these cores have worked for all processes since the system started."""
     times = psutil.cpu_times(percpu=True)
     return sum(each.user + each.nice + each.system for number, each in enumerate(times) if number in cores)

@@ -1,4 +1,4 @@
-"""How much arithmetic BERT is, and how fast a run does it: FLOPs per token, tokens per second, MFU."""
+"""FLOPs per token, peak FLOP/s of devices, and durations: the arithmetic behind tokens per second and MFU."""
 
 import time
 from typing import Any
@@ -23,7 +23,7 @@ DATASHEET_PEAKS = {
 
 
 def model_flops_per_token(config: Any, mean_length: float, predicted_share: float) -> float:
-    """Useful FLOPs for one real token, forward and backward, nothing recomputed.
+    """Return the useful FLOPs of one real token, forward and backward, without recomputation.
 
     6·(L·(4h² + 2h·f) + p·(h² + V·h)) + 12·L·h·s̄: two FLOPs a multiply-add, the backward pass twice the forward; f the
     intermediate size, p the share of tokens predicted, s̄ = Σs²/Σs over the sequence lengths. Padding counts nothing.
