@@ -76,7 +76,7 @@ def choices() -> Iterator[tuple[str, str]]:
     import torch
 
     from hfbert_scratch.model.kernels_hfbert import has_varlen_kernel
-    from hfbert_scratch.utils.environment import fastest_precision, has_bfloat16
+    from hfbert_scratch.training.accelerator import fastest_precision, has_bfloat16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     native = has_bfloat16(device)

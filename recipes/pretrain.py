@@ -13,7 +13,8 @@ ablations: no NSP, left-to-right, other masking mixes, other sizes.
 Does not support: FSDP1; FSDP2 with --compile; model parallelism; precision below bfloat16.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
-checkpoint. A launcher returns 1 for all but 0; record.json then says "stopped" or nothing new.
+checkpoint. `hfbert pretrain` passes them on from its processes; other launchers return 1 for all but 0, and
+record.json then says "stopped" or nothing new.
 """
 
 import sys
