@@ -94,7 +94,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.parse_args()
+    _, unknown = parser.parse_known_args()
+    if unknown:
+        print(f"error: unknown argument {unknown[0]!r}; there is only --help", file=sys.stderr)
+        sys.exit(2)
     parts: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (system, packages, accelerators, choices)
     for part in parts:
         try:

@@ -1,7 +1,7 @@
 """Command lines from dataclasses: bounds and choices, groups and defaults in the help, suggestions, YAML defaults."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -95,6 +95,17 @@ def test_the_spelling_with_hyphens_is_accepted_and_not_shown(capsys):
     assert "--max-length" not in shown(capsys, Spelled)
     with pytest.raises(InputError, match="unknown argument '--max-lenght'; did you mean 'max_length'"):
         parse_arguments(Spelled, ["--max-lenght", "4"])
+
+
+def test_a_field_that_is_not_given_is_no_option(capsys):
+    @dataclass(kw_only=True)
+    class FixedArguments(BaseArguments):
+        mode: str = field(default="exact", init=False)
+
+    assert parse_arguments(FixedArguments, ["--steps", "1"]).mode == "exact"
+    assert "--mode" not in shown(capsys, FixedArguments)
+    with pytest.raises(InputError, match="unknown argument '--mode'"):
+        parse_arguments(FixedArguments, ["--steps", "1", "--mode", "fast"])
 
 
 def test_started_by_the_command_the_help_names_it_and_its_launch(capsys, monkeypatch):

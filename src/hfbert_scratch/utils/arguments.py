@@ -235,7 +235,7 @@ def _declared(cls: type, name: str, key: str) -> Any:
 def _by_group(cls: Any) -> Iterator[tuple[str, dataclasses.Field]]:
     """The options with the headings they stand under: first those of `cls` itself, then those of its bases."""
     owners = [owner for owner in cls.__mro__ if dataclasses.is_dataclass(owner)]
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for owner in owners:
         bases = owners[owners.index(owner) + 1 :]
         inherited = {field.name for base in bases if issubclass(owner, base) for field in dataclasses.fields(base)}
@@ -267,7 +267,7 @@ def _metavar(hint: Any, limits: Limits | None, option: Action) -> str | None:
 
 
 def _field_names(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
+    return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
 def _suggestion(word: str, known: list[str]) -> str:
