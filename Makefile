@@ -20,7 +20,7 @@ test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m "slow or gpu"
 
 test-clients: $(CLIENTS)/installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CLIENTS)/python/bin/python -m pytest -q tests/clients tests/test_export.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CLIENTS)/python/bin/python -m pytest -q tests/clients tests/conversion/test_export.py
 
 test-transformers: $(VENV)/installed
 	$(BIN)/python tests/transformers_common/fetch.py

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from training_helpers import RECIPES, arguments, environment, finish, make_inputs
+from training_helpers import RECIPES, arguments, environment, finish
 
 import hfbert_cli
 from hfbert_cli import COMMANDS, UsageError, main, noted_exit_code, overview, plan_launch, split_launch_options
@@ -140,11 +140,6 @@ def test_the_exit_code_of_several_processes_is_one(codes, expected, tmp_path):
     for rank, code in enumerate(codes):
         (tmp_path / str(rank)).write_text(code)
     assert noted_exit_code(tmp_path, 1) == expected
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.parametrize("launch", [(), ("--num_processes", 2)], ids=["one process", "two processes"])

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from helpers import disk
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
-from training_helpers import arguments, finish, launcher, make_inputs, pretrain_here, read_losses, start
+from training_helpers import arguments, finish, launcher, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hfbert_scratch import HFBertForPreTraining
@@ -39,19 +39,6 @@ GOLDEN_LOSSES = {
     "2.11": [6.681635, 6.705454, 6.672519, 6.645446, 6.632485],
     "2.13": [6.686876, 6.704669, 6.703266, 6.686434, 6.663675],
 }
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(autouse=True)
-def restore_signals():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

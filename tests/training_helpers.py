@@ -15,7 +15,8 @@ from corpus_helpers import build, documents, small_tokenizer
 from hfbert_scratch.text.tokenizer import save_tokenizer
 
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
 LOSSES = ("loss", "masked_lm_loss", "next_sentence_loss", "gradient_norm", "eval_masked_lm_loss")
 
 

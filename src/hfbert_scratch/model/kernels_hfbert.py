@@ -1,9 +1,9 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
 """Faster dropout, cross-entropy and attention, numerically equivalent to the plain path, and the layouts they need.
 
-Kernels equal the plain path up to rounding (tests/test_kernels.py) and step aside where `is_transformed`. A backward
-pass that is differentiated itself uses operations PyTorch can differentiate. This file travels with every checkpoint:
-it imports nothing of this package but configuration_hfbert. Measurements: benchmarks/pretraining_step.py.
+Kernels equal the plain path up to rounding (tests/model/test_kernels.py) and step aside where `is_transformed`. A
+backward pass that is differentiated itself uses operations PyTorch can differentiate. This file travels with every
+checkpoint: it imports nothing of this package but configuration_hfbert. Measurements: benchmarks/pretraining_step.py.
 """
 
 import itertools

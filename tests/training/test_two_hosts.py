@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from training_helpers import RECIPES, arguments, environment, finish, make_inputs, read_losses, start
+from training_helpers import RECIPES, arguments, environment, finish, read_losses, start
 
 
 SCRIPT = Path(__file__).with_name("two_hosts.sh")
@@ -18,11 +18,6 @@ pytestmark = [
     pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.skipif(shutil.which("ip") is None, reason="network namespaces need iproute2"),
 ]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture

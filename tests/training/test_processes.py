@@ -18,18 +18,12 @@ from training_helpers import (
     environment,
     finish,
     launcher,
-    make_inputs,
     pretrain_here,
     read_losses,
     start,
 )
 
 from hfbert_scratch.training.checkpoints import newest_checkpoint
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture

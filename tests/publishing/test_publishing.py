@@ -15,7 +15,7 @@ import yaml
 from finetuning_helpers import call, make_data, make_model
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-from training_helpers import arguments, make_inputs, pretrain_here
+from training_helpers import ROOT, arguments, make_inputs, pretrain_here
 
 from hfbert_scratch.publishing import card as publishing
 from hfbert_scratch.publishing import repository
@@ -25,7 +25,7 @@ from hfbert_scratch.publishing.repository import build_repository
 from hfbert_scratch.utils.errors import InputError
 
 
-CARD = Path(__file__).parents[1] / "model_card.md"
+CARD = ROOT / "model_card.md"
 REQUIRED = {"license", "library_name", "pipeline_tag", "tags", "metrics", "model-index", "language"}
 
 

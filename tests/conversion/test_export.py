@@ -7,7 +7,6 @@ import importlib.util
 import json
 import sys
 import typing
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ import transformers
 from corpus_helpers import documents
 from helpers import CASES, batch, make
 from safetensors.torch import load_file, save_file
+from training_helpers import RECIPES
 
 from hfbert_scratch.conversion.export import export
 from hfbert_scratch.conversion.formats import FORMATS, STOCK
@@ -23,7 +23,6 @@ from hfbert_scratch.text.tokenizer import save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError
 
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"}
 
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from corpus_helpers import documents, small_tokenizer
+from corpus_helpers import documents
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -17,11 +17,6 @@ from hfbert_scratch.utils.errors import InputError
 
 
 TASK = get_task("squad")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
 
 
 def question(context: str, *answers: tuple[str, int], text: str = "ba be bi", name: str = "q") -> dict:

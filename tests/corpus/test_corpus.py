@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pytest
 from corpus_helpers import FailingSegmenter, build, documents, small_tokenizer, write_text
+from training_helpers import RECIPES
 
 from hfbert_scratch.corpus import shards
 from hfbert_scratch.corpus.arguments import BuildArguments
@@ -24,12 +25,7 @@ from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_t
 from hfbert_scratch.utils.errors import InputError, OutputError
 
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "build_corpus.py"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
+RECIPE = RECIPES / "build_corpus.py"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import runpy
 import shutil
 import stat
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import torch
 import transformers
 from helpers import CASES, TINY, TRAVELLING, batch, make
 from safetensors.torch import load_file, save_file
+from training_helpers import RECIPES
 
 import hfbert_scratch
 from hfbert_scratch.conversion import stock as conversion
@@ -24,7 +24,7 @@ from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_t
 from hfbert_scratch.utils.errors import InputError, OutputError
 
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "convert.py"
+RECIPE = RECIPES / "convert.py"
 
 
 def tokenizer():

@@ -13,11 +13,6 @@ from hfbert_scratch.utils.errors import InputError
 GOLDEN_POSITIONS = [9, 16, 27, 28, 40, 56, 62, 65, 66, 70, 73, 74, 89, 91, 97, 100, 123, 124, 125, 0]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
-
-
 def random_rows(tokenizer, count: int, length: int, seed: int = 0, first_index: int = 0) -> dict[str, np.ndarray]:
     """Rows `[CLS] A [SEP] B [SEP]` of random ordinary tokens, a fifth of them short."""
     rng = np.random.default_rng(seed)

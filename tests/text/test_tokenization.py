@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 import unicodedata
-from pathlib import Path
 
 import pytest
 import tokenizers
-from corpus_helpers import documents, small_tokenizer, write_text
+from corpus_helpers import documents, write_text
+from training_helpers import RECIPES
 from transformers import AutoTokenizer
 
 from hfbert_scratch.text.readers import find_sources, read_documents
@@ -27,12 +27,7 @@ from hfbert_scratch.text.tokenizer import (
 from hfbert_scratch.utils.errors import InputError, OutputError
 
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "train_tokenizer.py"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
+RECIPE = RECIPES / "train_tokenizer.py"
 
 
 @pytest.fixture

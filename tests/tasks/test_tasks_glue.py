@@ -36,11 +36,6 @@ from hfbert_scratch.tasks.notes import Notes
 from hfbert_scratch.utils.errors import InputError, OutputError
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
-
-
 def load_rows(task, tmp_path, rows, split="validation", **arguments):
     path = write_jsonl(tmp_path / f"{split}.jsonl", rows)
     return get_task(task).load(DataArguments(**{f"{split}_file": str(path)}, **arguments))[split]
