@@ -502,7 +502,7 @@ def test_a_model_of_another_task_gets_a_new_head(finetune, trained, tmp_path):
 
 def test_bfloat16_trains_and_predicts(finetune, tmp_path):
     assert finetune("cola", tmp_path, precision="bfloat16", max_steps=10, keep_checkpoints=0) == 0
-    assert read(tmp_path / "results.json")["precision"] == "bf16"
+    assert read(tmp_path / "results.json")["precision"] == "bfloat16"
 
 
 def test_your_own_data_with_your_own_columns(model, tmp_path, monkeypatch):
