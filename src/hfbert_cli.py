@@ -129,7 +129,7 @@ def suggestion(word: str, known: list[str], otherwise: str = "hfbert --help") ->
 
 
 def recipes_directory() -> Path:
-    """Where the recipes are: inside the installed package, or at the top of a clone."""
+    """Return the directory of the recipes: inside the installed package, or at the top of a clone."""
     here = Path(__file__).resolve().parent
     for directory in (here / "hfbert_scratch" / "recipes", here.parent / "recipes"):
         if (directory / "pretrain.py").is_file():
@@ -154,7 +154,7 @@ def run(command: Command, argv: list[str]) -> int:
 
 
 def replace_process(recipe: Path, argv: list[str]) -> NoReturn:
-    """Become the recipe: its exit code, its signals and its process id are those of this command."""
+    """Replace this process by the recipe, which keeps its process id and so its signals and exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, str(recipe), *argv])

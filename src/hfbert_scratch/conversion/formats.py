@@ -32,7 +32,7 @@ class Format:
     needs_tokenizer: bool = False
 
     def holds(self, architecture: str, left_to_right: bool) -> bool:
-        """Whether a model of this architecture and attention can be written."""
+        """Return True if a model of this architecture and attention can be written."""
         return self.heads is None or (architecture in self.heads and not left_to_right)
 
 

@@ -38,7 +38,7 @@ _OURS = re.compile(r"^(bert|cls|classifier|qa_outputs)\.")
 
 
 def is_tensorflow_checkpoint(directory: str | Path) -> bool:
-    """Whether `directory` holds the original's files and no config.json of stock's."""
+    """Return True if `directory` holds the original's files and no stock config.json."""
     path = Path(directory)
     return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file() and any(path.glob(f"*{_INDEX}"))
 

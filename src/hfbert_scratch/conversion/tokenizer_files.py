@@ -20,7 +20,7 @@ TOKENIZER_FILES = (
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a file in `directory` holds a vocabulary."""
+    """Return True if a file in `directory` holds a vocabulary."""
     return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
 
 

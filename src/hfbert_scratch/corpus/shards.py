@@ -39,7 +39,7 @@ _BATCH_CHARACTERS = 1 << 22
 
 @dataclasses.dataclass
 class TextShard:
-    """Documents for a worker: UTF-8 text, and a flag for those of the validation split."""
+    """Documents for a worker: UTF-8 text, and a flag on validation documents."""
 
     number: int
     documents: list[bytes]

@@ -29,7 +29,7 @@ def write_static_instances(
     max_seq_length: int,
     dupe_factor: int,
 ) -> dict[str, int]:
-    """Write `dupe_factor` epochs of masked instances, equal to those of training from the corpus itself.
+    """Write `dupe_factor` epochs of masked instances, the same that training draws from the corpus.
 
     The directory opens with `datasets.load_from_disk` and has the columns of any BertForPreTraining: input_ids,
     token_type_ids, attention_mask and labels (-100 at positions without a prediction), all (instances,

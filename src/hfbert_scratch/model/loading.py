@@ -157,7 +157,7 @@ def check_directory(name: str | Path) -> None:
 
 
 def is_local(name: str | Path) -> bool:
-    """Whether `name` is a directory; False for a possible name on the Hub.
+    """Return True if `name` is a directory, False for a possible name on the Hub.
 
     Raises InputError for a file, and for a path that does not exist.
     """

@@ -21,7 +21,7 @@ _NEEDED_SPEED = 1.1
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this build of PyTorch and this processor have the operators that are called here."""
+    """Return True if this build of PyTorch and this processor have the operators of this module."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):

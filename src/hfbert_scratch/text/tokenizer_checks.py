@@ -225,7 +225,7 @@ def _configuration(path: Path) -> dict[str, Any]:
 
 
 def check_same_vocabulary(tokenizer: Any, other: Any, name: str, model: str) -> None:
-    """Compare a tokenizer with that of the checkpoint it is used with, because embeddings belong to tokens.
+    """Compare a tokenizer with the checkpoint's own, because embeddings belong to tokens.
 
     A few changed tokens are an edited vocabulary and give a warning.
 

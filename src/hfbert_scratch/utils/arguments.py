@@ -30,7 +30,7 @@ Arguments = TypeVar("Arguments")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the value of an option may be; those of a list hold for each of its items."""
+    """Bounds and choices of an option; for a list they hold for each item."""
 
     at_least: float | None = None
     above: float | None = None
@@ -227,13 +227,13 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
 
 
 def _declared(cls: type, name: str, key: str) -> Any:
-    """What `argument` was given as `key`, by the class nearest to `cls` that gives it."""
+    """Return the metadata `key` of an option, as declared by the class nearest to `cls`."""
     fields = (vars(owner).get("__dataclass_fields__", {}).get(name) for owner in cls.__mro__)
     return next((value for field in fields if field is not None and (value := field.metadata.get(key))), None)
 
 
 def _by_group(cls: Any) -> Iterator[tuple[str, dataclasses.Field]]:
-    """The options with the headings they stand under: first those of `cls` itself, then those of its bases."""
+    """Return options by heading, first the options of `cls` itself, then those of its bases."""
     owners = [owner for owner in cls.__mro__ if dataclasses.is_dataclass(owner)]
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for owner in owners:

@@ -15,7 +15,7 @@ _M_MMAP_MAX = -4
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with."""
+    """Return the versions of Python, the libraries and this package."""
     names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "hfbert-scratch")
     found = {"python": platform.python_version()}
     for name in names:
