@@ -8,7 +8,7 @@ GPU_SECONDS ?= 590
 # What needs neither hours, a GPU, nor packages and sources beyond the package's own.
 DEFAULT := "not slow and not gpu and not transformers_common and not tensorflow"
 
-.PHONY: demo test test-slow test-clients test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint format bench audit clean
+.PHONY: demo test test-slow test-clients test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint types format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -49,9 +49,12 @@ gpu-rehearsal: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_run.py --output_dir $(GPU_OUTPUT) --rehearse true \
 		$(if $(CORPUS),--corpus $(CORPUS) --tokenizer $(TOKENIZER))
 
-lint: $(VENV)/installed
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

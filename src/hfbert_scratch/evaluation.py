@@ -206,7 +206,9 @@ class Examples:
         return int(sum((values[ends[i] : ends[i + 1]] != IGNORED_LABEL).sum() for i in rows))
 
 
-def load_for_task(task: Task, name: str, raw: datasets.Dataset | None, seed: int = 0) -> tuple[nn.Module, list[str]]:
+def load_for_task(
+    task: Task, name: str, raw: datasets.Dataset | None, seed: int = 0
+) -> tuple[transformers.PreTrainedModel, list[str]]:
     """Open a checkpoint with the head of a task.
 
     Args:
@@ -358,7 +360,7 @@ def evaluate(
         processes; and the predictions, as from `predict`.
     """
     predictions, loss = predict(accelerator, model, data, split, batch_size)
-    scores = [{}]
+    scores: list[dict[str, float]] = [{}]
     if accelerator.is_main_process:
         scores = [without_warnings(data.task.score, data.raw[split], predictions)]
         scores[0] |= {} if loss is None else {"loss": loss}
@@ -424,7 +426,7 @@ def read_task_file(directory: str) -> dict[str, Any]:
 
 
 def answer(
-    model: nn.Module,
+    model: transformers.PreTrainedModel,
     tokenizer: Any,
     question: str,
     context: str,

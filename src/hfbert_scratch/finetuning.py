@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from .evaluation import (
     Examples,
@@ -297,7 +298,9 @@ def fine_tune(
 class _Finetuning:
     """One run: training a model on the data of a task, then scoring its best step."""
 
-    def __init__(self, run: Run, arguments: FinetuningArguments, data: TaskData, examples: Examples, model: nn.Module):
+    def __init__(
+        self, run: Run, arguments: FinetuningArguments, data: TaskData, examples: Examples, model: PreTrainedModel
+    ):
         self.run, self.arguments, self.data, self.examples, self.task = run, arguments, data, examples, data.task
         self.batches = FinetuningBatches(run, examples, arguments)
         self.model, self.optimizer, _ = prepare(run, model)

@@ -228,7 +228,7 @@ class PretrainingEvaluation:
             text += f", NSP accuracy {100 * metrics['eval_next_sentence_accuracy']:.1f} %"
         return text
 
-    def _sums(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _sums(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch.pop("labels")
         next_sentence_label = batch.pop("next_sentence_label", None)
         predicted = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)

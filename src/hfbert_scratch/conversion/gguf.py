@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedConfig
 
 from ..model import modeling_hfbert
 from ..model.configuration_hfbert import HFBertConfig
@@ -44,7 +45,7 @@ def write(source: ExportSource, directory: Path) -> float:
     return _verify(source, directory / "model.gguf", tokenizer)
 
 
-def _check_supported(config: HFBertConfig, tokenizer: Any) -> None:
+def _check_supported(config: PreTrainedConfig, tokenizer: Any) -> None:
     """Refuse activations and tokenizers that the file has no key for; llama.cpp implements one of each."""
     if config.hidden_act not in ("gelu", "gelu_new", "gelu_pytorch_tanh"):
         raise InputError(f"gguf holds GELU, not the activation {config.hidden_act!r}; choose onnx or stock")
@@ -57,7 +58,7 @@ def _check_supported(config: HFBertConfig, tokenizer: Any) -> None:
         )
 
 
-def _add_vocabulary(writer: Any, tokenizer: Any, config: HFBertConfig) -> None:
+def _add_vocabulary(writer: Any, tokenizer: Any, config: PreTrainedConfig) -> None:
     """Write the vocabulary with llama.cpp's marks: ▁ begins a word, where WordPiece's ## continues one."""
     import gguf
 
@@ -98,7 +99,7 @@ def _verify(source: ExportSource, path: Path, tokenizer: Any) -> float:
 
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
-    config = HFBertConfig(
+    config = HFBertConfig(  # type: ignore[call-arg]  # attn_implementation is among the base's **kwargs
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
         hidden_size=fields["bert.embedding_length"],
         num_hidden_layers=fields["bert.block_count"],

@@ -43,6 +43,7 @@ def export_graph(source: ExportSource, path: Path) -> None:
         output_names=list(source.output_names),
         verbose=False,
     )
+    assert program is not None, "with dynamo=True there is one"
     program.save(str(path), external_data=False)
 
 

@@ -4,6 +4,7 @@ Both use the original's parameter names, so only config.json changes, and the od
 ends by loading both directories and comparing the outputs of the two models.
 """
 
+import inspect
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
         config.architectures = [name]
         config.save_pretrained(directory)
         for module in (configuration_hfbert, kernels_hfbert, modeling_hfbert):
-            shutil.copy(module.__file__, directory)
+            shutil.copy(inspect.getfile(module), directory)
         save_file(checkpoint.tensors, directory / "model.safetensors", metadata={"format": "pt"})
         checkpoint.notes += copy_tokenizer(checkpoint.directory, directory, config.max_position_embeddings)
         stock_name = _stock_architecture(checkpoint, name)
@@ -262,7 +263,7 @@ def random_batch(config: transformers.PreTrainedConfig, architecture: str, seed:
         input_ids, attention_mask and token_type_ids [3, at most 32]; for multiple choice [3, 2, at most 32].
     """
     generator = torch.Generator().manual_seed(seed)
-    shape = (3, min(32, config.max_position_embeddings))
+    shape: tuple[int, ...] = (3, min(32, config.max_position_embeddings))
     if architecture.endswith("ForMultipleChoice"):
         shape = (3, 2, shape[1])
     mask = torch.ones(shape, dtype=torch.long)

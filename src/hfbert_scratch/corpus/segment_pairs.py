@@ -332,21 +332,23 @@ def sample_pairs(
         if not unfinished.all():
             remaining = (alive, begin, stop, target_seq_length)
             alive, begin, stop, target_seq_length = (values[unfinished] for values in remaining)
-    document, target_seq_length, begin, a_end, end, label, *draws = (
+    document, target_seq_length, begin, a_end, end, label, *b_draws = (
         np.concatenate(column) for column in zip(*steps, strict=True)
     )  # (instances,) each
     a_start = token_offsets[begin]
     a_length = token_offsets[a_end] - a_start
     # A random B comes from any document but A's: from a uniform sentence on, until the target length is reached.
-    other = (draws[0] * (len(first_sentences) - 1)).astype(np.int64)
+    other = (b_draws[0] * (len(first_sentences) - 1)).astype(np.int64)
     other += other >= document
-    other_begin = first_sentences[other] + (draws[1] * document_sentences[other]).astype(np.int64)
+    other_begin = first_sentences[other] + (b_draws[1] * document_sentences[other]).astype(np.int64)
     enough = token_offsets[other_begin] + np.maximum(target_seq_length - a_length, 1)
     other_end = np.minimum(token_offsets.searchsorted(enough), shard.documents[other + 1])
     b_start = token_offsets[np.where(label, other_begin, a_end)]
     b_length = token_offsets[np.where(label, other_end, end)] - b_start
-    *spans, num_truncated = _truncate(a_start, a_length, b_start, b_length, max_num_tokens, rng)
-    return SampledSpans(*spans, label=label, num_truncated=num_truncated, chunk_sentences=end - begin)
+    a_start, a_length, b_start, b_length, num_truncated = _truncate(
+        a_start, a_length, b_start, b_length, max_num_tokens, rng
+    )
+    return SampledSpans(a_start, a_length, b_start, b_length, label, num_truncated, chunk_sentences=end - begin)
 
 
 def sample_spans(

@@ -78,7 +78,7 @@ def _columns(
     collator = arguments.collator(tokenizer, max_seq_length)
     last_id = len(tokenizer) - 1
     # masked_positions, which serves static shapes only, is left out.
-    types = {
+    types: dict[str, np.typing.DTypeLike] = {
         "input_ids": np.min_scalar_type(last_id),
         "token_type_ids": np.int8,
         "attention_mask": np.int8,

@@ -74,7 +74,7 @@ class Features:
     num_truncated: int
 
 
-def load_encoder(name: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_encoder(name: str | Path, device: torch.device | str = "cpu") -> transformers.PreTrainedModel:
     """Open a checkpoint's encoder, without its head, for inference.
 
     Args:
@@ -95,7 +95,7 @@ def load_encoder(name: str | Path, device: torch.device | str = "cpu") -> nn.Mod
 
 
 def encode(
-    model: nn.Module,
+    model: transformers.PreTrainedModel,
     tokenizer: Any,
     texts: Iterable[Text],
     *,
@@ -131,7 +131,8 @@ def encode(
             or a pair of strings.
     """
     limit = _length_limit(model, tokenizer, max_seq_length)
-    vocab_size = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    vocab_size = embeddings.weight.shape[0]
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {vocab_size}; use the model's own"
@@ -142,7 +143,7 @@ def encode(
 
 
 def encode_inputs(
-    model: nn.Module,
+    model: transformers.PreTrainedModel,
     inputs: Iterable[EncoderInput],
     *,
     layers: Sequence[int] = (-1,),
@@ -209,7 +210,7 @@ def default_batch_tokens(device: torch.device) -> int:
     return 2048 if device.type == "cpu" else 16384
 
 
-def weights_hash(model: nn.Module) -> str:
+def weights_hash(model: transformers.PreTrainedModel) -> str:
     """Hash a model's class, configuration and weights to 64 hex digits, independent of the checkpoint's location."""
     digest = hashlib.sha256(type(model).__name__.encode())
     config = model.config.to_dict()
@@ -257,7 +258,7 @@ def _tokenize(tokenizer: Any, texts: list[Text], **truncation: Any) -> Iterator[
     return zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
 
 
-def _length_limit(model: nn.Module, tokenizer: Any, max_seq_length: int | None) -> int:
+def _length_limit(model: transformers.PreTrainedModel, tokenizer: Any, max_seq_length: int | None) -> int:
     """Return the longest sequence in tokens; refuse a max_seq_length that model or tokenizer cannot take."""
     positions = getattr(model.config, "max_position_embeddings", math.inf)
     # RoBERTa and its relatives count positions from padding_idx + 1, so the first rows of the table are never used.
@@ -274,8 +275,8 @@ def _length_limit(model: nn.Module, tokenizer: Any, max_seq_length: int | None) 
     return max_seq_length
 
 
-def _encoder(model: nn.Module) -> nn.Module:
-    encoder = model.base_model
+def _encoder(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    encoder: Any = model.base_model
     if getattr(encoder.config, "is_encoder_decoder", False) or encoder.get_input_embeddings() is None:
         raise InputError(f"{type(encoder).__name__} is not a text encoder like BERT; its layers are not features")
     return encoder
@@ -308,7 +309,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _encode_windows(
-    encoder: nn.Module,
+    encoder: transformers.PreTrainedModel,
     inputs: Iterable[EncoderInput],
     layers: list[int],
     pooling: str | None,
@@ -327,7 +328,11 @@ def _encode_windows(
 
 
 def _encode_window(
-    encoder: nn.Module, window: list[EncoderInput], layers: list[int], pooling: str | None, batch_tokens: int
+    encoder: transformers.PreTrainedModel,
+    window: list[EncoderInput],
+    layers: list[int],
+    pooling: str | None,
+    batch_tokens: int,
 ) -> list[np.ndarray]:
     """Return the vectors of all inputs, computed longest first: a batch beyond the memory fails at the start."""
     order = sorted(range(len(window)), key=lambda number: -len(window[number].input_ids))
@@ -347,12 +352,14 @@ def _encode_window(
                 slices = np.split(host, ends[:-1], axis=1)
             else:
                 slices = list(host)
-            for number, vectors in zip(batch, slices, strict=True):
-                results[number] = np.array(vectors)  # a copy: one sequence must not keep its batch alive
+            for number, own in zip(batch, slices, strict=True):
+                results[number] = np.array(own)  # a copy: one sequence must not keep its batch alive
     return results
 
 
-def _forward(encoder: nn.Module, rows: list[EncoderInput], layers: list[int], pooling: str | None) -> torch.Tensor:
+def _forward(
+    encoder: transformers.PreTrainedModel, rows: list[EncoderInput], layers: list[int], pooling: str | None
+) -> torch.Tensor:
     """Encode one batch, padded on the right.
 
     Returns [layers, sum of num_vectors, hidden_size], or pooled [rows, layers, hidden_size].

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -98,6 +98,11 @@ class FeatureTaggerConfig(PreTrainedConfig):
     dropout: float | int = 0.5
 
 
+def _layers(config: FeatureTaggerConfig) -> list[int]:
+    """The layers of a tagger, which has some; None is the default only because a configuration needs one."""
+    return cast(list[int], config.layers)
+
+
 class FeatureTagger(PreTrainedModel):
     """Tag every word: (weighted sum or concatenation of layers) → BiLSTM → Linear."""
 
@@ -107,7 +112,7 @@ class FeatureTagger(PreTrainedModel):
 
     def __init__(self, config: FeatureTaggerConfig):
         super().__init__(config)
-        layers = len(config.layers)
+        layers = len(_layers(config))
         # The weights of the sum are not in the paper: softmax-normalised scalars here, equal at first.
         self.layer_scores = nn.Parameter(torch.zeros(layers)) if config.weighted else None
         width = config.feature_size * (1 if config.weighted else layers)
@@ -116,7 +121,7 @@ class FeatureTagger(PreTrainedModel):
         self.lstm = nn.LSTM(
             width, config.lstm_size, config.lstm_layers, batch_first=True, bidirectional=True, dropout=between
         )
-        self.classifier = nn.Linear(2 * config.lstm_size, config.num_labels)
+        self.classifier = nn.Linear(2 * config.lstm_size, cast(int, config.num_labels))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -145,10 +150,11 @@ class FeatureTagger(PreTrainedModel):
         Returns:
             loss (None without labels) and logits (sentences, words, num_labels).
         """
-        if self.layer_scores is None:
+        weights = self.layer_weights
+        if weights is None:
             inputs = vectors.flatten(2)
         else:
-            inputs = torch.einsum("swlf,l->swf", vectors, self.layer_weights.to(vectors.dtype))
+            inputs = torch.einsum("swlf,l->swf", vectors, weights.to(vectors.dtype))
         # Packed, so that the backward direction starts at the last word, not in the padding.
         packed = pack_padded_sequence(self.dropout(inputs), lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=vectors.shape[1])
@@ -175,7 +181,7 @@ class TaggingData:
 def tagging_data(
     task: Task,
     raw: dict[str, datasets.Dataset],
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     settings: FeatureSettings,
     cache_dir: Path,
@@ -281,7 +287,7 @@ def predict_tags(tagger: FeatureTagger, data: TaggingData, split: str) -> list[l
     Returns:
         The tags of every sentence.
     """
-    vectors, layers = data.vectors[split], tagger.config.layers
+    vectors, layers = data.vectors[split], _layers(tagger.config)
     names = data.task.class_names(data.raw[split])
     tag_ids = np.zeros(len(vectors.known), dtype=np.int64)
     by_length = np.argsort(vectors.lengths, kind="stable")
@@ -368,7 +374,7 @@ def _train(run: Run, config: FeatureTaggerConfig, data: TaggingData) -> FeatureT
         run,
         model,
         optimizer,
-        TaggingBatches(run, data, config.layers),
+        TaggingBatches(run, data, _layers(config)),
         evaluate=evaluate,
         save_extra=lambda directory: None,
         flops_per_token=lambda length: 6 * weights,
@@ -390,7 +396,7 @@ def _score_and_write(run: Run, tagger: FeatureTagger, data: TaggingData) -> dict
         "scores": scores,
         "best_step": run.best_step,
         "steps": run.progress.step,
-        "layer_weights": None if weights is None else dict(zip(tagger.config.layers, weights.tolist(), strict=True)),
+        "layer_weights": None if weights is None else dict(zip(_layers(tagger.config), weights.tolist(), strict=True)),
         "settings": run.settings,
         "arguments": dataclasses.asdict(run.arguments),
         "seconds": round(run.progress.seconds, 1),

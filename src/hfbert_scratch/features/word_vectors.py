@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..utils.errors import InputError
 from ..utils.files import lock, writing
@@ -50,7 +50,7 @@ class WordVectors:
 
 
 def cached_word_vectors(
-    model: nn.Module,
+    model: PreTrainedModel,
     features: datasets.Dataset,
     cache_dir: Path,
     *,

@@ -6,14 +6,14 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from transformers import PreTrainedModel
 
 from .configuration_hfbert import HFBertConfig
 from .modeling_hfbert import UNPADDED
 
 
 def fastest_attention(
-    model: nn.Module,
+    model: PreTrainedModel,
     device: torch.device,
     dtype: torch.dtype,
     dropout: float,
@@ -66,7 +66,7 @@ def _fastest_padded_attention(dtype: torch.dtype, dropout: float) -> str:
     return "eager" if 1.1 * eager_seconds < fused_seconds else "sdpa"
 
 
-def choose_attention(encoder: nn.Module) -> None:
+def choose_attention(encoder: PreTrainedModel) -> None:
     """Set the fastest attention for inference, where the present one is one of those that fit everywhere."""
     if encoder.config._attn_implementation in ("sdpa", "eager"):
         encoder.set_attn_implementation(fastest_attention(encoder, encoder.device, encoder.dtype, 0.0))

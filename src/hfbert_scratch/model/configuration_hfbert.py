@@ -303,7 +303,7 @@ def check_inputs(
     input_ids = ids["input_ids"]
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
-    tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+    tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
     if tokens.dim() != 2:
         name, shape = "input_ids", "(batch_size, sequence_length)"
         if inputs_embeds is not None:
@@ -339,7 +339,9 @@ def index_error_message(
                 f"the word embeddings hold {table.shape[0]} tokens and vocab_size is {size}; resize both with "
                 "model.resize_token_embeddings(number of tokens)"
             )
-        bad = (tensor < 0) | (tensor >= size) if tensor is not None else torch.zeros(0)
+        if tensor is None:
+            continue
+        bad = (tensor < 0) | (tensor >= size)
         if bad.any():
             row, column = bad.nonzero()[0].tolist()
             value = int(tensor[row, column])

@@ -156,7 +156,7 @@ def _normal(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Abramowitz and Stegun 1964, formula 7.1.26: erf(z) = 1 - (a₁t + … + a₅t⁵)·exp(-z²), t = 1/(1 + pz), z ≥ 0.
     """
     t = 1 / (1 + (0.3275911 / math.sqrt(2)) * values.abs())
-    tail = 1.061405429
+    tail: torch.Tensor | float = 1.061405429
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         tail = coefficient + t * tail
     exponential = torch.exp(-0.5 * values * values)
@@ -217,6 +217,7 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
     for module in model.modules():
         # The method, not the module: PyTorch counts recompilations per code object, which is then this class's own.
         if isinstance(module, GradientCheckpointingLayer | HFBertEmbeddings):
-            module.forward = torch.compile(module.forward, **options)
+            module.forward = torch.compile(module.forward, **options)  # type: ignore[method-assign]  # in place
         elif isinstance(module, HFBertMaskedPrediction):
-            module._prediction_loss = torch.compile(module._prediction_loss, **options)
+            loss = torch.compile(module._prediction_loss, **options)
+            module._prediction_loss = loss  # type: ignore[method-assign]  # in place

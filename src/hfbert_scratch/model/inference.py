@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.activations import GELUActivation
 
 from .attention import choose_attention
 from .onednn import PackedLinear, has_onednn
 
 
-def inference_copy(encoder: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def inference_copy(encoder: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A copy in eval mode, in `dtype` (default: the encoder's) and with the fastest attention for it; yours stays as
     it is.
 
@@ -28,7 +29,8 @@ def inference_copy(encoder: nn.Module, dtype: torch.dtype | None = None) -> nn.M
     for parameter in encoder.parameters():
         if parameter.dtype == dtype:
             memo[id(parameter)] = parameter
-    made = copy.deepcopy(encoder, memo).to(dtype).eval()
+    made: Any = copy.deepcopy(encoder, memo)  # its `to` is decorated, which hides the signature
+    made = made.to(dtype).eval()
     for module in made.modules():
         dense, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
         if isinstance(dense, PackedLinear) and isinstance(activation, GELUActivation):

@@ -108,7 +108,7 @@ def recompute_gelu(activated: torch.Tensor) -> AbstractContextManager:
     """
     if activated.device.type != "cpu" or is_transformed():
         return nullcontext()
-    node = activated.grad_fn
+    node: Any = activated.grad_fn  # what it saved is not declared
     if node is None or node.name() != "GeluBackward0":
         return nullcontext()
     source, approximate = node._saved_self, node._saved_approximate
@@ -356,13 +356,15 @@ class UnpaddedLayout(TokenLayout):
         if self.query_subset is None:
             return super().restore(self.pad(hidden_states))
         vectors = self.query_subset.restore(hidden_states)
-        count = len(vectors) - len(self.read_positions)
+        # A query subset is made of positions to read, so that there are some.
+        count = len(vectors) - len(self.read_positions)  # type: ignore[arg-type]
         return vectors[count:], vectors[:count, None]
 
     def confine_last_layer(self, device: torch.device) -> None:
         """Set `query_subset` to the positions that are pooled or read, unless one of them is padding."""
         pooled = first_positions(self.shape, device) if self.pooled_positions is None else self.pooled_positions
-        rows, num_tokens = torch.cat([pooled, self.read_positions]), self.shape.numel()
+        # Called only where positions are read.
+        rows, num_tokens = torch.cat([pooled, self.read_positions]), self.shape.numel()  # type: ignore[list-item]
         if self.indices is not None:
             # (batch_size · sequence_length,): place in the unpadded row, -1 for padding
             inverse = rows.new_full((num_tokens,), -1)
@@ -375,7 +377,8 @@ class UnpaddedLayout(TokenLayout):
         if self.buckets is None:
             # A shape that does not depend on the data: where positions repeat, others fill up.
             indices = is_read.argsort(descending=True, stable=True)[: len(rows)].sort().values
-            cu_seqlens = torch.searchsorted(indices, self.cu_seqlens.to(indices.dtype), out_int32=True)
+            starts: Any = self.cu_seqlens  # without buckets there are some
+            cu_seqlens = torch.searchsorted(indices, starts.to(indices.dtype), out_int32=True)
             max_seqlen = min(self.max_seqlen, len(indices))
             self.query_subset = QuerySubset(indices, rows, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
             return
@@ -510,8 +513,9 @@ def unpadded_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     # squeeze and unsqueeze are views in the backward pass too, where [0] and [None] would fill and copy whole tensors.
-    tokens = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    return varlen_attention(*tokens, layout, scaling, dropout, module.is_causal, query_subset).unsqueeze(0), None
+    query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    is_causal: Any = module.is_causal
+    return varlen_attention(query, key, value, layout, scaling, dropout, is_causal, query_subset).unsqueeze(0), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention_forward)
@@ -596,9 +600,10 @@ def varlen_attention(
     # On CPUs PyTorch's fused attention has no dropout and is slow in bfloat16 (benchmarks/pretraining_step.py).
     use_own = _use_cpu_kernel(query) and (dropout > 0 or query.dtype != torch.float32)
     outputs = []
-    query_sizes, sizes = ([bucket.tokens for bucket in buckets] for buckets in (queries.buckets, layout.buckets))
+    query_buckets: Any = queries.buckets  # a query subset has buckets where its layout has some
+    query_sizes, sizes = ([bucket.tokens for bucket in buckets] for buckets in (query_buckets, layout.buckets))
     parts = zip(query.split(query_sizes), key.split(sizes), value.split(sizes), strict=True)
-    for query_bucket, bucket, tokens in zip(queries.buckets, layout.buckets, parts, strict=True):
+    for query_bucket, bucket, tokens in zip(query_buckets, layout.buckets, parts, strict=True):
         # (sequences, heads, length, head size) each
         grids = query_bucket.pad(tokens[0]), bucket.pad(tokens[1]), bucket.pad(tokens[2])
         mask = bucket.mask(query.dtype, is_causal)

@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..utils.errors import InputError, one_line
@@ -31,7 +31,7 @@ SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 def open_model(
     model_class: Any, name: str | Path, overrides: dict[str, Any] | None = None, *, new_head: bool = False
-) -> tuple[nn.Module, list[str]]:
+) -> tuple[PreTrainedModel, list[str]]:
     """Open a checkpoint in float32. No code of the checkpoint runs, and no pickle is read.
 
     Args:
@@ -90,7 +90,7 @@ def drop_random_pooler(model: nn.Module, new: list[str]) -> list[str]:
     """
     others = [key for key in new if not key.startswith("pooler.")]
     if len(others) < len(new):
-        model.pooler = None
+        model.pooler = None  # type: ignore[assignment]  # nn.Module declares tensors and modules; None is neither
     return others
 
 
@@ -236,7 +236,7 @@ def check_finite(model: nn.Module, name: str | Path) -> None:
             raise InputError(f"{name}: {key} holds values that are not finite; its training diverged, use another")
 
 
-def check_fits(model: nn.Module, tokenizer: Any, max_seq_length: int) -> None:
+def check_fits(model: PreTrainedModel, tokenizer: Any, max_seq_length: int) -> None:
     """Raise InputError if the model is too small for the tokenizer or the sequences, or pads with another id."""
     positions = getattr(model.config, "max_position_embeddings", max_seq_length)
     if max_seq_length > positions:

@@ -78,7 +78,7 @@ def onednn_speed() -> float:
     The two ways take turns, and the best of each counts, so that other work on the machine slows neither alone.
     """
     sizes = ((_TIMED_HIDDEN, _TIMED_INTERMEDIATE), (_TIMED_INTERMEDIATE, _TIMED_HIDDEN))
-    products = []
+    products: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
     for inputs, outputs in sizes:
         weight, bias = torch.ones(outputs, inputs), torch.ones(outputs)
         products.append((torch.ones(_TIMED_TOKENS, inputs), weight, bias))

@@ -246,8 +246,8 @@ class SquadTask(Task):
             if best:
                 answers.differences[example] = null_scores[example] - best[0][0].score
             answers.texts.append(texts[0] if texts else "")
-            null = null_logits[example] if unanswerable else None
-            answers.n_best.append(n_best(texts, [span for span, _ in best], null))
+            no_answer = null_logits[example] if unanswerable else None
+            answers.n_best.append(n_best(texts, [span for span, _ in best], no_answer))
         return answers
 
     def score(self, raw: datasets.Dataset, predictions: Answers) -> dict[str, float]:
@@ -391,10 +391,10 @@ def squad_features(
             columns["example"].append(index)
             columns["num_truncated"].append(truncated)
             if training:
-                inside = answer is not None and begin <= answer[0] and answer[1] < end
+                inside = answer if answer is not None and begin <= answer[0] and answer[1] < end else None
                 shift = first - begin
-                columns["start_positions"].append(answer[0] + shift if inside else 0)
-                columns["end_positions"].append(answer[1] + shift if inside else 0)
+                columns["start_positions"].append(0 if inside is None else inside[0] + shift)
+                columns["end_positions"].append(0 if inside is None else inside[1] + shift)
             else:
                 columns["context_first"].append(first)
                 columns["starts"].append(starts[begin:end])

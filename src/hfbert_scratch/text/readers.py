@@ -285,7 +285,11 @@ def _read_parquet(source: TextSource, column: str, errors: str, stats: ReadStats
                 if value is None:
                     stats.null_texts += 1
                 else:
-                    yield decode(value, lambda start, p=place: f"{p} byte {start},", errors, _OR_REPLACE)
+
+                    def where(start: int, place: str = place) -> str:
+                        return f"{place} byte {start},"
+
+                    yield decode(value, where, errors, _OR_REPLACE)
 
 
 def _read_saved_dataset(source: TextSource, column: str, stats: ReadStats) -> Iterator[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,7 +17,8 @@ from .tokenizer_checks import NOTABLE
 SAMPLED = 400
 # Unknown characters kept per shard.
 _KEPT = 50
-_FORMS = {"NFC": "composed", "NFD": "decomposed"}
+Form = Literal["NFC", "NFD"]
+_FORMS: dict[Form, str] = {"NFC": "composed", "NFD": "decomposed"}
 
 
 @dataclasses.dataclass
@@ -33,7 +34,7 @@ class TextSample:
     strange_characters: Counter[str] = dataclasses.field(default_factory=Counter)
     # Of the sentences that Unicode's form "NFC" or "NFD" changes: how many they are, and their tokens and [UNK] now
     # and in that form.
-    forms: dict[str, Counter[str]] = dataclasses.field(default_factory=lambda: {form: Counter() for form in _FORMS})
+    forms: dict[Form, Counter[str]] = dataclasses.field(default_factory=lambda: {form: Counter() for form in _FORMS})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts for JSON, with the most frequent unknown characters only."""
@@ -125,7 +126,9 @@ def inspect_sentences(
                 if changed != sentence:
                     ids = tokenizer.encode(changed, add_special_tokens=False).ids
                     counts.update(sentences=1, tokens=int(lengths[number]), unknown=unknown)
-                    counts.update(tokens_in_form=len(ids), unknown_in_form=ids.count(unknown_id))
+                    counts.update(
+                        tokens_in_form=len(ids), unknown_in_form=0 if unknown_id is None else ids.count(unknown_id)
+                    )
     return sample
 
 

@@ -88,7 +88,7 @@ def with_lf(stream: io.BufferedReader, name: str) -> io.BufferedReader:
     _refuse_wide_encodings(head, name)
     if b"\n" in head or b"\r" not in head[:-1]:
         return stream
-    return io.BufferedReader(_OldLineEnds(stream), buffer_size=BLOCK)  # type: ignore[type-var]
+    return io.BufferedReader(_OldLineEnds(stream), buffer_size=BLOCK)
 
 
 def _refuse_wide_encodings(head: bytes, name: str) -> None:
@@ -118,9 +118,9 @@ def open_file(path: Path | str) -> io.BufferedReader:
 def _open_unpacked(path: Path | str, compression: str | None) -> io.BufferedReader:
     file = open_file(path)
     if compression == "gzip":
-        return io.BufferedReader(gzip.GzipFile(fileobj=file), buffer_size=BLOCK)  # type: ignore[type-var]
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), buffer_size=BLOCK)
     if compression == "zstd":
-        return io.BufferedReader(ZstdStream(file), buffer_size=BLOCK)  # type: ignore[type-var]
+        return io.BufferedReader(ZstdStream(file), buffer_size=BLOCK)
     return file
 
 

@@ -119,7 +119,7 @@ def optimizer_tensors(
     """The optimizer's state as `parameter name/state name` → whole tensor on the host: no pickle, no dependence on the
     order or on sharding. `keep`: return it; without, a process only helps to gather what is sharded.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():

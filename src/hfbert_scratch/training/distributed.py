@@ -91,7 +91,7 @@ class StopController:
         self._on_cpu = accelerator.device.type == "cpu"
         self._signalled = False
         self._handlers: dict[int, Any] = {}
-        self._votes: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+        self._votes: tuple[torch.Tensor, torch.cuda.Event] | None = None
         # Only a launcher's end means that nobody waits for this process: a shell may go and leave it running.
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         began = psutil.Process(self._launcher or os.getpid()).create_time()
@@ -122,8 +122,8 @@ class StopController:
         """Return the global sums of `counts`, and True if some process wants to stop, in one all-reduce."""
         own = self._wants_to_stop()
         used = 0.0 if self._budget is None else (self.seconds() + self._longest) / self._budget
-        votes = [*counts.values(), used / self.accelerator.num_processes, int(own)]
-        votes = torch.tensor(votes, dtype=torch.float64 if self._on_cpu else torch.float32)
+        numbers = [*counts.values(), used / self.accelerator.num_processes, int(own)]
+        votes = torch.tensor(numbers, dtype=torch.float64 if self._on_cpu else torch.float32)
         votes = votes.to(self.accelerator.device, non_blocking=True)
         if self.accelerator.num_processes == 1:
             self.time_used = used

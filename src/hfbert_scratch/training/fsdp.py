@@ -19,6 +19,7 @@ from safetensors.torch import load_file, load_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
 from ..utils.errors import InputError
 
@@ -95,12 +96,12 @@ def full_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
     return state | {name: tensor.cpu() for name, tensor in model.named_buffers() if name in persistent}
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> PreTrainedModel:
     """A model of the class that `model` had before it was sharded, to save_pretrained `full_state_dict` with.
 
     The class that FSDP makes of it lies in torch's files, which save_pretrained would copy in place of ours.
     """
-    model_class = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+    model_class: Any = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
     with torch.device("meta"):
         return model_class(model.config)
 

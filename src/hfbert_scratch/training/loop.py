@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..model.attention import fastest_attention
 from ..model.configuration_hfbert import HFBertConfig
@@ -33,7 +34,7 @@ from .run import Run
 from .spinning import Spinning
 
 
-def prepare(run: Run, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer, bool]:
+def prepare(run: Run, model: PreTrainedModel) -> tuple[nn.Module, torch.optim.Optimizer, bool]:
     """Prepare a model for training: attention, compilation, optimizer, resume, and Accelerate's wrapping.
 
     Args:
@@ -220,7 +221,7 @@ def is_finished(run: Run) -> bool:
 
 
 def _learning_rate_factor(run: Run) -> float:
-    step, warmup_steps = run.progress.step, run.arguments.warmup_steps
+    step, warmup_steps = run.progress.step, run.arguments.warmup_steps or 0  # resolved: never None
     if run.arguments.schedule == "steps":
         return linear_schedule(step, warmup_steps, run.arguments.max_steps)
     # Falls with the time from the start on, which the warm-up's short share hardly shows.

@@ -78,7 +78,7 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; return the loss of `closure`, if given."""
         loss = None
         if closure is not None:
@@ -94,7 +94,7 @@ class BertAdam(torch.optim.Optimizer):
                 torch._foreach_add_(weights, update, alpha=-group["lr"])
         return loss
 
-    def _adam_update(self, weights: list[torch.Tensor], group: dict[str, Any]) -> list[torch.Tensor]:
+    def _adam_update(self, weights: list[torch.Tensor], group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         for weight in weights:
             state = self.state[weight]
             if not state:
@@ -102,7 +102,7 @@ class BertAdam(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(weight)
                 state["exp_avg_sq"] = torch.zeros_like(weight)
             state["step"] += 1
-        gradients = [weight.grad for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]  # each has one: see `step`
         first = [self.state[weight]["exp_avg"] for weight in weights]
         second = [self.state[weight]["exp_avg_sq"] for weight in weights]
         beta1, beta2 = group["betas"]
@@ -119,7 +119,7 @@ class BertAdam(torch.optim.Optimizer):
             torch._foreach_div_(update, 1 - beta1**step)
         return update
 
-    def _rescale(self, update: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
+    def _rescale(self, update: tuple[torch.Tensor, ...], weights: list[torch.Tensor]) -> None:
         """Change the updates of the tensors with weight decay in place; Adam leaves them as they are."""
 
 
@@ -132,7 +132,7 @@ class LAMB(BertAdam):
 
     bias_correction = True
 
-    def _rescale(self, update: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
+    def _rescale(self, update: tuple[torch.Tensor, ...], weights: list[torch.Tensor]) -> None:
         norms = zip(torch._foreach_norm(weights), torch._foreach_norm(update), strict=True)
         for tensor, (weight_norm, update_norm) in zip(update, norms, strict=True):
             defined = (weight_norm > 0) & (update_norm > 0)

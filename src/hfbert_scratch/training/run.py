@@ -221,9 +221,9 @@ class Run:
                 plain.save_pretrained(directory, state_dict=weights)
                 save_extra(directory)
 
-    def _to_save(self, model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:
+    def _to_save(self, model: nn.Module) -> tuple[transformers.PreTrainedModel, dict[str, torch.Tensor] | None]:
         """Return the model to save and its full state, or None for the model's own state."""
-        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        unwrapped: Any = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         if is_sharded(unwrapped):
             return meta_copy(unwrapped), full_state_dict(unwrapped, self.is_main)
         return unwrapped, None
@@ -283,18 +283,20 @@ class Run:
 
     def _choose_ways(self, recorded: dict[str, Any]) -> None:
         """Resolve `packing`, `compile` and `cuda_graphs`; a resumed run keeps its packing and compile."""
-        self.packing: bool = SWITCH[self.arguments.packing]
-        self.compile: bool | str = COMPILE[self.arguments.compile]
-        self.cuda_graphs: bool = SWITCH[self.arguments.cuda_graphs]
+        packing, graphs = SWITCH[self.arguments.packing], SWITCH[self.arguments.cuda_graphs]
+        way = COMPILE[self.arguments.compile]
         has_kernel = self.dtype == torch.bfloat16 and has_varlen_kernel(self.device, torch.bfloat16, head_size=64)
-        if self.packing is None:
-            self.packing = recorded.get("packing", False) if recorded else has_kernel
-        if self.compile is None:
+        if packing is None:
+            packing = recorded.get("packing", False) if recorded else has_kernel
+        if way is None:
             best = "layers" if has_kernel and can_compile() else False
-            self.compile = recorded.get("compile", False) if recorded else best
-        if self.cuda_graphs is None:
+            way = recorded.get("compile", False) if recorded else best
+        if graphs is None:
             alone = self.accelerator.num_processes == 1 and not self.arguments.gradient_checkpointing
-            self.cuda_graphs = has_kernel and self.packing and alone
+            graphs = has_kernel and packing and alone
+        self.packing: bool = packing
+        self.compile: bool | str = way
+        self.cuda_graphs: bool = graphs
 
     def _choose_onednn(self, recorded: dict[str, Any]) -> None:
         """Resolve `onednn`: the option, else the value of the resumed run, else the faster one here."""

@@ -14,7 +14,8 @@ import sys
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -136,7 +137,7 @@ def parse_arguments(
     argv = list(sys.argv[1:] if argv is None else argv)
     command = COMMANDS.get(os.environ.pop(COMMAND, ""))
     parser = _Parser(
-        cls,
+        cast(Any, cls),  # HfArgumentParser's DataClassType is a NewType
         prog=None if command is None else f"hfbert {command.name}",
         description=description,
         allow_abbrev=False,
@@ -199,13 +200,14 @@ class _Parser(HfArgumentParser):
         return " ".join(["usage:", self.prog, *needed, "[OPTION ...]"])
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
-        hints, groups = get_type_hints(dtype), {}
+        hints = get_type_hints(dtype)
+        groups: dict[str, Any] = {}  # parsers to the base class, which only adds to them
         for title, field in _by_group(dtype):
             if title not in groups:
                 groups[title] = self.add_argument_group(title)
             group = groups[title]
             declared, field = field, copy.copy(field)
-            field.type, field.metadata = hints[field.name], {"help": _help(dtype, declared)}
+            field.type, field.metadata = hints[field.name], MappingProxyType({"help": _help(dtype, declared)})
             before = len(group._group_actions)
             self._parse_dataclass_field(group, field)
             option, *negations = group._group_actions[before:]
@@ -223,7 +225,7 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
-        return f"{action.option_strings[0]} {self._format_args(action, action.metavar or action.dest.upper())}"
+        return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
 
 
 def _declared(cls: type, name: str, key: str) -> Any:
@@ -234,7 +236,7 @@ def _declared(cls: type, name: str, key: str) -> Any:
 
 def _by_group(cls: Any) -> Iterator[tuple[str, dataclasses.Field]]:
     """Return options by heading, first the options of `cls` itself, then those of its bases."""
-    owners = [owner for owner in cls.__mro__ if dataclasses.is_dataclass(owner)]
+    owners: list[Any] = [owner for owner in cls.__mro__ if dataclasses.is_dataclass(owner)]
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for owner in owners:
         bases = owners[owners.index(owner) + 1 :]

@@ -25,7 +25,8 @@ def splitmix64(state: np.ndarray) -> np.ndarray:
 
 def hash64(*values: Any) -> np.ndarray:
     """Mix integers, or arrays that broadcast together, into uniform uint64 (SplitMix64's finaliser, chained)."""
-    golden, state = np.uint64(GOLDEN), np.uint64(0)
+    golden = np.uint64(GOLDEN)
+    state: Any = np.uint64(0)  # an array once a value is one
     with np.errstate(over="ignore"):
         for value in values:
             state = splitmix64(state + (np.asarray(value).astype(np.uint64, copy=False) * golden + golden))
