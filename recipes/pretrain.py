@@ -5,12 +5,12 @@
 
 leaves in output_dir: model/ (opens with AutoModelForPreTraining, …ForMaskedLM and every other Auto class, with or
 without this package), checkpoints/, log.jsonl, record.json, curves.png and the trackers' files. Killed at any moment,
-the same command continues and ends with the same weights.
+the same command continues and ends with the same weights (on GPUs within rounding).
 
 Supports: one CPU, one GPU, several processes and hosts, FSDP2 (recipes/accelerate, also on CPUs);
 sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); AdamW and LAMB; the paper's
 ablations: no NSP, left-to-right, other masking mixes, other sizes.
-Does not support: FSDP1; FSDP2 with --compile; model parallelism; precision below bfloat16.
+Does not support: FSDP1; FSDP2 with --compile true; model parallelism; precision below bfloat16.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
 checkpoint. `hfbert pretrain` passes them on from its processes; other launchers return 1 for all but 0, and

@@ -111,7 +111,7 @@ def main() -> None:
     if len(tokenizer) < arguments.vocab_size:
         print(
             f"the text has no more pairs that occur twice: {len(tokenizer)} tokens instead of {arguments.vocab_size}; "
-            "give the model this vocab_size, or use more text"
+            "pretraining takes that size by itself; more text gives more tokens"
         )
 
 

@@ -442,7 +442,7 @@ def choose_columns(
             names_in_data[role] = name
         elif role not in optional_columns:
             close = difflib.get_close_matches(names[0], present, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = f" (did you mean {close[0]!r}?)" if close else f"; name yours: --columns {role}=NAME"
             if len(present) == 1 and ";" in present[0]:
                 hint = " (fields are separated by commas, not by ';')"
             raise InputError(f"{location} has no column {names[0]!r}, only {_listed(present)}{hint}")

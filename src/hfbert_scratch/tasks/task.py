@@ -129,7 +129,9 @@ class Task(ABC):
             name, _, configuration = data.dataset.partition(":")
             return name, configuration or None
         if self.hub is None:
-            raise InputError(f"{self.name} needs data: --train_file and --validation_file, --data_dir or --dataset")
+            raise InputError(
+                f"{self.name} needs data: --train_file and --validation_file (or only the file to evaluate), --data_dir or --dataset"
+            )
         return self.hub
 
     @abstractmethod

@@ -356,8 +356,10 @@ def _own_directory(directory: Path) -> Iterator[None]:
 def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:
     differing = differences(written, asked)
     if differing:
+        longer = "max_steps" in differing and "; to train on, start a new run with --model"
         raise CheckpointError(
             f"{checkpoint} belongs to a run with other settings ({differing}); use those, or another output_dir"
+            f"{longer or ''}"
         )
 
 
