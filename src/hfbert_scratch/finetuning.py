@@ -291,7 +291,8 @@ def fine_tune(
             results["predictions"] = finetuning.write(results)
         run.write_record(status="done", results=results["scores"], data=finetuning.summary)
         main = results["main_metric"]
-        run.print(f"{task.name}: {main['name']} {main['value']:.4f} on validation; see {run.directory}")
+        verdict = ", no better than the most frequent answer" if results["degenerate"] else ""
+        run.print(f"{task.name}: {main['name']} {main['value']:.4f} on validation{verdict}; see {run.directory}")
     return results
 
 

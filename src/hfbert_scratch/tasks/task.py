@@ -130,7 +130,8 @@ class Task(ABC):
             return name, configuration or None
         if self.hub is None:
             raise InputError(
-                f"{self.name} needs data: --train_file and --validation_file (or only the file to evaluate), --data_dir or --dataset"
+                f"{self.name} needs data: --train_file and --validation_file (to evaluate, the file alone), --data_dir or "
+                "--dataset"
             )
         return self.hub
 
