@@ -130,8 +130,8 @@ class Task(ABC):
             return name, configuration or None
         if self.hub is None:
             raise InputError(
-                f"{self.name} needs data: --train_file and --validation_file (to evaluate, the file alone), --data_dir or "
-                "--dataset"
+                f"{self.name} needs data: --train_file and --validation_file, --data_dir or --dataset "
+                "(to evaluate, one file is enough)"
             )
         return self.hub
 
