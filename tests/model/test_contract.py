@@ -589,7 +589,9 @@ def test_what_could_not_be_opened_again_is_not_saved(name, value, tmp_path):
 # ------------------------------------------------------------------------------------------------- names of a wrapper
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "base_model.model.", "_fsdp_wrapped_module."]
+)
 @pytest.mark.parametrize("case", ["base", "masked_lm"])
 def test_weights_named_by_a_wrapper_are_refused_with_the_remedy(prefix, case, tmp_path):
     model = make(case)

@@ -134,7 +134,7 @@ def _use_current_names(checkpoint: Checkpoint) -> None:
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         tensors[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = tensor
     if checkpoint.wrapped:
-        checkpoint.notes.append("the weights are named without the prefixes of a wrapper (module., _orig_mod.)")
+        checkpoint.notes.append("the weights are named without the prefixes of a wrapper (module., _orig_mod. …)")
     # Given both names of the output bias, stock computes with this one.
     if STOCK_OUTPUT_BIAS in tensors:
         tensors[OUTPUT_BIAS] = tensors.pop(STOCK_OUTPUT_BIAS)

@@ -74,8 +74,11 @@ from .kernels_hfbert import (
 )
 
 
-# Prefixes that DistributedDataParallel and torch.compile put before the names of weights.
-WRAPPED = re.compile(r"^(?:(?:module|_orig_mod)\.)+|_orig_mod\.")
+# Prefixes that wrappers put before the names of weights: DistributedDataParallel, torch.compile, FSDP1, a Lightning
+# module's attribute, PEFT.
+WRAPPED = re.compile(
+    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|model|base_model\.model)\.)+|_orig_mod\.|_fsdp_wrapped_module\."
+)
 
 
 class HFBertEmbeddings(nn.Module):
