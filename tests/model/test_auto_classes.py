@@ -146,8 +146,8 @@ except ImportError:
 
 def code_of_ours():
     # An editable installation has a finder of its own, which is none of it.
-    names = [name for name, module in sys.modules.items() if module is not None and not name.startswith("__editable__")]
-    return [name for name in names if "hfbert" in name.lower()]
+    names = [name for name, module in sys.modules.items() if module is not None and "hfbert" in name.lower()]
+    return [name for name in names if not name.startswith("__editable__")]
 
 def run(auto, directory, **options):
     torch.manual_seed(0)
