@@ -49,28 +49,7 @@ def prepare(run: Run, model: PreTrainedModel) -> tuple[nn.Module, torch.optim.Op
         CheckpointError: if the checkpoint is damaged or belongs to another run.
     """
     arguments = run.arguments
-    attention = arguments.attention
-    is_ours = model.config.model_type == HFBertConfig.model_type
-    if run.packing and not is_ours:
-        raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
-    _check_cuda_graphs(run)
-    if run.device.type == "cuda" and run.dtype == torch.bfloat16 and is_ours:
-        train_on_gpu(model)
-    _compile(run, model)
-    if attention == "auto":
-        dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
-        attention = run.choose_attention(
-            lambda: fastest_attention(model, run.device, run.dtype, dropout, run.packing, training=True)
-        )
-    try:
-        model.set_attn_implementation(attention)
-    except (ValueError, ImportError) as error:
-        raise InputError(f"attention {attention!r} does not work here: {one_line(error)}") from error
-    if arguments.gradient_checkpointing:
-        enable = getattr(
-            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
-        )  # renamed in 5.x
-        enable({"use_reentrant": False})
+    _configure(run, model)
     optimizer = create_optimizer(
         arguments.optimizer,
         model,
@@ -104,6 +83,32 @@ def prepare(run: Run, model: PreTrainedModel) -> tuple[nn.Module, torch.optim.Op
     for choice in run.choices:
         run.print(choice)
     return model, optimizer, checkpoint is not None
+
+
+def _configure(run: Run, model: PreTrainedModel) -> None:
+    """Set how the model computes: modules for GPUs, compilation, attention, gradient checkpointing."""
+    is_ours = model.config.model_type == HFBertConfig.model_type
+    if run.packing and not is_ours:
+        raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
+    _check_cuda_graphs(run)
+    if run.device.type == "cuda" and run.dtype == torch.bfloat16 and is_ours:
+        train_on_gpu(model)
+    _compile(run, model)
+    attention = run.arguments.attention
+    if attention == "auto":
+        dropout = getattr(model.config, "attention_probs_dropout_prob", 0.1)  # some models name it otherwise
+        attention = run.choose_attention(
+            lambda: fastest_attention(model, run.device, run.dtype, dropout, run.packing, training=True)
+        )
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"attention {attention!r} does not work here: {one_line(error)}") from error
+    if run.arguments.gradient_checkpointing:
+        enable = getattr(
+            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+        )  # renamed in 5.x
+        enable({"use_reentrant": False})
 
 
 def _check_cuda_graphs(run: Run) -> None:
