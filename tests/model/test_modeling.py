@@ -24,6 +24,7 @@ from helpers import (
 from huggingface_hub.errors import StrictDataclassError
 
 import hfbert_scratch
+from hfbert_scratch.model import configuration_hfbert
 from hfbert_scratch.model.modeling_hfbert import UNPADDED, cross_entropy
 from hfbert_scratch.model.packing import pack
 
@@ -517,12 +518,14 @@ def test_labels_of_another_problem_than_the_configurations_are_refused(kind):
         make("single_label", **overrides)(**batch(labels=False), labels=labels)
 
 
-def test_labels_for_a_single_class_that_is_left_of_several_are_refused():
-    model = make("regression")
+def test_fractions_are_refused_for_a_single_class_and_its_loss_of_zero_is_named(monkeypatch):
+    model, named = make("regression"), []
     model.config.problem_type = "single_label_classification"
-    for labels, message in ((torch.rand(3), "fractions would be cut"), (torch.zeros(3).long(), "loss is always 0")):
-        with pytest.raises(ValueError, match=message):
-            model(**batch(labels=False), labels=labels)
+    with pytest.raises(ValueError, match="fractions would be cut"):
+        model(**batch(labels=False), labels=torch.rand(3))
+    monkeypatch.setattr(configuration_hfbert.logger, "warning_once", named.append)
+    assert model(**batch(labels=False), labels=torch.zeros(3).long()).loss == 0  # as stock's
+    assert "the loss is always 0" in named[0]
 
 
 def test_labels_that_were_refused_do_not_settle_the_problem():

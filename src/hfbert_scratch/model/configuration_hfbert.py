@@ -390,8 +390,8 @@ def check_problem_type(problem_type: str, logits: torch.Tensor, labels: torch.Te
         wanted, expected = "one class id for each example, as of torch.long", logits.shape[0]
         if labels.is_floating_point():
             fault = "fractions would be cut"
-        elif num_labels == 1:
-            fault = "with num_labels=1 the loss is always 0"
+        elif num_labels == 1 and not torch.compiler.is_compiling():  # stock computes it too
+            logger.warning_once("one class alone: the loss is always 0; set config.problem_type to 'regression'")
     elif problem_type == "multi_label_classification":
         wanted = f"{num_labels} numbers from 0 to 1 for each example"
         if labels.device.type == "cpu" and not is_transformed() and ((labels < 0) | (labels > 1)).any():
