@@ -30,7 +30,11 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     """Return the type that a launch computes in: float32, or bfloat16 by autocast."""
-    return next(dtype for dtype, name in _ACCELERATE_NAMES.items() if name == accelerator.mixed_precision)
+    return _dtype(accelerator.mixed_precision)
+
+
+def _dtype(accelerate_name: str) -> torch.dtype:
+    return next(dtype for dtype, name in _ACCELERATE_NAMES.items() if name == accelerate_name)
 
 
 def precision_name(dtype: torch.dtype) -> str:
@@ -87,8 +91,7 @@ def create_accelerator(
     if precision == "auto":
         # Accelerate has one precision a process: a second accelerator takes the first one's.
         in_use = AcceleratorState._shared_state.get("_mixed_precision")
-        names = {name: precision_name(dtype) for dtype, name in _ACCELERATE_NAMES.items()}
-        precision = names[in_use] if in_use else fastest_precision(device)
+        precision = precision_name(_dtype(in_use)) if in_use else fastest_precision(device)
     sharded = fsdp.is_enabled()
     if sharded and cpu:
         fsdp.enable_on_cpu()

@@ -31,7 +31,6 @@ from .fsdp import autocast_forward, full_tensor, is_sharded, summon_full_params
 from .meter import TrainingMetrics
 from .optimizers import create_optimizer, linear_schedule
 from .run import Run
-from .spinning import Spinning
 
 
 def prepare(run: Run, model: PreTrainedModel) -> tuple[nn.Module, torch.optim.Optimizer, bool]:
@@ -161,7 +160,6 @@ def train(
     arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
     meter = TrainingMetrics(run, flops_per_token)
     one_pass = _forward_and_backward(run, model, forward)
-    spinning = Spinning(run.device)
     run.stopping.catch_signals()
     model.train()
     stop = False
@@ -182,7 +180,7 @@ def train(
         progress.step += 1
         progress.cursor = batch.cursor
         meter.end_step(batch, gradient_norm)
-        if note := spinning.look():
+        if note := run.spinning.look():
             run.print(note)
 
         finished = is_finished(run)
@@ -198,7 +196,6 @@ def train(
                 run.save(model, optimizer, save_extra)
         if finished or stop:
             break
-    spinning.restore()
     if stop:
         run.print(
             f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there"

@@ -28,6 +28,7 @@ from .arguments import COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingArgument
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .distributed import StopController, first_process_says
 from .fsdp import full_state_dict, is_sharded, meta_copy
+from .spinning import Spinning
 from .throughput import peak_flops
 
 
@@ -89,6 +90,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best_by: tuple[str, Callable[..., Any]] | None = None
         self.stopping = StopController(self.accelerator, arguments.max_time, is_budget=arguments.schedule == "time")
+        self.spinning = Spinning(self.device)
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
         if self.is_main:
             self._lock = ExitStack()
@@ -100,6 +102,7 @@ class Run:
 
     def __exit__(self, *error: Any) -> None:
         self.stopping.release_signals()
+        self.spinning.restore()
         if self.is_main:
             self._lock.close()
         if error[0] is None:  # after an error the other processes may not come to this point
@@ -164,10 +167,7 @@ class Run:
         defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
         defaults |= {"packing": False, "compile": False, "onednn": self.settings["onednn"]}
         since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
-        # Recording changes no number, so a run may go on where it is not possible. `choose_attention` keeps attention.
-        free = {name: self.settings[name] for name in ("cuda_graphs", "chosen_attention") if name in self.settings}
-        state["settings"].pop("chosen_attention", None)
-        _compare_settings(checkpoint, since | state["settings"] | free, self.settings)
+        _compare_settings(checkpoint, since | state["settings"], self.settings)
         load_model(model, checkpoint / "model.safetensors")
         self.progress = Progress(**state["progress"])
         self.stopping.seconds_before = self.progress.elapsed
@@ -306,14 +306,12 @@ class Run:
             raise InputError(
                 "onednn true needs float32 on a CPU, without compile, and a PyTorch with oneDNN; leave it out"
             )
-        self.onednn = bool(asked)
+        # Where it is not possible it stays recorded.
+        self.onednn = recorded.get("onednn", False) if asked is None else asked
         if asked is not None or not possible:
-            if asked is None:
-                self.onednn = recorded.get("onednn", False)  # where it is not possible it stays recorded
             return
-        if "onednn" in recorded:
-            self.onednn, reason = recorded["onednn"], "as the run began"
-        else:
+        reason = "as the run began"
+        if "onednn" not in recorded:
             self.onednn, speed = first_process_says(lambda: (onednn_is_faster(), onednn_speed()))
             reason = f"oneDNN was timed to be {speed:.2f} times as fast as PyTorch's choice"
         self.choices.append(f"linear layers by {'oneDNN' if self.onednn else 'PyTorch'}: {reason}")
@@ -354,8 +352,12 @@ def _own_directory(directory: Path) -> Iterator[None]:
 
 
 def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:
-    differing = differences(written, asked)
-    if differing:
+    # Recording changes no number, so a run may go on where it is not possible. `choose_attention` keeps attention.
+    compared = (
+        {name: value for name, value in settings.items() if name not in ("cuda_graphs", "chosen_attention")}
+        for settings in (written, asked)
+    )
+    if differing := differences(*compared):
         longer = "max_steps" in differing and "; to train on, start a new run with --model"
         raise CheckpointError(
             f"{checkpoint} belongs to a run with other settings ({differing}); use those, or another output_dir"

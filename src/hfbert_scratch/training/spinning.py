@@ -36,10 +36,14 @@ class Spinning:
         own = any(name in os.environ for name in _USERS_OWN)
         # With one thread there is nobody to wait for.
         self.possible = device.type == "cpu" and 1 < threads <= len(cores) and gnu and not own
-        self.is_short = False
         self._cores = cores
         self._looked, self._others, self._own = 0.0, 0.0, 0.0
         self._end: threading.Event | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Return True while threads spin for a shorter time."""
+        return self._end is not None
 
     def look(self) -> str | None:
         """Look at the machine every few seconds, and change how long threads spin. Returns a line for the log or None.
@@ -67,13 +71,12 @@ class Spinning:
             self._end, started = threading.Event(), threading.Event()
             threading.Thread(target=_own_threads, args=(started, self._end), name="spinning", daemon=True).start()
             started.wait()
-            self.is_short = True
 
     def restore(self) -> None:
         """Let threads spin as before."""
         if self._end is not None:
             self._end.set()
-            self._end, self.is_short = None, False
+            self._end = None
 
 
 def _own_threads(started: threading.Event, end: threading.Event) -> None:
