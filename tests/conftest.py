@@ -1,10 +1,8 @@
 """Fixtures that many tests share."""
 
-import signal
-
 import pytest
 from corpus_helpers import small_tokenizer
-from training_helpers import make_inputs
+from training_helpers import handlers_restored, make_inputs
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +19,6 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def restore_signals():
-    """Take back the handlers a run has set; they would outlive it in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    """Take back the handlers that a test's run has set."""
+    with handlers_restored():
+        yield

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from training_helpers import RECIPES, arguments, environment, finish
+from training_helpers import RECIPES, arguments, environment, finish, start_python
 
 import hfbert_cli
 from hfbert_cli import COMMANDS, UsageError, main, noted_exit_code, overview, plan_launch, split_launch_options
@@ -19,13 +19,7 @@ LAUNCHES = RECIPES / "accelerate"
 
 def start(*words: object) -> subprocess.Popen:
     """`hfbert WORDS` in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "hfbert_cli", *map(str, words)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_python("-m", "hfbert_cli", *words)
 
 
 @pytest.fixture(autouse=True)

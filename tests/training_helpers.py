@@ -3,8 +3,11 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +88,27 @@ def launcher(processes: int, *options: str, config: str | None = None) -> tuple[
 
 def start(command: list[str], *launcher: str, recipe: str = "pretrain", output: Any = None) -> subprocess.Popen:
     """Start a recipe in a process of its own, or through a `launcher`; output: a file for what it prints."""
+    return start_python(*launcher, RECIPES / f"{recipe}.py", *command, output=output)
+
+
+def start_python(*words: object, output: Any = None) -> subprocess.Popen:
+    """Start `python WORDS` in a process of its own; output: a file for what it prints."""
     return subprocess.Popen(
-        [sys.executable, *launcher, str(RECIPES / f"{recipe}.py"), *command],
+        [sys.executable, *map(str, words)],
         env=environment(),
         stdout=output or subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Take back the signal handlers that a run sets; they would outlive it in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:

@@ -5,7 +5,6 @@ import importlib
 import json
 import math
 import shutil
-import signal
 from pathlib import Path
 
 import finetuning_helpers
@@ -15,7 +14,7 @@ import yaml
 from finetuning_helpers import call, make_data, make_model
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-from training_helpers import ROOT, arguments, make_inputs, pretrain_here
+from training_helpers import ROOT, arguments, handlers_restored, make_inputs, pretrain_here
 
 from hfbert_scratch.publishing import card as publishing
 from hfbert_scratch.publishing import repository
@@ -33,16 +32,13 @@ REQUIRED = {"license", "library_name", "pipeline_tag", "tags", "metrics", "model
 def runs(tmp_path_factory):
     """One finished run of each kind."""
     directory = tmp_path_factory.mktemp("runs")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as monkeypatch, handlers_restored():
         command = arguments(make_inputs(directory / "inputs"), directory / "pretraining", keep_checkpoints=0)
         assert pretrain_here(monkeypatch, command) == 0
         data = make_data(directory / "data", "mrpc")
         start = make_model(directory / "start")
         command = finetuning_helpers.options("mrpc", data, start, directory / "mrpc", max_steps=8)
         assert call(monkeypatch, "finetune", command) == 0
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     return directory
 
 
