@@ -150,10 +150,10 @@ def _identity(
 
 def _require_same_build(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise InputError if the build in `output` has other settings; the digests of the text are not printed."""
-    texts = {} if before.get("sources") == now.get("sources") else {"sources": "other content"}
-    others = differences(*({key: value for key, value in one.items() if key != "sources"} for one in (before, now)))
-    if others or texts:
-        differing = "; ".join([*(f"{key}: {value}" for key, value in texts.items()), *([others] if others else [])])
+    text = "" if before.get("sources") == now.get("sources") else "sources: other content"
+    others = differences(before | {"sources": None}, now | {"sources": None})
+    if text or others:
+        differing = "; ".join(filter(None, (text, others)))
         raise InputError(
             f"{output} was begun with other arguments ({differing}); use them again, or another --output_dir"
         )
