@@ -117,7 +117,8 @@ def build_corpus(
             if records is None:
                 print(f"{output}: this host is done; the last host to finish completes the corpus", flush=True)
                 return None
-            return _finalize(output, arguments, tokenizer, identity, stats, records, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            return _finalize(output, arguments, tokenizer, sources, identity, stats, records, seconds)
 
 
 def _check_workers(num_proc: int, num_hosts: int, host_index: int) -> None:
@@ -266,6 +267,7 @@ def _finalize(
     output: Path,
     arguments: BuildArguments,
     tokenizer: Any,
+    sources: list[TextSource],
     identity: dict[str, Any],
     stats: BuildStats,
     records: list[dict[str, Any]],
@@ -313,8 +315,7 @@ def _finalize(
     manifest |= _timings(stats, records, seconds)
     manifest["identity"] = identity
     manifest["sources"] = [
-        {"name": source.name, **content}
-        for source, content in zip(find_sources(arguments.text), identity["sources"], strict=True)
+        {"name": source.name, **content} for source, content in zip(sources, identity["sources"], strict=True)
     ]
     describe_for_datasets(output, files)
     write_json(output / MANIFEST, manifest)
