@@ -22,13 +22,11 @@ def describe_split(documents: TokenizedDocuments, vocab_size: int, unk_id: int) 
     A masked language model that only knows token frequencies reaches the loss `unigram_entropy` (nats) and the
     accuracy `unigram_accuracy`, the share of the most frequent token. [CLS], [SEP] and [PAD] do not count.
     """
-    unigrams = np.zeros(vocab_size, dtype=np.int64)
+    unigrams = documents.token_counts(vocab_size)
     sentences = one_sentence = 0
     sentence_bins, document_bins = np.zeros(40, dtype=np.int64), np.zeros(40, dtype=np.int64)
     for number in range(documents.num_shards):
         shard = documents.shard(number)
-        for begin in range(0, len(shard.tokens), 1 << 22):
-            unigrams += np.bincount(shard.tokens[begin : begin + (1 << 22)], minlength=vocab_size)
         sentences += len(shard.sentences) - 1
         one_sentence += int((np.diff(shard.documents) == 1).sum())
         sentence_bins += _binned(np.diff(shard.sentences))
