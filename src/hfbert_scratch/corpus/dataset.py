@@ -87,6 +87,10 @@ class TokenizedDocuments:
                 counts += np.bincount(tokens[begin : begin + _COUNTED_AT_ONCE], minlength=vocab_size)
         return counts
 
+    def spread_shards(self, most: int) -> list[int]:
+        """Choose at most `most` shards, spread evenly over the split."""
+        return sorted({number * self.num_shards // most for number in range(most)})
+
     def shard(self, shard: int) -> ShardArrays:
         """Return the arrays of a shard. The offsets are computed, the tokens are not read."""
         parts = self._batches[shard]

@@ -56,14 +56,13 @@ def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: b
     described: dict[str, Any] = {}
     if next_sentence and documents.num_documents < 2:
         return described
+    chosen = documents.spread_shards(_DESCRIBED_SHARDS)
+    scale = documents.num_tokens / sum(len(documents.tokens(shard)) for shard in chosen)
     for length in sorted({*(length for length in PHASE_LENGTHS if length <= longest), longest}):
         sampler = SegmentPairSampler(documents, max_seq_length=length, seed=0, next_sentence=next_sentence)
-        shards = documents.num_shards
-        chosen = sorted({number * shards // _DESCRIBED_SHARDS for number in range(_DESCRIBED_SHARDS)})
         sampled = [sampler.sample_shard(0, shard) for shard in chosen]
         used = np.concatenate([spans.a_length + spans.b_length for spans in sampled])
         truncated = sum(int(spans.num_truncated.sum()) for spans in sampled)
-        scale = documents.num_tokens / sum(len(documents.tokens(shard)) for shard in chosen)
         entry: dict[str, Any] = {
             "instances": round(len(used) * scale),
             "counted_shards": len(chosen),
