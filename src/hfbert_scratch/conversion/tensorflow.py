@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
+from .checkpoint import pretraining_architecture
 from .tokenizer_files import copy_existing
 
 
@@ -98,11 +99,7 @@ def _architecture(tensors: dict[str, Any]) -> str:
     for part, name in (("classifier.", "BertForSequenceClassification"), ("qa_outputs.", "BertForQuestionAnswering")):
         if any(key.startswith(part) for key in tensors):
             return name
-    masked = any(key.startswith("cls.predictions.") for key in tensors)
-    pairs = any(key.startswith("cls.seq_relationship.") for key in tensors)
-    if masked:
-        return "BertForPreTraining" if pairs else "BertForMaskedLM"
-    return "BertForNextSentencePrediction" if pairs else "BertModel"
+    return pretraining_architecture(tensors)
 
 
 def _prefix(directory: Path) -> Path:
