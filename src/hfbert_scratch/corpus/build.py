@@ -306,12 +306,12 @@ def _finalize(
             for name, split in documents.items()
         },
     }
-    check_corpus(manifest, arguments.next_sentence, arguments.validation_share)
+    check_corpus(manifest)
     manifest["pairs"] = {
         name: describe_pairs(split, arguments.max_seq_length, arguments.next_sentence)
         for name, split in documents.items()
     }
-    manifest["warnings"] = check_corpus(manifest, arguments.next_sentence, arguments.validation_share)
+    manifest["warnings"] = check_corpus(manifest)
     manifest |= _timings(stats, records, seconds)
     manifest["identity"] = identity
     manifest["sources"] = [

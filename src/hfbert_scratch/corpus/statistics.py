@@ -83,13 +83,11 @@ def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: b
     return described
 
 
-def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share: float) -> list[str]:
+def check_corpus(manifest: dict[str, Any]) -> list[str]:
     """Check a described corpus.
 
     Args:
-        manifest: its description so far.
-        next_sentence: whether it serves next-sentence prediction.
-        validation_share: the share of documents to hold out.
+        manifest: its description so far, with the arguments of the build.
 
     Returns:
         Warnings, one sentence each.
@@ -98,7 +96,8 @@ def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share
         InputError: if pretraining cannot work: no document, no second one for random segments, hardly any pair that
             can be IsNext, mostly duplicates, or a tokenizer that does not know the text.
     """
-    splits = manifest["splits"]
+    splits, arguments = manifest["splits"], manifest["arguments"]
+    next_sentence = arguments["next_sentence"]
     train = splits.get("train")
     if train is None:
         raise InputError("the text holds no document for the train split (blank lines and control characters only?)")
@@ -113,12 +112,12 @@ def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share
         raise InputError(
             "next-sentence prediction needs 2 documents with text in each split; use more text, or --no_nsp"
         )
-    if validation_share and "validation" not in splits:
+    if arguments["validation_share"] and "validation" not in splits:
         raise InputError(
             "one document cannot be split into train and validation; separate documents by blank lines, or add text"
         )
-    rate, dropped = manifest["duplicate_rate"], manifest["arguments"]["drop_duplicates"]
-    if rate > 0.5 and not dropped:
+    rate = manifest["duplicate_rate"]
+    if rate > 0.5 and not arguments["drop_duplicates"]:
         raise InputError(
             f"{rate:.0%} of the documents are copies of others; the model would learn them by heart: use "
             "--drop_duplicates true"
