@@ -243,9 +243,7 @@ class PretrainingEvaluation:
         return torch.stack(sums)
 
     def _unigram_baseline(self, documents: Any, vocab_size: int) -> dict[str, float]:
-        counts = np.ones(vocab_size)  # add-one smoothing: a held-out token may be new
-        for shard in range(documents.num_shards):
-            counts += np.bincount(documents.tokens(shard), minlength=vocab_size)
+        counts = documents.token_counts(vocab_size) + 1.0  # add-one smoothing: a held-out token may be new
         targets = np.concatenate([batch["labels"][batch["labels"] != IGNORED_LABEL].numpy() for batch in self.batches])
         return {
             "loss": float(-np.log(counts / counts.sum())[targets].mean()),

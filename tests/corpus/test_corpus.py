@@ -271,6 +271,19 @@ def test_other_segmenter(tmp_path, tokenizer, texts):
     assert made.manifest["identity"]["segmenter"] == "str.split"
 
 
+def test_a_file_that_appears_during_the_build_is_not_part_of_it(tmp_path, tokenizer, texts):
+    (tmp_path / "texts").mkdir()
+    source = write_text(tmp_path / "texts" / "a.txt", texts[:20])
+
+    def segment(text):
+        write_text(tmp_path / "texts" / "b.txt", ["Late."])
+        return split_sentences(text)
+
+    arguments = BuildArguments((str(tmp_path / "texts"),), "small")
+    made = build_corpus(arguments, tokenizer, tmp_path / "corpus", segmenter=segment)
+    assert [entry["name"] for entry in made.manifest["sources"]] == [str(source)]
+
+
 # ---------------------------------------------------------------------------------------------------- doomed corpora
 
 

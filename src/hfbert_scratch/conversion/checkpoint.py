@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ def read_checkpoint(source: str | Path, model_type: str) -> Checkpoint:
     checkpoint = Checkpoint(directory, config, tensors)
     _use_current_names(checkpoint)
     return checkpoint
+
+
+def pretraining_architecture(names: Collection[str]) -> str:
+    """Return stock's class with the pretraining heads that the parameters `names` show."""
+    masked, pairs = (
+        any(name.startswith(f"cls.{head}.") for name in names) for head in ("predictions", "seq_relationship")
+    )
+    if masked:
+        return "BertForPreTraining" if pairs else "BertForMaskedLM"
+    return "BertForNextSentencePrediction" if pairs else "BertModel"
 
 
 def _find_directory(source: str | Path) -> Path:

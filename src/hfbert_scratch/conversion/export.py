@@ -6,7 +6,6 @@ At the end the written directory is opened again, and its outputs are compared w
 
 import importlib.metadata
 import importlib.util
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..utils.files import read_json
 from .formats import FORMATS, STOCK
 from .source import POOLINGS, ExportSource
 from .stock import to_stock
-from .tokenizer_files import TOKENIZER_FILES, has_tokenizer
+from .tokenizer_files import TOKENIZER_FILES, copy_existing, has_tokenizer
 
 
 # Exports of these hold the encoder alone, with a note; a fine-tuned head is never dropped silently.
@@ -116,9 +115,7 @@ def _prepare_source(source: str | Path, temporary: Path, format: str, pooling: s
             notes = [note for note in notes if not note.startswith("not in the weights")]
             notes.append("the checkpoint has no pooler: pooler_output will be 0")
         model.save_pretrained(temporary / "encoder")
-        for name in TOKENIZER_FILES:
-            if (converted.directory / name).is_file():
-                shutil.copyfile(converted.directory / name, temporary / "encoder" / name)
+        copy_existing(converted.directory, temporary / "encoder", *TOKENIZER_FILES)
         converted = to_stock(temporary / "encoder", temporary / "stock_encoder")
     return ExportSource(converted.directory, architecture, model, pooling), notes
 

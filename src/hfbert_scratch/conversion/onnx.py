@@ -8,7 +8,7 @@ from torch import nn
 
 from ..utils.files import read_json, write_json
 from .source import INPUTS, ExportSource
-from .tokenizer_files import TOKENIZER_FILES
+from .tokenizer_files import TOKENIZER_FILES, copy_existing
 
 
 def write(source: ExportSource, directory: Path) -> float:
@@ -16,7 +16,7 @@ def write(source: ExportSource, directory: Path) -> float:
     (directory / "onnx").mkdir()
     path = directory / "onnx" / "model.onnx"
     export_graph(source, path)
-    source.copy(directory, "config.json", *TOKENIZER_FILES)
+    copy_existing(source.stock, directory, "config.json", *TOKENIZER_FILES)
     config = read_json(directory / "config.json", "the model's configuration")
     # In a browser transformers.js looks for a quantized file unless config.json names another one.
     write_json(directory / "config.json", config | {"transformers.js_config": {"dtype": "fp32"}})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .onnx import export_graph
 from .source import Arrays, ExportSource
-from .tokenizer_files import TOKENIZER_FILES
+from .tokenizer_files import TOKENIZER_FILES, copy_existing
 
 
 def write(source: ExportSource, directory: Path) -> float:
@@ -16,7 +16,7 @@ def write(source: ExportSource, directory: Path) -> float:
         export_graph(source, Path(temporary) / "model.onnx")
         model = openvino.convert_model(Path(temporary) / "model.onnx")
         openvino.save_model(model, directory / "openvino_model.xml", compress_to_fp16=False)
-    source.copy(directory, "config.json", *TOKENIZER_FILES)
+    copy_existing(source.stock, directory, "config.json", *TOKENIZER_FILES)
     # By default OpenVINO computes in the fastest precision of the hardware; this checks the file in float32.
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(directory / "openvino_model.xml", "CPU", hints)

@@ -1,6 +1,5 @@
 """The input of an export: a stock directory, our model with the same weights, and batches to compare readers on."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +71,6 @@ class ExportSource:
                     theirs, ours = theirs[mask], ours[mask]
                 differences.append(max_difference(theirs, ours))
         return max(differences)
-
-    def copy(self, directory: Path, *names: str) -> None:
-        """Copy the files of the stock directory that exist under `names`."""
-        for name in names:
-            if (self.stock / name).is_file():
-                shutil.copyfile(self.stock / name, directory / name)
 
 
 def max_difference(left: np.ndarray, right: np.ndarray) -> float:

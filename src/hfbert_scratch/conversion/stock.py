@@ -20,7 +20,7 @@ from ..model.configuration_hfbert import HEADS, HFBertConfig
 from ..model.modeling_hfbert import WRAPPED
 from ..utils.directories import atomic_directory
 from ..utils.errors import InputError, one_line
-from .checkpoint import OUTPUT_BIAS, STOCK_OUTPUT_BIAS, Checkpoint, read_checkpoint
+from .checkpoint import OUTPUT_BIAS, STOCK_OUTPUT_BIAS, Checkpoint, pretraining_architecture, read_checkpoint
 from .tensorflow import CONFIG_FILE, is_tensorflow_checkpoint, write_as_stock
 from .tokenizer_files import copy_tokenizer
 
@@ -181,11 +181,7 @@ def _our_architecture(checkpoint: Checkpoint) -> str:
     ours |= {name: name for name in HEADS.values()}
     if stated in ours:
         return ours[stated]
-    parts = {".".join(name.split(".")[:2]) for name in checkpoint.tensors}
-    if "cls.predictions" in parts:
-        name = "HFBertForPreTraining" if "cls.seq_relationship" in parts else "HFBertForMaskedLM"
-    else:
-        name = "HFBertForNextSentencePrediction" if "cls.seq_relationship" in parts else "HFBertModel"
+    name = f"HF{pretraining_architecture(checkpoint.tensors)}"
     checkpoint.notes.append(f"config.json names the architecture {stated!r}; by its weights it is taken for {name}")
     return name
 

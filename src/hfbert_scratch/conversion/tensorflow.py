@@ -8,7 +8,6 @@ reader without TensorFlow, tensorflow-checkpoint-reader, was last changed in Feb
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from safetensors.torch import save_file
 
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
+from .checkpoint import pretraining_architecture
+from .tokenizer_files import copy_existing
 
 
 CONFIG_FILE = "bert_config.json"
@@ -82,9 +83,7 @@ def write_as_stock(source: str | Path, target: Path) -> list[str]:
         config |= {"label2id": {f"LABEL_{label}": label for label in labels}}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    for name in ("vocab.txt", "tokenizer_config.json"):
-        if (directory / name).is_file():
-            shutil.copyfile(directory / name, target / name)
+    copy_existing(directory, target, "vocab.txt", "tokenizer_config.json")
     return [f"no part of BERT, so not read: {', '.join(sorted(unknown))}"] if unknown else []
 
 
@@ -100,11 +99,7 @@ def _architecture(tensors: dict[str, Any]) -> str:
     for part, name in (("classifier.", "BertForSequenceClassification"), ("qa_outputs.", "BertForQuestionAnswering")):
         if any(key.startswith(part) for key in tensors):
             return name
-    masked = any(key.startswith("cls.predictions.") for key in tensors)
-    pairs = any(key.startswith("cls.seq_relationship.") for key in tensors)
-    if masked:
-        return "BertForPreTraining" if pairs else "BertForMaskedLM"
-    return "BertForNextSentencePrediction" if pairs else "BertModel"
+    return pretraining_architecture(tensors)
 
 
 def _prefix(directory: Path) -> Path:

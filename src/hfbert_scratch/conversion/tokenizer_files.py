@@ -19,6 +19,13 @@ TOKENIZER_FILES = (
 )
 
 
+def copy_existing(source: Path, target: Path, *names: str) -> None:
+    """Copy the files of the directory `source` that exist under `names`."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
 def has_tokenizer(directory: Path) -> bool:
     """Return True if a file in `directory` holds a vocabulary."""
     return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
@@ -35,9 +42,7 @@ def copy_tokenizer(source: Path, target: Path, max_seq_length: int) -> list[str]
     Returns:
         Sentences about a missing tokenizer or a guessed setting.
     """
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    copy_existing(source, target, *TOKENIZER_FILES)
     if not has_tokenizer(target):
         return ["there is no tokenizer beside the model; put its files into the directory"]
     completed, notes = _complete_config(target, max_seq_length)

@@ -117,7 +117,8 @@ def build_corpus(
             if records is None:
                 print(f"{output}: this host is done; the last host to finish completes the corpus", flush=True)
                 return None
-            return _finalize(output, arguments, tokenizer, identity, stats, records, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            return _finalize(output, arguments, tokenizer, sources, identity, stats, records, seconds)
 
 
 def _check_workers(num_proc: int, num_hosts: int, host_index: int) -> None:
@@ -150,10 +151,10 @@ def _identity(
 
 def _require_same_build(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise InputError if the build in `output` has other settings; the digests of the text are not printed."""
-    texts = {} if before.get("sources") == now.get("sources") else {"sources": "other content"}
-    others = differences(*({key: value for key, value in one.items() if key != "sources"} for one in (before, now)))
-    if others or texts:
-        differing = "; ".join([*(f"{key}: {value}" for key, value in texts.items()), *([others] if others else [])])
+    text = "" if before.get("sources") == now.get("sources") else "sources: other content"
+    others = differences(before | {"sources": None}, now | {"sources": None})
+    if text or others:
+        differing = "; ".join(filter(None, (text, others)))
         raise InputError(
             f"{output} was begun with other arguments ({differing}); use them again, or another --output_dir"
         )
@@ -266,6 +267,7 @@ def _finalize(
     output: Path,
     arguments: BuildArguments,
     tokenizer: Any,
+    sources: list[TextSource],
     identity: dict[str, Any],
     stats: BuildStats,
     records: list[dict[str, Any]],
@@ -304,17 +306,16 @@ def _finalize(
             for name, split in documents.items()
         },
     }
-    check_corpus(manifest, arguments.next_sentence, arguments.validation_share)
+    check_corpus(manifest)
     manifest["pairs"] = {
         name: describe_pairs(split, arguments.max_seq_length, arguments.next_sentence)
         for name, split in documents.items()
     }
-    manifest["warnings"] = check_corpus(manifest, arguments.next_sentence, arguments.validation_share)
+    manifest["warnings"] = check_corpus(manifest)
     manifest |= _timings(stats, records, seconds)
     manifest["identity"] = identity
     manifest["sources"] = [
-        {"name": source.name, **content}
-        for source, content in zip(find_sources(arguments.text), identity["sources"], strict=True)
+        {"name": source.name, **content} for source, content in zip(sources, identity["sources"], strict=True)
     ]
     describe_for_datasets(output, files)
     write_json(output / MANIFEST, manifest)

@@ -29,6 +29,8 @@ BUILD = ".build"
 
 # Tokens sampled to count how many continue a word.
 _WORD_SAMPLE = 1 << 20
+# Tokens counted at once, because counting makes 8 bytes of each.
+_COUNTED_AT_ONCE = 1 << 22
 
 
 class ShardArrays(NamedTuple):
@@ -76,6 +78,18 @@ class TokenizedDocuments:
     def tokens(self, shard: int) -> np.ndarray:
         """Return the token ids of a shard, (tokens,)."""
         return self._tokens[shard]
+
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """Count every token of the split, (vocab_size,) int64."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for tokens in self._tokens:
+            for begin in range(0, len(tokens), _COUNTED_AT_ONCE):
+                counts += np.bincount(tokens[begin : begin + _COUNTED_AT_ONCE], minlength=vocab_size)
+        return counts
+
+    def spread_shards(self, most: int) -> list[int]:
+        """Choose at most `most` shards, spread evenly over the split."""
+        return sorted({number * self.num_shards // most for number in range(most)})
 
     def shard(self, shard: int) -> ShardArrays:
         """Return the arrays of a shard. The offsets are computed, the tokens are not read."""

@@ -151,9 +151,7 @@ class SegmentPairSampler:
         return self._single_shares[not_next_probability]
 
     def _dry_passes(self, not_next_probability: float) -> float:
-        shards = self.documents.num_shards
-        chosen = sorted({shard * shards // _DRY_SHARDS for shard in range(_DRY_SHARDS)})
-        arrays = {number: self.documents.shard(number) for number in chosen}
+        arrays = {number: self.documents.shard(number) for number in self.documents.spread_shards(_DRY_SHARDS)}
         instances = single = 0.0
         seen = 0
         for dry_pass in range(_DRY_PASSES):

@@ -18,7 +18,7 @@ from ..text.readers import ReadStats, TextSource, read_documents
 from ..text.sample import inspect_sentences
 from ..text.sentences import bounded, split_sentences
 from ..text.tokenizer import SPECIAL_TOKENS
-from ..text.word_encoder import batches_of_characters, plain_backend, text_encoder
+from ..text.word_encoder import plain_backend, text_encoder
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.hashing import GOLDEN, splitmix64
@@ -33,8 +33,6 @@ Segmenter = Callable[[str], list[str]]
 _CHUNK_BYTES = 1 << 23
 # Fewest documents of a shard, however long: random segments need a choice.
 _MIN_DOCUMENTS = 8
-# Characters tokenized in one call, which bounds the memory of the result.
-_BATCH_CHARACTERS = 1 << 22
 
 
 @dataclasses.dataclass
@@ -206,16 +204,15 @@ class ShardWriter:
     def __init__(self, output: str, tokenizer: str, vocab_size: int, segmenter: Segmenter) -> None:
         self.output = Path(output)
         self.tokenizer = plain_backend(tokenizer)
-        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self.segmenter = segmenter
-        self.encode = text_encoder(self.tokenizer, self.dtype)
+        self.encode = text_encoder(self.tokenizer, np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32))
 
     def write(self, shard: TextShard) -> int:
         """Write the shard's train file, its validation documents and, last, its record; return its bytes of text."""
         start = time.monotonic()
         sentences, counts, literal = self._split(shard)
         split = time.monotonic()
-        tokens, lengths = self._tokenize(sentences)
+        tokens, lengths = self.encode(sentences)  # (tokens,) and (sentences,), of which some may be 0
         sample = inspect_sentences(self.tokenizer, sentences, tokens, lengths)
         tokenized = time.monotonic()
         # (sentences,) each: the document of every sentence with tokens left, and its length.
@@ -261,16 +258,6 @@ class ShardWriter:
         if self.segmenter is split_sentences:
             return split_sentences(text)
         return [piece for sentence in self.segmenter(text) for piece in bounded(sentence)]
-
-    def _tokenize(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return all token ids concatenated, and (sentences,) the tokens of each, which may be 0."""
-        ids: list[np.ndarray] = [np.zeros(0, self.dtype)]
-        lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
-        for batch in batches_of_characters(sentences, _BATCH_CHARACTERS):
-            flat, count = self.encode(batch)
-            ids.append(flat)
-            lengths.append(count)
-        return np.concatenate(ids), np.concatenate(lengths)
 
 
 def piece_path(output: Path, split: str, number: int) -> Path:

@@ -22,13 +22,11 @@ def describe_split(documents: TokenizedDocuments, vocab_size: int, unk_id: int) 
     A masked language model that only knows token frequencies reaches the loss `unigram_entropy` (nats) and the
     accuracy `unigram_accuracy`, the share of the most frequent token. [CLS], [SEP] and [PAD] do not count.
     """
-    unigrams = np.zeros(vocab_size, dtype=np.int64)
+    unigrams = documents.token_counts(vocab_size)
     sentences = one_sentence = 0
     sentence_bins, document_bins = np.zeros(40, dtype=np.int64), np.zeros(40, dtype=np.int64)
     for number in range(documents.num_shards):
         shard = documents.shard(number)
-        for begin in range(0, len(shard.tokens), 1 << 22):
-            unigrams += np.bincount(shard.tokens[begin : begin + (1 << 22)], minlength=vocab_size)
         sentences += len(shard.sentences) - 1
         one_sentence += int((np.diff(shard.documents) == 1).sum())
         sentence_bins += _binned(np.diff(shard.sentences))
@@ -58,14 +56,13 @@ def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: b
     described: dict[str, Any] = {}
     if next_sentence and documents.num_documents < 2:
         return described
+    chosen = documents.spread_shards(_DESCRIBED_SHARDS)
+    scale = documents.num_tokens / sum(len(documents.tokens(shard)) for shard in chosen)
     for length in sorted({*(length for length in PHASE_LENGTHS if length <= longest), longest}):
         sampler = SegmentPairSampler(documents, max_seq_length=length, seed=0, next_sentence=next_sentence)
-        shards = documents.num_shards
-        chosen = sorted({number * shards // _DESCRIBED_SHARDS for number in range(_DESCRIBED_SHARDS)})
         sampled = [sampler.sample_shard(0, shard) for shard in chosen]
         used = np.concatenate([spans.a_length + spans.b_length for spans in sampled])
         truncated = sum(int(spans.num_truncated.sum()) for spans in sampled)
-        scale = documents.num_tokens / sum(len(documents.tokens(shard)) for shard in chosen)
         entry: dict[str, Any] = {
             "instances": round(len(used) * scale),
             "counted_shards": len(chosen),
@@ -86,13 +83,11 @@ def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: b
     return described
 
 
-def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share: float) -> list[str]:
+def check_corpus(manifest: dict[str, Any]) -> list[str]:
     """Check a described corpus.
 
     Args:
-        manifest: its description so far.
-        next_sentence: whether it serves next-sentence prediction.
-        validation_share: the share of documents to hold out.
+        manifest: its description so far, with the arguments of the build.
 
     Returns:
         Warnings, one sentence each.
@@ -101,7 +96,8 @@ def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share
         InputError: if pretraining cannot work: no document, no second one for random segments, hardly any pair that
             can be IsNext, mostly duplicates, or a tokenizer that does not know the text.
     """
-    splits = manifest["splits"]
+    splits, arguments = manifest["splits"], manifest["arguments"]
+    next_sentence = arguments["next_sentence"]
     train = splits.get("train")
     if train is None:
         raise InputError("the text holds no document for the train split (blank lines and control characters only?)")
@@ -116,12 +112,12 @@ def check_corpus(manifest: dict[str, Any], next_sentence: bool, validation_share
         raise InputError(
             "next-sentence prediction needs 2 documents with text in each split; use more text, or --no_nsp"
         )
-    if validation_share and "validation" not in splits:
+    if arguments["validation_share"] and "validation" not in splits:
         raise InputError(
             "one document cannot be split into train and validation; separate documents by blank lines, or add text"
         )
-    rate, dropped = manifest["duplicate_rate"], manifest["arguments"]["drop_duplicates"]
-    if rate > 0.5 and not dropped:
+    rate = manifest["duplicate_rate"]
+    if rate > 0.5 and not arguments["drop_duplicates"]:
         raise InputError(
             f"{rate:.0%} of the documents are copies of others; the model would learn them by heart: use "
             "--drop_duplicates true"

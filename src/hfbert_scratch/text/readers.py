@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def find_sources(paths: Iterable[str]) -> list[TextSource]:
             )
     if not sources:
         raise InputError("--text names no file")
-    doubled = [name for name, count in _counts(source.name for source in sources).items() if count > 1]
+    doubled = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
     if doubled:
         raise InputError(f"--text names {doubled[0]} more than once")
     return sources
@@ -203,13 +204,6 @@ def _in_directory(path: Path) -> list[TextSource]:
     if not files:
         raise InputError(f"--text {path}: the directory holds no {', '.join(FORMATS)} file (nor .gz or .zst of these)")
     return [file_source(file) for file in files]
-
-
-def _counts(names: Iterable[str]) -> dict[str, int]:
-    result: dict[str, int] = {}
-    for name in names:
-        result[name] = result.get(name, 0) + 1
-    return result
 
 
 def _read_text(source: TextSource, errors: str, stats: ReadStats) -> Iterator[str]:

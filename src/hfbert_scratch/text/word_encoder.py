@@ -6,6 +6,7 @@ marks, and most pieces have been seen before. numpy and Arrow find and number th
 tokenizer, words of ASCII letters and digits many at a time. The result equals the tokenizer's on every string.
 """
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -28,8 +29,8 @@ _KIND = bytes(_BLANK if byte in _BLANKS else _MARK if byte in _MARKS else _INSID
 _CONTINUATION = "##"
 # Words joined in one string for the tokenizer, because a call costs more than a word.
 _WORDS_PER_CALL = 100
-# Characters encoded in one call without the dictionary, which bounds the memory of the result.
-_CALL_CHARACTERS = 1 << 20
+# Characters encoded in one call, with the dictionary and without, which bounds the memory of the result.
+_DICTIONARY_CHARACTERS, _CALL_CHARACTERS = 1 << 22, 1 << 20
 
 # Texts → their ids concatenated, and the number of ids of each text, (texts,) int64.
 Encoder = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
@@ -51,13 +52,16 @@ def text_encoder(backend: Tokenizer, dtype: np.dtype) -> Encoder:
         backend: from `plain_backend`.
         dtype: integer type of the ids.
     """
+    encode_batch: Encoder
     if decomposes(backend):
-        return WordEncoder(backend, dtype).encode
+        encode_batch, size = WordEncoder(backend, dtype).encode, _DICTIONARY_CHARACTERS
+    else:
+        encode_batch, size = functools.partial(_encode_batch, backend, dtype=dtype), _CALL_CHARACTERS
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         ids, counts = [np.zeros(0, dtype)], [np.zeros(0, np.int64)]
-        for batch in batches_of_characters(texts, _CALL_CHARACTERS):
-            flat, count = _encode_batch(backend, batch, dtype)
+        for batch in _batches_of_characters(texts, size):
+            flat, count = encode_batch(batch)
             ids.append(flat)
             counts.append(count)
         return np.concatenate(ids), np.concatenate(counts)
@@ -65,7 +69,7 @@ def text_encoder(backend: Tokenizer, dtype: np.dtype) -> Encoder:
     return encode
 
 
-def batches_of_characters(texts: list[str], size: int) -> Iterator[list[str]]:
+def _batches_of_characters(texts: list[str], size: int) -> Iterator[list[str]]:
     """Split `texts` into runs of about `size` characters."""
     ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
     begin = 0
