@@ -146,6 +146,11 @@ def _in_directory(directory: Path, split: str, original_files: Sequence[str]) ->
     return []
 
 
+def format_suffix(path: Path) -> str:
+    """Return the suffix that names the format of a file, the one before .gz if it is packed."""
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
 def read_file(
     path: Path,
     columns: Columns,
@@ -171,7 +176,7 @@ def read_file(
     Raises:
         InputError: for an unusable file; the message names file and place and, for a missing column, all columns.
     """
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    suffix = format_suffix(path)
     if suffix == ".parquet":
         return _read_parquet(path, columns, optional_columns)
     readers: dict[str, Callable[[], dict[str, list]]] = {
