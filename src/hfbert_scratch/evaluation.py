@@ -93,11 +93,16 @@ class TaskData:
         return self._features[split, training]
 
     def check_training(self) -> None:
-        """Check that the training split can teach something; warnings go to `notes`.
+        """Check that there are splits to train and to validate on, and something to learn; warnings go to `notes`.
 
         Raises:
-            InputError: if there is nothing to learn.
+            InputError: if a split is missing, or there is nothing to learn.
         """
+        for split in ("train", "validation"):
+            if split not in self.raw:
+                raise InputError(
+                    f"{self.task.name} needs a {split} split; there are {', '.join(self.raw)} (--{split}_file)"
+                )
         with collect_notes() as notes:
             self.task.check_training(self.raw["train"])
         self.notes.warnings += notes.warnings

@@ -236,9 +236,6 @@ def open_task(arguments: FinetuningArguments) -> TaskData:
         )
     check_directory(arguments.model)
     data = TaskData(task, arguments, load_tokenizer(arguments.model), arguments.feature_settings(task))
-    for split in ("train", "validation"):
-        if split not in data.raw:
-            raise InputError(f"{task.name} needs a {split} split; there are {', '.join(data.raw)} (--{split}_file)")
     data.check_training()
     return data
 
