@@ -7,7 +7,6 @@ micro-batches and among processes.
 
 import dataclasses
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +28,7 @@ from .tasks import DataArguments, FeatureSettings, Task, collect_notes, get_task
 from .tasks.encoding import default_cache_dir
 from .tasks.squad import squad_features
 from .utils.errors import InputError
-from .utils.files import lock, read_json, writing
+from .utils.files import lock, read_json, write_json, writing
 
 
 # File in the directory of a fine-tuned model: its task, and the settings of its inputs.
@@ -400,7 +399,7 @@ def write_task_file(directory: Path, data: TaskData, tuned: Mapping[str, Any] | 
         name: settings[name] for name in ("max_seq_length", "doc_stride", "max_query_length", "document_context")
     }
     content = {"task": data.task.name} | content | {"null_threshold": None} | dict(tuned or {})
-    (directory / TASK_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / TASK_FILE, content)
 
 
 def read_task_file(directory: str) -> dict[str, Any]:
