@@ -170,8 +170,8 @@ class Examples:
                 column = column.flatten()
             ends = np.cumsum(column.value_lengths().to_numpy())
             self.lists[name] = (column.flatten().to_numpy(zero_copy_only=False), np.concatenate([[0], ends]))
-        self.lengths = np.diff(self.lists["input_ids"][1]).reshape(-1, self.choices).max(axis=1)
         self.tokens = np.diff(self.lists["input_ids"][1]).reshape(-1, self.choices)
+        self.lengths = self.tokens.max(axis=1)
         self.targets = tuple(name for name in task.label_columns if name in {*self.numbers, *self.lists})
 
     def __len__(self) -> int:
