@@ -108,9 +108,6 @@ def open_data(arguments: FeatureBasedArguments) -> tuple[TaggingData, Any, dict[
     check_directory(arguments.model)
     settings = FeatureSettings(arguments.max_seq_length, document_context=arguments.document_context)
     data = TaskData(task, arguments, load_tokenizer(arguments.model), settings)
-    for split in ("train", "validation"):
-        if split not in data.raw:
-            raise InputError(f"{task.name} needs a {split} split; there are {', '.join(data.raw)} (--{split}_file)")
     data.check_training()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
     model = load_encoder(arguments.model, device)

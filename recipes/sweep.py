@@ -31,7 +31,7 @@ from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.tasks import Task
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import STOPPED, CheckpointError, DivergenceError, InputError, command_line
-from hfbert_scratch.utils.files import differences, lock, read_json, write_json, writing
+from hfbert_scratch.utils.files import differences, lock, read_json, write_json, write_text, writing
 from hfbert_scratch.utils.plots import draw_sweep
 
 
@@ -195,7 +195,7 @@ def summarize(
         },
     )
     table = markdown(task.main_metric, rows, baseline, task.score_scale)
-    (directory / "sweep.md").write_text(table, encoding="utf-8")
+    write_text(directory / "sweep.md", table)
     if finished:
         draw_sweep(trials, task.main_metric, baseline, directory / "sweep.png")
     print(table)

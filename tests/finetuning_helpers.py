@@ -80,7 +80,7 @@ def rows(task: str, count: int, seed: int) -> list[dict[str, Any]]:
     return examples
 
 
-def without_labels(task: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_labels(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Remove the labels of rows, as in a test set."""
     return [
         {key: value for key, value in row.items() if key not in ("label", "ner_tags", "answers")} for row in examples
@@ -93,10 +93,10 @@ def make_data(directory: Path, task: str, train: int = 64, validation: int = 19,
     if task != "ax":
         write_jsonl(directory / "train.jsonl", rows(task, train, 0))
         write_jsonl(directory / "validation.jsonl", rows(task, validation, 1))
-    write_jsonl(directory / "test.jsonl", without_labels(task, rows(task, test, 2)))
+    write_jsonl(directory / "test.jsonl", without_labels(rows(task, test, 2)))
     if task == "mnli":
         write_jsonl(directory / "validation_mismatched.jsonl", rows(task, validation, 3))
-        write_jsonl(directory / "test_mismatched.jsonl", without_labels(task, rows(task, test, 4)))
+        write_jsonl(directory / "test_mismatched.jsonl", without_labels(rows(task, test, 4)))
     return directory
 
 

@@ -7,7 +7,6 @@ micro-batches and among processes.
 
 import dataclasses
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +28,7 @@ from .tasks import DataArguments, FeatureSettings, Task, collect_notes, get_task
 from .tasks.encoding import default_cache_dir
 from .tasks.squad import squad_features
 from .utils.errors import InputError
-from .utils.files import lock, read_json, writing
+from .utils.files import lock, read_json, write_json, writing
 
 
 # File in the directory of a fine-tuned model: its task, and the settings of its inputs.
@@ -93,11 +92,16 @@ class TaskData:
         return self._features[split, training]
 
     def check_training(self) -> None:
-        """Check that the training split can teach something; warnings go to `notes`.
+        """Check that there are splits to train and to validate on, and something to learn; warnings go to `notes`.
 
         Raises:
-            InputError: if there is nothing to learn.
+            InputError: if a split is missing, or there is nothing to learn.
         """
+        for split in ("train", "validation"):
+            if split not in self.raw:
+                raise InputError(
+                    f"{self.task.name} needs a {split} split; there are {', '.join(self.raw)} (--{split}_file)"
+                )
         with collect_notes() as notes:
             self.task.check_training(self.raw["train"])
         self.notes.warnings += notes.warnings
@@ -166,8 +170,8 @@ class Examples:
                 column = column.flatten()
             ends = np.cumsum(column.value_lengths().to_numpy())
             self.lists[name] = (column.flatten().to_numpy(zero_copy_only=False), np.concatenate([[0], ends]))
-        self.lengths = np.diff(self.lists["input_ids"][1]).reshape(-1, self.choices).max(axis=1)
         self.tokens = np.diff(self.lists["input_ids"][1]).reshape(-1, self.choices)
+        self.lengths = self.tokens.max(axis=1)
         self.targets = tuple(name for name in task.label_columns if name in {*self.numbers, *self.lists})
 
     def __len__(self) -> int:
@@ -395,7 +399,7 @@ def write_task_file(directory: Path, data: TaskData, tuned: Mapping[str, Any] | 
         name: settings[name] for name in ("max_seq_length", "doc_stride", "max_query_length", "document_context")
     }
     content = {"task": data.task.name} | content | {"null_threshold": None} | dict(tuned or {})
-    (directory / TASK_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / TASK_FILE, content)
 
 
 def read_task_file(directory: str) -> dict[str, Any]:

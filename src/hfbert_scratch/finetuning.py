@@ -236,9 +236,6 @@ def open_task(arguments: FinetuningArguments) -> TaskData:
         )
     check_directory(arguments.model)
     data = TaskData(task, arguments, load_tokenizer(arguments.model), arguments.feature_settings(task))
-    for split in ("train", "validation"):
-        if split not in data.raw:
-            raise InputError(f"{task.name} needs a {split} split; there are {', '.join(data.raw)} (--{split}_file)")
     data.check_training()
     return data
 
@@ -396,7 +393,12 @@ class _Finetuning:
     def results(self, scores: dict[str, dict[str, float]], started: float) -> dict[str, Any]:
         """Build the content of results.json."""
         run, known, name = self.run, self.data.raw["train"], self.task.main_metric
-        baselines = {split: majority_baseline(self.task, known, self.data.raw[split]) for split in scores}
+        baselines = {
+            split: self.baseline
+            if split == "validation"
+            else majority_baseline(self.task, known, self.data.raw[split])
+            for split in scores
+        }
         value = scores["validation"][name]
         return {
             "task": self.task.name,

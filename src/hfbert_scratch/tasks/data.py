@@ -15,8 +15,8 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from ..text.rows import open_parquet, require_object
 from ..utils.arguments import argument
 from ..utils.errors import InputError, one_line
 from ..utils.files import parse_json
@@ -146,6 +146,11 @@ def _in_directory(directory: Path, split: str, original_files: Sequence[str]) ->
     return []
 
 
+def format_suffix(path: Path) -> str:
+    """Return the suffix that names the format of a file, the one before .gz if it is packed."""
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
 def read_file(
     path: Path,
     columns: Columns,
@@ -171,7 +176,7 @@ def read_file(
     Raises:
         InputError: for an unusable file; the message names file and place and, for a missing column, all columns.
     """
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    suffix = format_suffix(path)
     if suffix == ".parquet":
         return _read_parquet(path, columns, optional_columns)
     readers: dict[str, Callable[[], dict[str, list]]] = {
@@ -263,8 +268,7 @@ def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not rows:
         raise InputError(f"{path} holds no rows")
     for location, row in rows:
-        if not isinstance(row, dict):
-            raise InputError(f"{location} is a {type(row).__name__}; every row must be an object with named fields")
+        require_object(row, location)
     return rows
 
 
@@ -387,12 +391,9 @@ def _read_tsv(
 
 
 def _read_parquet(path: Path, columns: Columns, optional_columns: Collection[str]) -> pa.Table:
-    try:
-        schema = pq.read_schema(path)
-        names = choose_columns(schema.names, columns, optional_columns, str(path))
-        table = pq.read_table(path, columns=list(names.values()))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file ({one_line(error)})") from None
+    with open_parquet(path) as parquet:
+        names = choose_columns(parquet.schema_arrow.names, columns, optional_columns, str(path))
+        table = parquet.read(columns=list(names.values()))
     table = class_names_in_place(table.select(list(names.values())))
     return table.rename_columns(list(names))
 

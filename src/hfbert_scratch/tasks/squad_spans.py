@@ -92,14 +92,11 @@ def best_spans(
     end = np.concatenate([end_logits.astype(np.float64), np.full(width - 1, -np.inf)])
     # (context tokens, width): scores[i, d] is the span from i to i + d.
     scores = (start[:, None] + np.lib.stride_tricks.sliding_window_view(end, width)).ravel()
-    if count == 1:
-        order = np.array([scores.argmax()])
-    else:
-        kept = min(count, len(scores))
-        # Keep all that reach the lowest kept score: the partition must not decide among equals.
-        least = np.partition(scores, len(scores) - kept)[len(scores) - kept]
-        candidates = np.flatnonzero(scores >= least)
-        order = candidates[np.argsort(-scores[candidates], kind="stable")][:kept]
+    kept = min(count, len(scores))
+    # Keep all that reach the lowest kept score: the partition must not decide among equals.
+    least = np.partition(scores, len(scores) - kept)[len(scores) - kept]
+    candidates = np.flatnonzero(scores >= least)
+    order = candidates[np.argsort(-scores[candidates], kind="stable")][:kept]
     order = order[np.isfinite(scores[order])]
     first, last = order // width, order // width + order % width
     columns = (scores[order], first, last, start_logits[first], end_logits[last])

@@ -137,7 +137,7 @@ class Task(ABC):
 
     @abstractmethod
     def validate(
-        self, tables: dict[str, pa.Table], model_model_classes: Sequence[str] | None, user_classes: Sequence[str] = ()
+        self, tables: dict[str, pa.Table], model_classes: Sequence[str] | None, user_classes: Sequence[str] = ()
     ) -> dict[str, datasets.Dataset]:
         """Check the tables and make data sets of them.
 
