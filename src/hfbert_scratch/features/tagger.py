@@ -27,7 +27,7 @@ from ..training.loop import prepare, train
 from ..training.run import Run
 from ..utils.errors import InputError
 from ..utils.files import lock, read_json, write_json, writing
-from .encoder import weights_hash
+from .encoder import eval_mode, weights_hash
 from .word_vectors import WordVectors, cached_word_vectors
 
 
@@ -292,9 +292,7 @@ def predict_tags(tagger: FeatureTagger, data: TaggingData, split: str) -> list[l
     tag_ids = np.zeros(len(vectors.known), dtype=np.int64)
     by_length = np.argsort(vectors.lengths, kind="stable")
     by_length = by_length[vectors.lengths[by_length] > 0]
-    training = tagger.training
-    tagger.eval()
-    with torch.inference_mode():
+    with eval_mode(tagger):
         for begin in range(0, len(by_length), _EVAL_BATCH):
             sentences = by_length[begin : begin + _EVAL_BATCH]
             inputs = tagger_inputs(vectors, sentences, layers)
@@ -302,7 +300,6 @@ def predict_tags(tagger: FeatureTagger, data: TaggingData, split: str) -> list[l
             for sentence, padded_ids in zip(sentences, logits.argmax(-1).cpu().numpy(), strict=True):
                 start, end = vectors.offsets[sentence : sentence + 2]
                 tag_ids[start:end] = padded_ids[: end - start]
-    tagger.train(training)
     tags = [names[tag] if known else OUTSIDE for tag, known in zip(tag_ids.tolist(), vectors.known, strict=True)]
     return [tags[start:end] for start, end in zip(vectors.offsets, vectors.offsets[1:], strict=False)]
 
