@@ -214,8 +214,12 @@ def tagging_data(
     settings = dataclasses.replace(settings, cache_dir=str(cache_dir / "tokens"))
     with writing(f"the feature cache {cache_dir}", "name another"), lock(cache_dir / ".tokens.lock", wait=True):
         features = {split: task.features(rows, tokenizer, settings) for split, rows in raw.items()}
-    vectors = {split: cached_word_vectors(model, rows, cache_dir, dtype=dtype) for split, rows in features.items()}
-    identity = " ".join([weights_hash(model)[:16], str(dtype), *(rows._fingerprint for rows in features.values())])
+    model_hash = weights_hash(model)
+    vectors = {
+        split: cached_word_vectors(model, rows, cache_dir, model_hash=model_hash, dtype=dtype)
+        for split, rows in features.items()
+    }
+    identity = " ".join([model_hash[:16], str(dtype), *(rows._fingerprint for rows in features.values())])
     return TaggingData(task, raw, vectors, identity)
 
 
