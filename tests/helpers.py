@@ -107,7 +107,7 @@ def batch(case: str = "base", size: int = 3, length: int = 12, seed: int = 0, la
     inputs = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": segments * mask}
     if not labels or case == "base":
         return inputs
-    if case in ("pretraining", "masked_lm"):
+    if case in PREDICTING:
         chosen = (torch.rand(shape, generator=generator) < 0.3) & (mask == 1)
         chosen[:, 1] = True
         inputs["labels"] = ids.masked_fill(~chosen, -100)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import CASES, TINY, batch, make, pair, tensors, tiny_config
+from helpers import CASES, PREDICTING, TINY, batch, make, pair, tensors, tiny_config
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig
@@ -434,7 +434,7 @@ def test_hooks_see_the_calls_that_they_see_in_stock(case):
     assert sorted(seen[0]) == sorted(seen[1])
 
 
-@pytest.mark.parametrize("case", ["pretraining", "masked_lm"])
+@pytest.mark.parametrize("case", PREDICTING)
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_hook_on_the_heads_changes_the_logits_as_in_stock(case, labels):
     def doubled(module, args, output):
@@ -471,7 +471,7 @@ def test_arguments_of_a_decoder_are_refused():
 def test_embeddings_are_gotten_set_resized_and_loaded_as_stocks(case):
     ours, stock = pair(case)
     for model in (ours, stock):
-        assert (model.get_output_embeddings() is None) == (case not in ("pretraining", "masked_lm"))
+        assert (model.get_output_embeddings() is None) == (case not in PREDICTING)
         torch.manual_seed(2)
         resized = model.resize_token_embeddings(105)
         assert resized is model.get_input_embeddings() and resized.num_embeddings == 105
@@ -493,7 +493,7 @@ def test_embeddings_are_gotten_set_resized_and_loaded_as_stocks(case):
         torch.testing.assert_close(tensors(ours(**inputs))[name], value, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("case", ["pretraining", "masked_lm"])
+@pytest.mark.parametrize("case", PREDICTING)
 def test_embeddings_resized_without_their_head_are_named(case):
     model = make(case)
     model.bert.resize_token_embeddings(105)
