@@ -45,12 +45,8 @@ NOTHING = "\u200b"
 
 @pytest.fixture(autouse=True)
 def fresh_process():
-    """What a new process would start with; a run's signal handlers do not outlive it."""
+    """What a new process would start with."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
