@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import hfbert_scratch
 from hfbert_scratch import HFBertConfig
@@ -89,6 +90,13 @@ def pair(case: str, **overrides: Any) -> tuple[transformers.PreTrainedModel, tra
     assert not result.unexpected_keys and set(result.missing_keys) <= {"cls.predictions.decoder.bias"}
     stock.tie_weights()
     return ours, stock.eval()
+
+
+def save_wrapped(model: transformers.PreTrainedModel, directory: Path, prefix: str = "module.") -> None:
+    """Save a checkpoint whose weights have the names a wrapper of the model gives them."""
+    model.save_pretrained(directory)
+    weights = load_file(directory / "model.safetensors")
+    save_file({prefix + k: v for k, v in weights.items()}, directory / "model.safetensors", {"format": "pt"})
 
 
 def batch(case: str = "base", size: int = 3, length: int = 12, seed: int = 0, labels: bool = True) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import CASES, PREDICTING, TINY, batch, make, pair, tensors, tiny_config
-from safetensors.torch import load_file, save_file
+from helpers import CASES, PREDICTING, TINY, batch, make, pair, save_wrapped, tensors, tiny_config
 from torch import nn
 from transformers import BertConfig
 from transformers.integrations import sdpa_attention
@@ -313,9 +312,7 @@ def load_into_stock(model):
 
 def wrapped_names(model, tmp_path):
     directory = tmp_path / type(model).__name__
-    model.save_pretrained(directory)
-    weights = load_file(directory / "model.safetensors")
-    save_file({f"module.{k}": v for k, v in weights.items()}, directory / "model.safetensors", {"format": "pt"})
+    save_wrapped(model, directory)
     return type(model).from_pretrained(directory).num_parameters()
 
 
@@ -595,9 +592,7 @@ def test_what_could_not_be_opened_again_is_not_saved(name, value, tmp_path):
 @pytest.mark.parametrize("case", ["base", "masked_lm"])
 def test_weights_named_by_a_wrapper_are_refused_with_the_remedy(prefix, case, tmp_path):
     model = make(case)
-    model.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    save_file({prefix + k: v for k, v in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_wrapped(model, tmp_path, prefix)
     with pytest.raises(ValueError, match=r"a wrapper of the model named .*; open it with from_pretrained") as refusal:
         type(model).from_pretrained(tmp_path)
     pattern = str(refusal.value).split("key_mapping={'")[1].split("'")[0].replace(r"\\", "\\")
