@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import hfbert_scratch
 from hfbert_scratch import HFBertConfig
@@ -91,6 +92,13 @@ def pair(case: str, **overrides: Any) -> tuple[transformers.PreTrainedModel, tra
     return ours, stock.eval()
 
 
+def save_wrapped(model: transformers.PreTrainedModel, directory: Path, prefix: str = "module.") -> None:
+    """Save a checkpoint whose weights have the names a wrapper of the model gives them."""
+    model.save_pretrained(directory)
+    weights = load_file(directory / "model.safetensors")
+    save_file({prefix + k: v for k, v in weights.items()}, directory / "model.safetensors", {"format": "pt"})
+
+
 def batch(case: str = "base", size: int = 3, length: int = 12, seed: int = 0, labels: bool = True) -> dict[str, Any]:
     """A padded batch with two segments for `case`; the first sequence is full, the last ends in padding."""
     generator = torch.Generator().manual_seed(seed)
@@ -107,7 +115,7 @@ def batch(case: str = "base", size: int = 3, length: int = 12, seed: int = 0, la
     inputs = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": segments * mask}
     if not labels or case == "base":
         return inputs
-    if case in ("pretraining", "masked_lm"):
+    if case in PREDICTING:
         chosen = (torch.rand(shape, generator=generator) < 0.3) & (mask == 1)
         chosen[:, 1] = True
         inputs["labels"] = ids.masked_fill(~chosen, -100)

@@ -17,8 +17,7 @@ import pytest
 import torch
 import transformers
 from corpus_helpers import documents, small_tokenizer
-from helpers import TINY, make, pair
-from safetensors.torch import load_file, save_file
+from helpers import TINY, make, pair, save_wrapped
 from training_helpers import RECIPES, environment
 
 from hfbert_scratch.features.encoder import EncoderInput, encode, encode_inputs, load_encoder, weights_hash
@@ -512,8 +511,6 @@ def test_an_encoder_that_counts_positions_from_the_padding_is_cut_where_its_tabl
 def test_weights_named_by_a_wrapper_are_explained(tmp_path):
     for model in pair("base"):
         directory = tmp_path / type(model).__name__
-        model.save_pretrained(directory)
-        weights = load_file(directory / "model.safetensors")
-        save_file({f"module.{k}": v for k, v in weights.items()}, directory / "model.safetensors", {"format": "pt"})
+        save_wrapped(model, directory)
         with pytest.raises(InputError, match=r"a wrapper of the model named .*\(module\.embeddings"):
             load_encoder(str(directory))

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import CASES, TINY, batch, make, pair, tensors, tiny_config
-from safetensors.torch import load_file, save_file
+from helpers import CASES, PREDICTING, TINY, batch, make, pair, save_wrapped, tensors, tiny_config
 from torch import nn
 from transformers import BertConfig
 from transformers.integrations import sdpa_attention
@@ -313,9 +312,7 @@ def load_into_stock(model):
 
 def wrapped_names(model, tmp_path):
     directory = tmp_path / type(model).__name__
-    model.save_pretrained(directory)
-    weights = load_file(directory / "model.safetensors")
-    save_file({f"module.{k}": v for k, v in weights.items()}, directory / "model.safetensors", {"format": "pt"})
+    save_wrapped(model, directory)
     return type(model).from_pretrained(directory).num_parameters()
 
 
@@ -434,7 +431,7 @@ def test_hooks_see_the_calls_that_they_see_in_stock(case):
     assert sorted(seen[0]) == sorted(seen[1])
 
 
-@pytest.mark.parametrize("case", ["pretraining", "masked_lm"])
+@pytest.mark.parametrize("case", PREDICTING)
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_hook_on_the_heads_changes_the_logits_as_in_stock(case, labels):
     def doubled(module, args, output):
@@ -471,7 +468,7 @@ def test_arguments_of_a_decoder_are_refused():
 def test_embeddings_are_gotten_set_resized_and_loaded_as_stocks(case):
     ours, stock = pair(case)
     for model in (ours, stock):
-        assert (model.get_output_embeddings() is None) == (case not in ("pretraining", "masked_lm"))
+        assert (model.get_output_embeddings() is None) == (case not in PREDICTING)
         torch.manual_seed(2)
         resized = model.resize_token_embeddings(105)
         assert resized is model.get_input_embeddings() and resized.num_embeddings == 105
@@ -493,7 +490,7 @@ def test_embeddings_are_gotten_set_resized_and_loaded_as_stocks(case):
         torch.testing.assert_close(tensors(ours(**inputs))[name], value, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("case", ["pretraining", "masked_lm"])
+@pytest.mark.parametrize("case", PREDICTING)
 def test_embeddings_resized_without_their_head_are_named(case):
     model = make(case)
     model.bert.resize_token_embeddings(105)
@@ -595,9 +592,7 @@ def test_what_could_not_be_opened_again_is_not_saved(name, value, tmp_path):
 @pytest.mark.parametrize("case", ["base", "masked_lm"])
 def test_weights_named_by_a_wrapper_are_refused_with_the_remedy(prefix, case, tmp_path):
     model = make(case)
-    model.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    save_file({prefix + k: v for k, v in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_wrapped(model, tmp_path, prefix)
     with pytest.raises(ValueError, match=r"a wrapper of the model named .*; open it with from_pretrained") as refusal:
         type(model).from_pretrained(tmp_path)
     pattern = str(refusal.value).split("key_mapping={'")[1].split("'")[0].replace(r"\\", "\\")

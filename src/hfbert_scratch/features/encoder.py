@@ -296,7 +296,7 @@ def _resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch to eval mode without gradients; restore every module's mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -341,7 +341,7 @@ def _encode_window(
         size = max(1, batch_tokens // len(window[order[0]].input_ids))
         batches.append(order[:size])
         order = order[size:]
-    with _eval_mode(encoder):
+    with eval_mode(encoder):
         # Launch every batch before reading any result, so that a GPU does not wait for the host.
         outputs = [_forward(encoder, [window[number] for number in batch], layers, pooling) for batch in batches]
         results: list[np.ndarray] = [np.empty(0)] * len(window)

@@ -27,7 +27,7 @@ from ..training.loop import prepare, train
 from ..training.run import Run
 from ..utils.errors import InputError
 from ..utils.files import lock, read_json, write_json, writing
-from .encoder import weights_hash
+from .encoder import eval_mode, weights_hash
 from .word_vectors import WordVectors, cached_word_vectors
 
 
@@ -214,8 +214,12 @@ def tagging_data(
     settings = dataclasses.replace(settings, cache_dir=str(cache_dir / "tokens"))
     with writing(f"the feature cache {cache_dir}", "name another"), lock(cache_dir / ".tokens.lock", wait=True):
         features = {split: task.features(rows, tokenizer, settings) for split, rows in raw.items()}
-    vectors = {split: cached_word_vectors(model, rows, cache_dir, dtype=dtype) for split, rows in features.items()}
-    identity = " ".join([weights_hash(model)[:16], str(dtype), *(rows._fingerprint for rows in features.values())])
+    model_hash = weights_hash(model)
+    vectors = {
+        split: cached_word_vectors(model, rows, cache_dir, model_hash=model_hash, dtype=dtype)
+        for split, rows in features.items()
+    }
+    identity = " ".join([model_hash[:16], str(dtype), *(rows._fingerprint for rows in features.values())])
     return TaggingData(task, raw, vectors, identity)
 
 
@@ -292,9 +296,7 @@ def predict_tags(tagger: FeatureTagger, data: TaggingData, split: str) -> list[l
     tag_ids = np.zeros(len(vectors.known), dtype=np.int64)
     by_length = np.argsort(vectors.lengths, kind="stable")
     by_length = by_length[vectors.lengths[by_length] > 0]
-    training = tagger.training
-    tagger.eval()
-    with torch.inference_mode():
+    with eval_mode(tagger):
         for begin in range(0, len(by_length), _EVAL_BATCH):
             sentences = by_length[begin : begin + _EVAL_BATCH]
             inputs = tagger_inputs(vectors, sentences, layers)
@@ -302,7 +304,6 @@ def predict_tags(tagger: FeatureTagger, data: TaggingData, split: str) -> list[l
             for sentence, padded_ids in zip(sentences, logits.argmax(-1).cpu().numpy(), strict=True):
                 start, end = vectors.offsets[sentence : sentence + 2]
                 tag_ids[start:end] = padded_ids[: end - start]
-    tagger.train(training)
     tags = [names[tag] if known else OUTSIDE for tag, known in zip(tag_ids.tolist(), vectors.known, strict=True)]
     return [tags[start:end] for start, end in zip(vectors.offsets, vectors.offsets[1:], strict=False)]
 

@@ -54,6 +54,7 @@ def cached_word_vectors(
     features: datasets.Dataset,
     cache_dir: Path,
     *,
+    model_hash: str | None = None,
     batch_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
     say: Callable[[str], None] = print,
@@ -67,6 +68,7 @@ def cached_word_vectors(
         model: the frozen encoder.
         features: of a task that tags words.
         cache_dir: directory of the vectors.
+        model_hash: the encoder's `weights_hash`, where the caller has it; None: it is made here.
         batch_tokens: tokens per forward pass; None: a default for the device.
         dtype: the encoder's precision.
         say: prints the one line before encoding.
@@ -78,7 +80,8 @@ def cached_word_vectors(
         OutputError: if the cache cannot be written.
         InputError: if a value exceeds float16.
     """
-    key = hashlib.sha256(f"{weights_hash(model)} {features._fingerprint} {dtype}".encode()).hexdigest()[:24]
+    model_hash = weights_hash(model) if model_hash is None else model_hash
+    key = hashlib.sha256(f"{model_hash} {features._fingerprint} {dtype}".encode()).hexdigest()[:24]
     directory = cache_dir / key
     positions = [np.asarray(row, dtype=np.int64) for row in features["positions"][:]]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in positions])]).astype(np.int64)

@@ -197,8 +197,8 @@ class HFBertConfig(PreTrainedConfig):
             )
         fields = self.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
         for name in kwargs:
-            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.88)
-            if close and name not in fields:
+            close = () if name in fields else difflib.get_close_matches(name, fields, n=1, cutoff=0.88)
+            if close:
                 raise ValueError(f"unknown field {name!r}; did you mean {close[0]!r}?")
 
 

@@ -37,7 +37,6 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype):
         super().__init__()
-        self.weight_shape = linear.weight.shape
         # Not parameters or buffers: they can be neither moved nor saved.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), None)
         self._bias = None if linear.bias is None else linear.bias.detach().to(dtype)
