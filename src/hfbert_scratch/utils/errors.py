@@ -105,7 +105,7 @@ def _run(main: Callable[[], None]) -> None:
 
 
 def _exit_code_file() -> Path | None:
-    """Return the file for this process's exit code, which a launcher does not pass on to `hfbert`; None without one."""
+    """Return the file for this process's exit code, which no launcher passes on to `hfbert`; None without one."""
     directory = os.environ.pop(EXIT_CODES, None)
     if directory is None:
         return None
