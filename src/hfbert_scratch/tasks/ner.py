@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
-from .data import SUFFIXES, Columns, check_single, format_suffix, read_file
 from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, token_ids
 from .labels import are_unnamed, check_user_classes, label_maps, match_model_classes, warn_of_similar
 from .ner_files import OUTSIDE, TAG, is_tagged, list_column, offsets, read_columns, refuse_numbers, tag_ids, tags_of
 from .notes import warn
+from .tables import SUFFIXES, Columns, check_single, format_suffix, read_file
 from .task import Defaults, Task, metric_scores, write_lines
 
 

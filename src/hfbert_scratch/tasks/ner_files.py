@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..utils.errors import InputError, one_line
-from .data import check_single, read_text
 from .labels import as_number, class_ids
 from .notes import leave_out, warn
+from .tables import check_single, read_text
 
 
 OUTSIDE = "O"

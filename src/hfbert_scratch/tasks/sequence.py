@@ -1,5 +1,6 @@
 """Classification and regression of a text or a pair of texts: the shape of GLUE's tasks, and the user's own."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from ..utils.errors import InputError
-from .data import Columns, check_strings, read_file
 from .encoding import (
     INPUT_FEATURES,
     FeatureSettings,
@@ -41,6 +41,7 @@ from .labels import (
     warn_of_similar,
 )
 from .notes import leave_out, warn
+from .tables import Columns, check_strings, read_file
 from .task import Task, metric_scores, write_predicted
 
 
@@ -85,7 +86,8 @@ class SequenceTask(Task):
         for split, table in tables.items():
             if "label" not in table.column_names and not split.startswith("test"):
                 raise InputError(
-                    f"split {split} of {self.name} has no label column; to predict it, name it --test_file"
+                    f"split {split} of {self.name} has no label column; name yours: --columns label=NAME; to predict "
+                    "the split, name it --test_file"
                 )
         check_user_classes(self.name, user_classes, self.classes)
         if self.is_regression:
@@ -126,6 +128,7 @@ class SequenceTask(Task):
         for text in self.texts:
             if text in table.column_names:
                 columns[text] = check_strings(table.column(text), f"{location}: column {text!r}")
+                _warn_of_blank_texts(columns[text], f"{location}: column {text!r}")
                 features[text] = datasets.Value("string")
         if "label" in table.column_names:
             label = table.column("label")
@@ -280,6 +283,13 @@ class SequenceTask(Task):
         return write_predicted(directory, split, predictions)
 
 
+def _warn_of_blank_texts(texts: pa.Array, location: str) -> None:
+    """Warn of texts without a character that can be seen, which leave a model nothing to tell apart."""
+    blank = [row for row, text in enumerate(texts.to_pylist()) if not _INVISIBLE.sub("", text)]
+    if blank:
+        warn(f"{location} is blank in {len(blank)} of {len(texts)} rows, first in row {blank[0]}")
+
+
 def _single_labels(label: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
     """Return the labels if every row has one value."""
     if pa.types.is_nested(label.type):
@@ -290,6 +300,8 @@ def _single_labels(label: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
     return label
 
 
+# White space, and what BERT's tokenizers drop as control or format characters: zero-width spaces, soft hyphens…
+_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
 _OR_LIST_NEGATIVE = "; if negative numbers are classes, list them, as --class_names -1 0 1"
 _NLI_CLASSES = {"entailment", "neutral", "contradiction"}
 # SNLI's and MNLI's mark of an example without agreement among the annotators.

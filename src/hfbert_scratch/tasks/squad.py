@@ -18,11 +18,20 @@ import torch.nn.functional as F
 
 from ..metrics.squad_scoring import best_threshold, score_v2
 from ..utils.errors import InputError
-from .data import Columns, check_single, check_strings, columns_of_rows, json_rows, read_file, table_of
 from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, plain_backend, token_ids
 from .notes import leave_out, warn
 from .squad_files import check_answers, has_text, is_nested, locate, nested_rows, without_plausible_answers
 from .squad_spans import N_BEST_SIZE, Answers, Span, answer_tokens, best_spans, max_context_windows, n_best, windows
+from .tables import (
+    Columns,
+    check_single,
+    check_strings,
+    columns_of_rows,
+    format_suffix,
+    json_rows,
+    read_file,
+    table_of,
+)
 from .task import Defaults, Task, metric_scores, write_lines
 
 
@@ -59,7 +68,7 @@ class SquadTask(Task):
     # Loading.
 
     def read(self, path: Path, columns: Columns) -> pa.Table:
-        if not {".json", ".jsonl"} & {*path.suffixes[-2:]}:
+        if format_suffix(path) not in (".json", ".jsonl", ".ndjson"):
             return read_file(path, columns, self.optional_columns)
         rows = json_rows(path)
         if is_nested(rows):

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from ..utils.errors import InputError
-from .data import Columns, check_strings
 from .encoding import (
     INPUT_FEATURES,
     FeatureSettings,
@@ -23,6 +22,7 @@ from .encoding import (
 )
 from .labels import class_ids, refuse_unlabelled
 from .notes import warn
+from .tables import Columns, check_strings
 from .task import Defaults, Task, metric_scores, write_predicted
 
 

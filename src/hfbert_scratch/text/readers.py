@@ -16,7 +16,7 @@ from pathlib import Path
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
 from .rows import open_parquet, parse_row, require_column
-from .streams import decode, open_file, read_lines, read_pieces
+from .streams import COMPRESSIONS, decode, open_file, read_lines, read_pieces
 
 
 # A longer document (a file without blank lines, one huge line) is cut into several, so that memory stays bounded and
@@ -26,7 +26,6 @@ MAX_DOCUMENT = 1 << 22
 MAX_LINE = 1 << 20
 
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ENCODING_ERRORS = ("strict", "replace")
 
 # Ends of error messages.
