@@ -799,6 +799,30 @@ def test_prediction_file(tmp_path):
 # --------------------------------------------------------------------------------------------------- multiple choice
 
 
+def test_endings_may_stand_in_one_column(tmp_path, capsys):
+    lists = [
+        {"ctx_a": "a", "ctx_b": "b", "endings": ["c", "d", "e", "f"], "label": "1"},
+        {"sent1": "a", "sent2": "b", "endings": ["c", "d", "e", "f"], "label": 1.0},
+        {"sent1": "a", "sent2": "b", "endings": ["c", "d", "e", "f"], "label": 1, "ending4": "x"},
+    ]
+    for row in lists:
+        assert load_rows("swag", tmp_path, [row]).to_list() == [ENDINGS | {"label": 1}]
+    assert not get_task("swag").is_labelled(load_rows("swag", tmp_path, [lists[0] | {"label": ""}], "test"))
+    load_rows("swag", tmp_path, [ENDINGS | {"ending2": " "}])
+    assert "column 'ending2' is blank in 1 of 1 rows" in capsys.readouterr().out
+    for change, message in (
+        ({"endings": ["c", "d", "e"]}, "row 1: column 'endings' holds 3 endings; it must hold 4"),
+        ({"endings": None}, "row 1: column 'endings' holds None for a list; it must hold 4"),
+        ({"label": 4}, "row 1: unknown label 4; it must be 0, 1, 2, 3, the number of the right ending"),
+        ({"label": None}, "row 1 has no label"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_rows("swag", tmp_path, [lists[2], lists[2] | change])
+    for label in (True, "A", [1], [0, 1, 0, 0]):
+        with pytest.raises(InputError, match="holds true and false|unknown label 'A'|not one value a row"):
+            load_rows("swag", tmp_path, [lists[1] | {"label": label}])
+
+
 def test_swag_end_to_end(tmp_path, tokenizer):
     texts = documents(12, seed=5, sentences=(1, 1))
     names = list(ENDINGS)[:-1]

@@ -1,6 +1,5 @@
 """Classification and regression of a text or a pair of texts: the shape of GLUE's tasks, and the user's own."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from .labels import (
     warn_of_similar,
 )
 from .notes import leave_out, warn
-from .tables import Columns, check_strings, read_file
+from .tables import Columns, check_strings, read_file, warn_of_blanks
 from .task import Task, metric_scores, write_predicted
 
 
@@ -128,7 +127,7 @@ class SequenceTask(Task):
         for text in self.texts:
             if text in table.column_names:
                 columns[text] = check_strings(table.column(text), f"{location}: column {text!r}")
-                _warn_of_blank_texts(columns[text], f"{location}: column {text!r}")
+                warn_of_blanks(columns[text], f"{location}: column {text!r}")
                 features[text] = datasets.Value("string")
         if "label" in table.column_names:
             label = table.column("label")
@@ -283,13 +282,6 @@ class SequenceTask(Task):
         return write_predicted(directory, split, predictions)
 
 
-def _warn_of_blank_texts(texts: pa.Array, location: str) -> None:
-    """Warn of texts without a character that can be seen, which leave a model nothing to tell apart."""
-    blank = [row for row, text in enumerate(texts.to_pylist()) if not _INVISIBLE.sub("", text)]
-    if blank:
-        warn(f"{location} is blank in {len(blank)} of {len(texts)} rows, first in row {blank[0]}")
-
-
 def _single_labels(label: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
     """Return the labels if every row has one value."""
     if pa.types.is_nested(label.type):
@@ -300,8 +292,6 @@ def _single_labels(label: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
     return label
 
 
-# White space, and what BERT's tokenizers drop as control or format characters: zero-width spaces, soft hyphens…
-_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
 _OR_LIST_NEGATIVE = "; if negative numbers are classes, list them, as --class_names -1 0 1"
 _NLI_CLASSES = {"entailment", "neutral", "contradiction"}
 # SNLI's and MNLI's mark of an example without agreement among the annotators.

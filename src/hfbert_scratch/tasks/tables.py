@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ Columns = Mapping[str, Sequence[str]]
 
 # A packed file can unpack to a thousand times its size, and is read as a whole.
 MAX_UNPACKED = 1 << 31
+# White space, and what BERT's tokenizers drop as control or format characters: zero-width spaces, soft hyphens…
+_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
@@ -83,15 +86,24 @@ def table_of(values: Mapping[str, list], location: str) -> pa.Table:
         try:
             arrays[name] = pa.array(column)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-            types = [type(value) for value in column if value is not None]
-            odd = next(
-                (row for row, value in enumerate(column) if value is not None and type(value) is not types[0]), -1
-            )
-            reason = f"row {odd} holds {column[odd]!r}, other rows {types[0].__name__}"
-            raise InputError(
-                f"{location}: column {name!r} cannot be used: {reason if odd >= 0 else one_line(error)}"
-            ) from None
+            reason = _odd_value(column) or one_line(error)
+            raise InputError(f"{location}: column {name!r} cannot be used: {reason}") from None
     return pa.table(arrays)
+
+
+def _odd_value(column: list) -> str | None:
+    """Name the first value of a column that has another type than the first."""
+    row, first = next((row, value) for row, value in enumerate(column) if value is not None)
+    for other, value in enumerate(column[row:], start=row):
+        if value is not None and type(value) is not type(first):
+            return f"row {other} holds {value!r}, other rows {type(first).__name__}"
+    for other, value in enumerate(column[row:], start=row):
+        try:
+            pa.array([first, value])
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            beside = f", row {row} {first!r}" if other > row else ""
+            return f"row {other} holds {value!r}{beside} ({one_line(error)})"
+    return None
 
 
 def check_strings(values: pa.ChunkedArray | pa.Array, location: str) -> pa.Array:
@@ -102,6 +114,13 @@ def check_strings(values: pa.ChunkedArray | pa.Array, location: str) -> pa.Array
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise InputError(f"{location} holds {one_line(values.type)}, not text; row 0 is {values[0].as_py()!r}")
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def warn_of_blanks(texts: pa.Array, location: str) -> None:
+    """Warn of texts without a character that can be seen, which leave a model nothing to tell apart."""
+    blank = [row for row, text in enumerate(texts.to_pylist()) if not _INVISIBLE.sub("", text)]
+    if blank:
+        warn(f"{location} is blank in {len(blank)} of {len(texts)} rows, first in row {blank[0]}")
 
 
 def check_single(values: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
