@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import unicodedata
@@ -183,6 +184,36 @@ def test_lines_that_end_with_cr_alone(tmp_path, monkeypatch, suffix):
     assert read(tmp_path / "v.txt") == ["a\rb\nc"]
 
 
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff", "\u2060 ", "\u00a0", "\u2028", "\x0c", "\u3000\u200b"])
+def test_a_line_without_a_visible_character_is_blank(tmp_path, blank):
+    path = tmp_path / "t.txt"
+    path.write_text(f"{blank}\none\n{blank}\ntwo\n{blank}\n{blank}\nthr{blank}ee\n{blank}", newline="")
+    assert read(path) == ["one\n", "two\n", f"thr{blank}ee\n"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1e"])
+def test_a_file_without_line_ends_but_other_separators_is_named(tmp_path, separator):
+    path = tmp_path / "t.txt"
+    path.write_text(separator.join(f"line {number}" for number in range(11)))
+    code = f"U+{ord(separator):04X}"
+    with pytest.raises(InputError, match=rf"has no line ends, but 10 times {re.escape(code)}; .* < FILE") as error:
+        read(path)
+    command = re.search(r'python -c "(.*)" <', str(error.value))[1]
+    done = subprocess.run([sys.executable, "-c", command], input=path.read_bytes(), capture_output=True, check=True)
+    assert done.stdout.decode().splitlines() == [f"line {number}" for number in range(11)]
+    path.write_text(separator.join("ab") + "\n")
+    assert len(read(path)) == 1
+    path.write_text(separator * 100)
+    assert read(path) == []
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.csv", "t.tsv.gz", "T.JSON"])
+def test_rows_are_not_read_as_plain_text(tmp_path, name):
+    (tmp_path / name).write_bytes(b"a")
+    with pytest.raises(InputError, match=r"holds rows, not plain text; write it as .jsonl .* or name it .txt"):
+        read(tmp_path / name)
+
+
 @pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
 @pytest.mark.parametrize("text", ["A plain line.\n", "Это простая строка.\n", "यह एक पंक्ति है।\n", "这是 1 行。\n"])
 def test_wide_encodings_are_named_with_and_without_byte_order_mark(tmp_path, encoding, text):
@@ -313,6 +344,10 @@ def test_a_200_mb_line_in_bounded_memory(tmp_path):
         ("约３．１４です．次は“走。”）好｡", ["约３．１４です．", "次は“走。”）", "好｡"]),
         ("Např. škola. Šest. Він є. їх є. Є", ["Např. škola.", "Šest.", "Він є. їх є.", "Є"]),
         ("วันนี้อากาศดีมากทุกคน เด็ก ๆ เล่นน้ำ", ["วันนี้อากาศดีมากทุกคน", "เด็ก ๆ เล่นน้ำ"]),
+        (
+            "One.\0 Two.\u200f \u202bThree.\u200b\u202c Four",
+            ["One.\0", "Two.\u200f", "\u202bThree.\u200b\u202c", "Four"],
+        ),
         # A full stop that also abbreviates, with no blank after it.
         ("پی۔ٹی۔وی دیکھو۔وہ قلم ہے۔کیا؟ہاں۔", ["پی۔ٹی۔وی دیکھو۔", "وہ قلم ہے۔", "کیا؟", "ہاں۔"]),
         ("ڈاکٹر اے۔ پی۔ جے کلام ۳۔۵ ماہ رہے۔ گئے۔", ["ڈاکٹر اے۔ پی۔ جے کلام ۳۔۵ ماہ رہے۔", "گئے۔"]),

@@ -91,7 +91,9 @@ _VERSE_ENDS = "\u0964\u0965\u0f0d\u0f0e"
 _ARMENIAN, _ETHIOPIC, _CHINESE_OR_JAPANESE = "\u0531-\u058f", "\u1200-\u139f", "\u3041-\u30ff\u3400-\u9fff"
 # The scripts in which a sentence begins with another letter than a word: Latin, Greek, Cyrillic, Armenian.
 _LOWER_CASE = "".join(filter(str.islower, map(chr, [*range(0x590), *range(0x1E00, 0x2000)])))
-_NEXT_WORD = rf"""['"‘“„«‹»›(\[{{¿¡—-]* (?: (?<= [«‹] ) [^\S\n] )? [^\W_{_LOWER_CASE}]"""
+# Without a width: NUL, zero-width spaces and joiners, marks of direction.
+_INVISIBLE = "\0\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_NEXT_WORD = rf"""['"‘“„«‹»›(\[{{¿¡—{_INVISIBLE}-]* (?: (?<= [«‹] ) [^\S\n] )? [^\W_{_LOWER_CASE}]"""
 # Quotes and brackets that close, but for the quotes that may as well open. Before white space, all close.
 _CLOSING = r"’”»›)\]}」』）》】〉〕］｝｣〗〙〛"
 # Words that carry a quotation on (rule 4), without those that begin like one.
@@ -117,7 +119,7 @@ _BORDER = re.compile(
     [{_STOPS}{_SCRIPT_STOPS};:፡{_UNSPACED}]
     (?: (?<! [;:፡{_UNSPACED}] ) (?<! [{_STOPS}] {_STOP} ) (?! {_GOES_ON} ) {_STOP}*
         (?: {_SCRIPT_END} (?: ['"{_CLOSING}]+ (?!\S) | [{_CLOSING}]* [{_SCRIPT_STOPS}]* ) {_VERSE_NUMBER}
-          | ['"“‘«‹{_CLOSING}]* (?: [^\S\n] [»›] )? [^\S\n]+ (?= {_NEXT_WORD} )
+          | ['"“‘«‹{_CLOSING}{_INVISIBLE}]* (?: [^\S\n] [»›] )? [^\S\n]+ (?= {_NEXT_WORD} )
         )
       | (?<= [{_GREEK}] ; ) [^\S\n]+ (?= {_NEXT_WORD} (?<= [{_GREEK}] ) )
       | (?<= [{_ARMENIAN}] : ) [^\S\n]+ (?= {_NEXT_WORD} (?<= [{_ARMENIAN}] ) )
