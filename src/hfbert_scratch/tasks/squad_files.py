@@ -4,7 +4,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 from unicodedata import normalize
 
 from ..utils.errors import InputError
@@ -147,6 +148,10 @@ def _place(start: Any) -> int:
     return int(number)
 
 
+def _stands_in_form(form: Literal["NFC", "NFD"], context: str, text: str, start: int) -> bool:
+    return normalize(form, context).startswith(normalize(form, text), start)
+
+
 # Other ways to count answer_start: name → whether an answer stands at its start by that count. Of equal ones the
 # first counts.
 _COUNTS: dict[str, Callable[[str, str, int], bool]] = {
@@ -157,12 +162,8 @@ _COUNTS: dict[str, Callable[[str, str, int], bool]] = {
     "counts every line end as two characters": lambda context, text, start: (
         context.replace("\r\n", "\n").replace("\n", "\r\n").startswith(text, start)
     ),
-    **{
-        f"counts the characters of Unicode's form {form}": lambda context, text, start, form=form: normalize(
-            form, context
-        ).startswith(normalize(form, text), start)
-        for form in ("NFC", "NFD")
-    },
+    "counts the characters of Unicode's form NFC": partial(_stands_in_form, "NFC"),
+    "counts the characters of Unicode's form NFD": partial(_stands_in_form, "NFD"),
     "is right, but the text has another case": lambda context, text, start: (
         context[start : start + len(text)].casefold() == text.casefold()
     ),
