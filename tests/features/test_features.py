@@ -287,7 +287,7 @@ def test_text_files_give_their_lines_and_pairs(tmp_path):
     [
         ("a.txt", b"", "holds no texts"),
         ("a.txt", b"good\nb\xffd\n", "line 2, byte 6, is not valid UTF-8"),
-        ("a.txt.gz", b"not gzip", "truncated or damaged"),
+        ("a.txt.gz", b"not gzip", "is not packed with gzip; take .gz from its name"),
         ("a.txt.gz", gzip.compress(b"good\n" * 50, mtime=0)[:-6], "truncated or damaged"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 is a list"),

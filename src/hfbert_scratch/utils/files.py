@@ -99,7 +99,10 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno})") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise InputError(
+            f"{where} is not JSON ({error.msg.removesuffix(' at')} at {line}column {error.colno})"
+        ) from None
     except ValueError as error:  # a number of thousands of digits
         raise InputError(f"{where} cannot be read ({error})") from None
     except RecursionError:
