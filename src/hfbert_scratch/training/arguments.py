@@ -117,7 +117,7 @@ class TrainingArguments:
     )
     trackers: list[str] = argument(
         ["tensorboard"],
-        help="accelerate's trackers: tensorboard, wandb, trackio…; none",
+        help="accelerate's trackers: tensorboard and trackio work offline; wandb…; none",
         group="log, checkpoints, end",
     )
 

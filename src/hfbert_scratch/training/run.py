@@ -160,16 +160,15 @@ class Run:
     def start_bar(self) -> None:
         """Show the progress bar: by steps, or by time where the schedule goes by time."""
         by_time = self.arguments.schedule == "time"
-        self.bar.start(60 * self.arguments.max_time if by_time else self.arguments.max_steps, self._done)
-        self.update_bar()
+        self.bar.start(60 * self.arguments.max_time if by_time else self.arguments.max_steps, *self._position())
 
     def update_bar(self) -> None:
         """Move the bar to the current step."""
-        self.bar.update(self._done, f"{self.progress.step}/{self.arguments.max_steps}")
+        self.bar.update(*self._position())
 
-    @property
-    def _done(self) -> float:
-        return self.stopping.seconds() if self.arguments.schedule == "time" else self.progress.step
+    def _position(self) -> tuple[float, str]:
+        step, by_time = self.progress.step, self.arguments.schedule == "time"
+        return self.stopping.seconds() if by_time else step, f"{step}/{self.arguments.max_steps}"
 
     # Resume and checkpoints
 
@@ -271,7 +270,9 @@ class Run:
     def start_trackers(self) -> None:
         """Open the trackers the arguments name."""
         config = {key: str(value) for key, value in dataclasses.asdict(self.arguments).items()}
-        self.accelerator.init_trackers("hfbert", config=config)
+        # A run that is continued goes on under its name in the project.
+        trackio = {"name": str(self.directory), "resume": "allow", "embed": False}
+        self.accelerator.init_trackers("hfbert", config=config, init_kwargs={"trackio": trackio})
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append one line of metrics at the current step to log.jsonl and send it to the trackers."""

@@ -65,12 +65,14 @@ class TrainingBar:
         self._bar: tqdm | None = None
         self._parts = {"position": "", "loss": "", "score": ""}
 
-    def start(self, total: float, done: float) -> None:
-        """Show the bar of a run that has come to `done` and ends at `total`, in whatever `update` counts."""
+    def start(self, total: float, done: float, position: str) -> None:
+        """Show the bar of a run that has come to `done`, called `position`, and ends at `total`, in any unit."""
+        self._parts["position"] = position
         if self._enabled and self._bar is None:
             self._bar = tqdm(
                 total=total,
                 initial=done,
+                desc=self._text,
                 bar_format="{percentage:3.0f}%|{bar}| {desc} eta {remaining}",
                 dynamic_ncols=True,
                 leave=False,
@@ -87,7 +89,7 @@ class TrainingBar:
         """Replace parts of the text beside the bar: `position`, `loss`, `score`."""
         self._parts |= parts
         if self._bar is not None:
-            self._bar.set_description_str(" ".join(filter(None, self._parts.values())), refresh=False)
+            self._bar.set_description_str(self._text, refresh=False)
 
     def print(self, text: str) -> None:
         """Print to standard output, above the bar."""
@@ -96,6 +98,10 @@ class TrainingBar:
         else:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+    @property
+    def _text(self) -> str:
+        return " ".join(filter(None, self._parts.values()))
 
     def close(self) -> None:
         """Remove the bar."""
