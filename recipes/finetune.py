@@ -1,8 +1,8 @@
 """Fine-tune a checkpoint on a task of the paper, or on your own data in the shape of one.
 
-    python recipes/finetune.py --task mrpc --model runs/pretrain/model --output_dir runs/mrpc
-    python recipes/finetune.py --task squad --model bert-base-uncased --data_dir data/squad --output_dir runs/squad
-    accelerate launch --multi_gpu --num_processes 4 recipes/finetune.py --task all-glue --model … --output_dir …
+    hfbert finetune --task mrpc --model runs/pretrain/model --output_dir runs/mrpc
+    hfbert finetune --task squad --model bert-base-uncased --data_dir data/squad --output_dir runs/squad
+    hfbert finetune --num_processes 4 --task all-glue --model … --output_dir …
 
 prints and records a summary of the data, and writes into output_dir: model/ (the step that is best on validation;
 opens with pipeline("text-classification") or the task's Auto class), results.json (scores, also class by class),
@@ -15,7 +15,7 @@ Tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli, all-glue, squad squad_v2, swa
 own: custom-classification, custom-pair, custom-regression, custom-qa, custom-ner. Hyperparameters default to the
 task's.
 Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes.
-Does not support: feature-based NER (feature_based_ner.py), model parallelism.
+Does not support: feature-based NER (hfbert ner-features), model parallelism.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
 checkpoint.
@@ -48,7 +48,7 @@ DIRECTORIES = {"cola": "CoLA", "sst2": "SST-2", "stsb": "STS-B"}
 @command_line
 def main() -> None:
     """Parse and run."""
-    arguments = parse_arguments(FinetuningArguments, configs=Path(__file__).parent / "configs", description=__doc__)
+    arguments = parse_arguments(FinetuningArguments, description=__doc__)
     if arguments.estimate:
         estimate(arguments)
         return

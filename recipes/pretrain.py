@@ -1,6 +1,6 @@
 """Pretrain a BERT on a corpus: masked LM and next sentence prediction, from scratch or from a checkpoint.
 
-    accelerate launch recipes/pretrain.py --config tiny --corpus runs/corpus --tokenizer runs/tokenizer \\
+    hfbert pretrain --config tiny --corpus runs/corpus --tokenizer runs/tokenizer \\
         --output_dir runs/pretrain
 
 leaves in output_dir: model/ (opens with AutoModelForPreTraining, …ForMaskedLM and every other Auto class, with or
@@ -47,6 +47,7 @@ from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line, one_line
 from hfbert_scratch.utils.plots import LiveCurves, draw_curves
+from hfbert_scratch.utils.quantities import count_text
 
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -56,8 +57,8 @@ CONFIGS = Path(__file__).parent / "configs"
 class PretrainingArguments(TrainingArguments, PretrainingDataArguments, EstimateArguments):
     """The command line."""
 
-    corpus: str = argument(help="directory written by build_corpus.py")
-    tokenizer: str = argument(help="directory written by train_tokenizer.py; must be the corpus's")
+    corpus: str = argument(help="directory written by hfbert corpus")
+    tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
     model: str | None = argument(
         None, help="checkpoint to start from, ours or stock bert; default: from scratch", group="model"
     )
@@ -313,10 +314,10 @@ def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> Non
     total = f"as many steps as {run.arguments.max_time:g} minutes hold"
     peak = f"peak {derived['peak_flops'] / 1e12:.2f} TFLOP/s ({derived['peak_source']})"
     if "total_tokens" in derived:
-        total = f"{derived['total_tokens'] / 1e6:.1f} M tokens in all = {derived['epochs']} epochs"
+        total = f"{count_text(derived['total_tokens'])} tokens in all = {derived['epochs']} epochs"
         peak = f"{derived['total_flops']:.2e} FLOPs, {clock(derived['seconds_at_peak'])} at the {peak}"
     run.print(
-        f"{derived['parameters'] / 1e6:.2f} M parameters, {derived['tokens_per_step']} tokens a step, {total}\n"
+        f"{count_text(derived['parameters'], 2)} parameters, {derived['tokens_per_step']} tokens a step, {total}\n"
         f"{derived['device']}, {run.accelerator.num_processes} process(es), precision {run.settings['precision']}, "
         f"attention {derived['attention']}\n"
         f"{peak}\n"

@@ -1,7 +1,7 @@
 """The paper's search for hyperparameters: learning rate × batch size × epochs × seeds, chosen on validation.
 
-    python recipes/sweep.py --task rte --model runs/pretrain/model --data_dir data/rte --output_dir runs/rte-sweep
-    accelerate launch --multi_gpu --num_processes 8 recipes/sweep.py --task mrpc --model … --output_dir …
+    hfbert sweep --task rte --model runs/pretrain/model --data_dir data/rte --output_dir runs/rte-sweep
+    hfbert sweep --num_processes 8 --task mrpc --model … --output_dir …
 
 writes into output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
 setting; trials that learnt only the most frequent answer are marked), sweep.png, and trials/<name>/. A trial is scored
@@ -9,7 +9,7 @@ at its last step. Under a launcher every process runs trials of its own, each on
 Killed at any moment, the same command goes on with the unfinished trials; one that was running starts again
 (--keep_checkpoints 1: continues).
 
-Supports: every task of finetune.py but all-glue; seeds decide the new head, the order of the data and dropout.
+Supports: every task of hfbert finetune but all-glue; seeds decide the new head, the order of the data and dropout.
 Does not support: one trial on several GPUs.
 
 Exit codes: 0 done, 2 unusable input, 6 another sweep's directory, 7 output, 75 stopped by a signal.
@@ -80,7 +80,7 @@ class SweepArguments(FinetuningArguments):
 @command_line
 def main() -> None:
     """Parse, run the trials that are left, and write the table when all are done."""
-    arguments = parse_arguments(SweepArguments, configs=Path(__file__).parent / "configs", description=__doc__)
+    arguments = parse_arguments(SweepArguments, description=__doc__)
     is_first, processes = is_first_process(), int(os.environ.get("WORLD_SIZE", "1"))
     leave_the_launchers_group()
     if arguments.task == "all-glue":
@@ -237,16 +237,16 @@ def summarize(
             "trials": trials,
         },
     )
-    table = markdown(task.main_metric, rows, baseline, task.score_scale)
+    table = markdown(task.metric_label(task.main_metric), rows, baseline, task.score_scale)
     write_text(directory / "sweep.md", table)
     if finished:
         draw_sweep(trials, task.main_metric, baseline, directory / "sweep.png")
     print(table)
     if best:
         print(
-            f"best trial: {best['score']:.4f}; its model: finetune.py --task {task.name} --model {arguments.model} "
-            f"--learning_rate {best['learning_rate']:g} --batch_size {best['batch_size']} --epochs {best['epochs']:g} "
-            f"--seed {best['seed']}"
+            f"best trial: {best['score']:.4f}; its model: hfbert finetune --task {task.name} "
+            f"--model {arguments.model} --learning_rate {best['learning_rate']:g} "
+            f"--batch_size {best['batch_size']} --epochs {best['epochs']:g} --seed {best['seed']}"
         )
 
 

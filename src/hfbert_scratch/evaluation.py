@@ -236,7 +236,7 @@ def load_for_task(
     model, new = open_model(getattr(transformers, task.head), name, overrides, new_head=raw is not None)
     if raw is None and new:
         raise InputError(
-            f"--model {name} is not fine-tuned for {task.name}: it has no {new[0]}; run finetune.py first"
+            f"--model {name} is not fine-tuned for {task.name}: it has no {new[0]}; run hfbert finetune first"
         )
     return model, new
 

@@ -59,7 +59,7 @@ def open_task(arguments: FinetuningArguments) -> TaskData:
     task = get_task(arguments.task)
     if "train" not in task.splits:
         raise InputError(
-            f"{task.name} has only a test set; predict it with evaluate_model.py and a model trained on mnli"
+            f"{task.name} has only a test set; predict it with hfbert evaluate and a model trained on mnli"
         )
     check_directory(arguments.model)
     data = TaskData(task, arguments, load_tokenizer(arguments.model), arguments.feature_settings(task))
@@ -106,9 +106,9 @@ def fine_tune(
         if save_model:
             results["predictions"] = finetuning.write(results)
         run.write_record(status="done", results=results["scores"], data=finetuning.summary)
-        main = results["main_metric"]
+        value = results["main_metric"]["value"]
         verdict = ", no better than the most frequent answer" if results["degenerate"] else ""
-        run.print(f"{data.task.name}: {main['name']} {main['value']:.4f} on validation{verdict}; see {run.directory}")
+        run.print(f"{data.task.name}: {finetuning.label} {value:.4f} on validation{verdict}; see {run.directory}")
     return results
 
 
@@ -166,6 +166,7 @@ class _Finetuning:
         self.model, self.optimizer, _ = prepare(run, model)
         self.unwrapped = run.accelerator.unwrap_model(self.model)
         self.metric = f"eval_{self.task.main_metric}"
+        self.label = self.task.metric_label(self.task.main_metric)
         self.predictions: dict[str, Any] = {}
         self.final_step: int | None = arguments.max_steps  # the step whose weights are scored and saved
         self.run.best_by = (self.metric, max)
@@ -198,8 +199,8 @@ class _Finetuning:
             run.print("\n".join(self.data.describe(list(self.data.raw))[1]))
         run.print(
             f"{self.plan()}\n"
-            f"{self.task.main_metric} of the most frequent answer on {len(self.data.raw['validation'])} validation "
-            f"examples: {self.baseline[self.task.main_metric]:.4f}"
+            f"{self.label} of the most frequent answer on {len(self.data.raw['validation'])} validation examples: "
+            f"{self.baseline[self.task.main_metric]:.4f}"
         )
         pooler = [name for name in new_weights if "pooler" in name]
         if pooler:
@@ -261,15 +262,15 @@ class _Finetuning:
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         earlier = [entry[self.metric] for entry in self.run.history if self.metric in entry]
         self.run.print(
-            f"validation: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
+            f"validation: {' '.join(f'{self.task.metric_label(name)} {value:.4f}' for name, value in scores.items())}"
             + (" (best so far)" if metrics[self.metric] > max(earlier, default=-math.inf) else "")
         )
         self.run.bar.show(score=self._short(metrics[self.metric]))
         return metrics
 
     def _short(self, value: float | None = None) -> str:
-        name = self.task.main_metric
-        return f"{name} {'?' if value is None else f'{value:.4f}'} (most frequent {self.baseline[name]:.4f})"
+        shown = "?" if value is None else f"{value:.4f}"
+        return f"{self.label} {shown} (most frequent {self.baseline[self.task.main_metric]:.4f})"
 
     def _draw_curves(self) -> None:
         name = self.task.main_metric

@@ -71,7 +71,7 @@ def check_files(path: Path) -> None:
                 "ELECTRA's are, not those of RoBERTa and XLM-R"
             )
         if not isinstance(vocab, dict):
-            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of train_tokenizer.py's")
+            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of hfbert tokenizer's")
         _check_special_tokens(serialized, set(vocab))
     if vocabulary.is_file():
         tokens = _check_vocabulary_lines(vocabulary)

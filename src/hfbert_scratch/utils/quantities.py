@@ -1,15 +1,16 @@
 """Write counts and sizes in the unit that suits them."""
 
 
-def count_text(number: float) -> str:
+def count_text(number: float, digits: int = 1) -> str:
     """Write a count: exactly below a million, then in millions (M) or billions (B).
 
     Args:
         number: 812345 is "812,345", 1234567 is "1.2 M", 3.3e9 is "3.3 B".
+        digits: decimal places of millions and billions.
     """
     if number < 1e6:
         return f"{round(number):,}"
-    return f"{number / 1e9:.1f} B" if number >= 999.95e6 else f"{number / 1e6:.1f} M"
+    return f"{number / 1e9:.{digits}f} B" if number >= 999.95e6 else f"{number / 1e6:.{digits}f} M"
 
 
 def size_text(num_bytes: float) -> str:
