@@ -1,6 +1,6 @@
 """Print what a bug report needs: versions, system, processor, GPUs, and what a run would choose here.
 
-    python recipes/describe_environment.py
+    hfbert env
 
 Supports: machines on which torch or this package cannot be imported; the reason is printed. Nothing is sent anywhere,
 and no token, user name or path is printed.

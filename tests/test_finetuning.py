@@ -145,6 +145,9 @@ def test_evaluate_repeats_the_runs_scores_and_predictions(trained, data, tmp_pat
         line |= {"precision": "float32", "cache_dir": data[kind] / "cache"}
         assert call(monkeypatch, "evaluate_model", command(line)) == 0
         here, there = read(tmp_path / kind / "results.json"), read(trained(kind) / "results.json")
+        name, baseline = there["main_metric"]["name"], there["majority_baseline"]["validation"]
+        value = f"{there['main_metric']['value']:.4f}"
+        assert f"{name} {value} ({baseline[name]:.4f})" in capsys.readouterr().out, "the most frequent answer beside"
         expected = {name: value for name, value in there["scores"]["validation"].items() if name != "loss"}
         assert here["scores"]["validation"] == pytest.approx(expected, rel=1e-4)
         for path in (trained(kind) / "predictions").glob("predictions_*"):
@@ -527,7 +530,9 @@ def test_your_own_data_with_your_own_columns(model, tmp_path, monkeypatch):
     # As a script, in whose directory there is a file with the name of a library.
     code, printed = finish(start("evaluate_model", command(shown)))
     assert code == 0, printed
-    assert read(tmp_path / "scored" / "results.json")["scores"]["validation"]["accuracy"] > 0.8
+    assert "macro f1 " in printed and "in brackets the most frequent answer" in printed
+    scores = read(tmp_path / "scored" / "results.json")["scores"]["validation"]
+    assert scores["accuracy"] > 0.8 and "f1" in scores, "files keep the key"
 
 
 @pytest.mark.parametrize("name", ["finetune", "evaluate_model", "sweep"])

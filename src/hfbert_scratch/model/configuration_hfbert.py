@@ -25,7 +25,7 @@ try:
 except ImportError:
     raise ImportError(
         "HFBert's code needs transformers 5.17 or newer; for older ones, its publisher can make a stock bert "
-        "checkpoint of the same weights: recipes/convert.py --to stock"
+        "checkpoint of the same weights: hfbert convert --to stock"
     ) from None
 
 logger = logging.get_logger(__name__)

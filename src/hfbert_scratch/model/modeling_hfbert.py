@@ -686,7 +686,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
             if len(stock_bias) != size or device.type == "meta":
                 raise ValueError(
                     f"the checkpoint holds a second output bias, cls.predictions.decoder.bias, of {len(stock_bias)} "
-                    f"numbers, which does not fit one of {size} on {device}; convert it first (recipes/convert.py)"
+                    f"numbers, which does not fit one of {size} on {device}; convert it first (hfbert convert)"
                 )
             predictions.bias = nn.Parameter(stock_bias.to(device, predictions.bias.dtype))
             predictions.bias._is_hf_initialized = True

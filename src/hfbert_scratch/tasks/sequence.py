@@ -253,6 +253,10 @@ class SequenceTask(Task):
         self.require_labels(raw)
         return metric_scores("glue", self.metric, self._ids(raw, predictions), raw["label"][:])
 
+    def metric_label(self, metric: str) -> str:
+        """Tell the mean over the classes from the F1 of the second of two classes, as GLUE has it."""
+        return "macro f1" if metric == "f1" and self.metric == "classification" else metric
+
     def _ids(self, raw: datasets.Dataset, predictions: list[str] | list[float]) -> list[int] | list[float]:
         places = {name: number for number, name in enumerate(self.class_names(raw))}
         return predictions if self.is_regression else [places[name] for name in predictions]  # type: ignore[index, return-value]

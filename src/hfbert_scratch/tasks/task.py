@@ -301,6 +301,10 @@ class Task(ABC):
             InputError: for an unlabelled split.
         """
 
+    def metric_label(self, metric: str) -> str:
+        """Name a metric of `score` for people, where its key leaves something open."""
+        return metric
+
     def report(self, raw: datasets.Dataset, predictions: Any) -> dict[str, Any]:
         """Score every class of a labelled split, as {"classes": {name: {"precision": …}}}; empty without classes."""
         return {}

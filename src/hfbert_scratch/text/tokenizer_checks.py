@@ -91,7 +91,7 @@ def check_files(path: Path) -> None:
         if kind is not None and kind != "WordPiece":
             raise InputError(f"{serialized} is a {kind} tokenizer; {_ONLY_WORDPIECE}")
         if not isinstance(vocab, dict):
-            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of train_tokenizer.py's")
+            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of hfbert tokenizer's")
         _check_special_tokens(serialized, set(vocab))
     if vocabulary.is_file():
         tokens = _check_vocabulary_lines(vocabulary)
