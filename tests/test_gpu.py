@@ -11,8 +11,7 @@ from training_helpers import arguments, make_inputs, pretrain_here, read_losses
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
-from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 from hfbert_scratch.model.triton_attention import packed_attention
 from hfbert_scratch.training.batches import on_device
 from hfbert_scratch.training.cuda_graphs import RecordedPasses

@@ -26,7 +26,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from hfbert_scratch import HFBertForPreTraining
 from hfbert_scratch.corpus.arguments import PretrainingDataArguments
 from hfbert_scratch.corpus.dataset import Corpus
-from hfbert_scratch.model import gpu, modeling_hfbert
+from hfbert_scratch.model import gpu, layout_hfbert
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training import distributed as processes
 from hfbert_scratch.training import loop as training
@@ -441,7 +441,7 @@ def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, m
     whole = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: whole(self, backend="aot_eager"))
     monkeypatch.setattr(training, "compile_layers", compiled)
-    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda device, dtype, size: dtype == torch.bfloat16)
+    monkeypatch.setattr(layout_hfbert, "has_varlen_kernel", lambda device, dtype, size: dtype == torch.bfloat16)
     monkeypatch.setattr(training, "on_device", watched)
     changes = {"precision": "bfloat16", "packing": "true", "compile": compile, "max_steps": 3, "hidden_size": 64}
     changes |= {"short_seq_prob": 0.9, "micro_batch_size": 2, "num_hidden_layers": 2}  # rows of many lengths

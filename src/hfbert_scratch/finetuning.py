@@ -26,8 +26,8 @@ from .evaluation import (
     write_task_file,
 )
 from .model.configuration_hfbert import HFBertConfig
+from .model.layout_hfbert import pack
 from .model.loading import check_directory, check_fits
-from .model.packing import pack
 from .tasks import DataArguments, FeatureSettings, Task, get_task, report_lines
 from .text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from .training.arguments import TrainingArguments

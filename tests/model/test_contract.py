@@ -17,8 +17,9 @@ from transformers import BertConfig
 from transformers.integrations import sdpa_attention
 
 import hfbert_scratch
-from hfbert_scratch import HEADS, HFBertConfig, modeling_hfbert
-from hfbert_scratch.model.modeling_hfbert import WRAPPED
+from hfbert_scratch import HEADS, HFBertConfig
+from hfbert_scratch.model.configuration_hfbert import WRAPPED
+from hfbert_scratch.model.layout_hfbert import UNPADDED
 
 
 TOLERANCE = 1e-6
@@ -526,7 +527,7 @@ def test_attentions_that_a_kernel_does_not_return_are_refused_or_warned_about_as
 
 def test_the_unpadded_attention_returns_no_attentions_and_says_so():
     model = make("base")
-    model.set_attn_implementation(modeling_hfbert.UNPADDED)
+    model.set_attn_implementation(UNPADDED)
     with pytest.raises(ValueError, match=r"returns no attentions; model.set_attn_implementation\('eager'\) does"):
         model(**batch(), output_attentions=True)
 

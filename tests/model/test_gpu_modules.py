@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import flash_on_cpu  # noqa: F401 - registers kernels
 import numpy as np
 import pytest
 import torch
@@ -25,16 +24,10 @@ from helpers import (
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hfbert_scratch.model import gpu, modeling_hfbert
+from hfbert_scratch.model import gpu
 from hfbert_scratch.model.gpu import compile_layers, keep_mask, train_on_gpu
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
-from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 from hfbert_scratch.model.triton_attention import kept_scores, murmur_mix, packed_attention
-
-
-@pytest.fixture
-def kernel_everywhere(monkeypatch):
-    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
 
 
 def packed_inputs(case, size=5, multiple_of=16):

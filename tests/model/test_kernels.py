@@ -11,8 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from hfbert_scratch import HFBertForPreTraining
 from hfbert_scratch.model import modeling_hfbert
-from hfbert_scratch.model.kernels_hfbert import HFBertDropout, TokenLayout, cross_entropy_sum, varlen_attention
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.kernels_hfbert import HFBertDropout, cross_entropy_sum, varlen_attention
+from hfbert_scratch.model.layout_hfbert import UNPADDED, TokenLayout
 
 
 # Padding at the end, at the start, in between, none at all, and rows of one length.

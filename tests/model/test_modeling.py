@@ -24,9 +24,9 @@ from helpers import (
 from huggingface_hub.errors import StrictDataclassError
 
 import hfbert_scratch
-from hfbert_scratch.model import configuration_hfbert
-from hfbert_scratch.model.modeling_hfbert import UNPADDED, cross_entropy
-from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model import kernels_hfbert
+from hfbert_scratch.model.kernels_hfbert import cross_entropy
+from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 
 
 TOLERANCE = 1e-5
@@ -523,7 +523,7 @@ def test_fractions_are_refused_for_a_single_class_and_its_loss_of_zero_is_named(
     model.config.problem_type = "single_label_classification"
     with pytest.raises(ValueError, match="fractions would be cut"):
         model(**batch(labels=False), labels=torch.rand(3))
-    monkeypatch.setattr(configuration_hfbert.logger, "warning_once", named.append)
+    monkeypatch.setattr(kernels_hfbert.logger, "warning_once", named.append)
     assert model(**batch(labels=False), labels=torch.zeros(3).long()).loss == 0  # as stock's
     assert "the loss is always 0" in named[0]
 

@@ -1,6 +1,5 @@
 """Packed rows: the same outputs, losses and gradients as the padded batch, by every way of attention."""
 
-import flash_on_cpu  # noqa: F401 - registers kernels
 import pytest
 import torch
 from helpers import (
@@ -20,9 +19,7 @@ from transformers import DataCollatorWithFlattening
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hfbert_scratch.model import modeling_hfbert
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
-from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 
 
 # On CPUs flex_attention has no backward pass. "kernel" is the operator of GPUs, with plain arithmetic as its kernel.
@@ -31,11 +28,11 @@ ALL = pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", U
 
 
 @pytest.fixture
-def attention(request, monkeypatch):
+def attention(request):
     """The name of an attention implementation."""
     if request.param != "kernel":
         return request.param
-    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
+    request.getfixturevalue("kernel_everywhere")
     return UNPADDED
 
 
@@ -241,11 +238,6 @@ def test_heads_that_compare_positions_or_rows_refuse_a_packed_row(case):
 
 
 # ------------------------------------------------------------------------------------------ nothing read, one graph
-
-
-@pytest.fixture
-def kernel_everywhere(monkeypatch):
-    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
 
 
 def meta_step(multiple_of: int = 32):

@@ -12,8 +12,8 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hfbert_scratch.model import onednn
-from hfbert_scratch.model.kernels_hfbert import HFBertDropout, TokenLayout, cross_entropy_sum, varlen_attention
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.kernels_hfbert import HFBertDropout, cross_entropy_sum, varlen_attention
+from hfbert_scratch.model.layout_hfbert import UNPADDED, TokenLayout
 from hfbert_scratch.model.onednn import has_onednn, train_with_onednn
 
 

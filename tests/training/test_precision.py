@@ -9,7 +9,7 @@ from training_helpers import arguments, make_inputs, pretrain_here
 from transformers import BertConfig, BertForMaskedLM
 
 from hfbert_scratch.model import attention
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.layout_hfbert import UNPADDED
 from hfbert_scratch.training import accelerator
 from hfbert_scratch.training import run as run_module
 from hfbert_scratch.training.accelerator import fastest_precision

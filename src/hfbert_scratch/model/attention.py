@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from .configuration_hfbert import HFBertConfig
-from .modeling_hfbert import UNPADDED
+from .layout_hfbert import UNPADDED
 
 
 def fastest_attention(
