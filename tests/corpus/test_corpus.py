@@ -20,6 +20,7 @@ from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import build_corpus
 from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.corpus.segment_pairs import SegmentPairSampler
+from hfbert_scratch.corpus.shards import DigestSet
 from hfbert_scratch.text.sentences import split_sentences
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError, OutputError
@@ -239,14 +240,14 @@ def test_duplicates(tmp_path, tokenizer, texts):
 
 def test_digests_against_a_set():
     rng = np.random.default_rng(0)
-    digests, known = shards._DigestSet(), set()
+    digests, known = DigestSet(), set()
     for _ in range(200):
         batch = rng.integers(0, 3000, rng.integers(1, 60)).astype(np.uint64)
         new = digests.add(batch)
         for value, flag in zip(batch.tolist(), new.tolist(), strict=True):
             assert flag == (value not in known)
             known.add(value)
-    assert len(digests._runs) < 14
+    assert len(digests.runs) < 14
 
 
 def test_literal_special_tokens_stay_text(tmp_path, tokenizer, texts):

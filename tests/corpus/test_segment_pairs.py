@@ -9,7 +9,13 @@ from corpus_helpers import numbered_documents, random_lengths
 
 from hfbert_scratch.corpus import segment_pairs
 from hfbert_scratch.corpus.dataset import TokenizedDocuments
-from hfbert_scratch.corpus.segment_pairs import Cursor, Instances, SegmentPairSampler
+from hfbert_scratch.corpus.segment_pairs import (
+    Cursor,
+    Instances,
+    SegmentPairSampler,
+    sample_target_lengths,
+    truncate_pairs,
+)
 from hfbert_scratch.utils.errors import InputError
 
 
@@ -109,7 +115,7 @@ def test_agrees_with_the_rules_in_plain_python(documents, lengths, max_seq_lengt
 
 def test_spans_partition_every_document(documents, lengths, monkeypatch):
     # Without truncation, which comes last, the spans are those the rules chose.
-    monkeypatch.setattr(segment_pairs, "_truncate", lambda a, la, b, lb, room, rng: (a, la, b, lb, np.zeros_like(la)))
+    monkeypatch.setattr(segment_pairs, "truncate_pairs", lambda *spans: (*spans[:4], np.zeros_like(spans[1])))
     rows = drawn(SegmentPairSampler(documents, max_seq_length=64, seed=7))
     starts = document_starts(lengths)
     follows = rows.label == 0
@@ -145,7 +151,7 @@ def test_truncation_equals_token_by_token():
     rng = np.random.default_rng(0)
     a, b = rng.integers(1, 90, 20_000), rng.integers(1, 90, 20_000)
     zero = np.zeros_like(a)
-    a_start, a_left, b_start, b_left, lost = segment_pairs._truncate(zero, a, zero, b, 61, rng)
+    a_start, a_left, b_start, b_left, lost = truncate_pairs(zero, a, zero, b, 61, rng)
     for row in range(2000):
         la, lb = a[row], b[row]
         while la + lb > 61:
@@ -171,7 +177,7 @@ def test_balanced_and_short(tmp_path):
         assert drawn(fair, 3).label.mean() > 0.53
         assert drawn(even, 6).label.mean() == pytest.approx(0.5, abs=0.01)
     rng = np.random.default_rng(0)
-    targets = segment_pairs._target_seq_lengths(200_000, 125, 0.1, rng)
+    targets = sample_target_lengths(200_000, 125, 0.1, rng)
     assert (targets < 125).mean() == pytest.approx(0.1 * 123 / 124, abs=0.003)
     assert targets.min() == 2 and targets.max() == 125
     assert targets[targets < 125].mean() == pytest.approx((2 + 124) / 2, abs=1)

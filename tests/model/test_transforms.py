@@ -11,7 +11,6 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hfbert_scratch.model import onednn
 from hfbert_scratch.model.kernels_hfbert import HFBertDropout, cross_entropy_sum, varlen_attention
 from hfbert_scratch.model.layout_hfbert import UNPADDED, TokenLayout
 from hfbert_scratch.model.onednn import has_onednn, train_with_onednn
@@ -180,6 +179,7 @@ def kernels() -> dict[str, tuple[Callable, tuple[torch.Tensor, ...]]]:
     random = torch.Generator().manual_seed(0)
     labels = torch.tensor([3, -100, 4999, 0])
     linear = nn.Linear(6, 5)
+    train_with_onednn(linear)
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
     return {
         "dropout": (HFBertDropout(0.5).train(), (torch.randn(5, 7, generator=random),)),
@@ -189,7 +189,9 @@ def kernels() -> dict[str, tuple[Callable, tuple[torch.Tensor, ...]]]:
         ),
         "attention": attention(mask, 0.3),
         "onednn": (
-            onednn._Linear.apply,
+            lambda values, *parameters: functional_call(
+                linear, dict(zip(("weight", "bias"), parameters, strict=True)), (values,)
+            ),
             (torch.randn(2, 3, 6, generator=random), linear.weight.detach(), linear.bias.detach()),
         ),
     }
