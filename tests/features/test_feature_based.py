@@ -50,9 +50,9 @@ def fresh_process():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = small_tokenizer()
-    made.model_max_length = 40
-    return made
+    tokenizer = small_tokenizer()
+    tokenizer.model_max_length = 40
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -267,12 +267,12 @@ def test_the_tagger_learns_and_leaves_its_results(data, tmp_path):
 
 def test_a_weighted_sum_finds_the_layer_that_knows(data, tmp_path):
     rng = np.random.default_rng(0)
-    made = {}
+    noise_vectors = {}
     for split, vectors in data.vectors.items():
         noise = [rng.normal(size=vectors.layers[0].shape).astype(np.float16) for _ in vectors.layers]
         noise[2] = vectors.layers[0]
-        made[split] = WordVectors(noise, vectors.offsets, vectors.known)
-    noisy = TaggingData(data.task, data.raw, made, "noise")
+        noise_vectors[split] = WordVectors(noise, vectors.offsets, vectors.known)
+    noisy = TaggingData(data.task, data.raw, noise_vectors, "noise")
     results = train_tagger(arguments(tmp_path, learning_rate=3e-2), config((1, 2, 3, 4), True), noisy)
     weights = results["layer_weights"]
     assert weights.keys() == {"1", "2", "3", "4"} and abs(sum(weights.values()) - 1) < 1e-6

@@ -320,9 +320,9 @@ def test_a_mask_of_pairs_is_the_mask_of_its_tokens_in_every_form(attention, left
                 keys = mask.bool()[:, None, None, :]
                 square = keys.expand(-1, 1, 12, -1)
                 for given in (keys, square, square[:, 0]):
-                    found = model(**inputs, attention_mask=form(given)).last_hidden_state[mask.bool()]
+                    actual = model(**inputs, attention_mask=form(given)).last_hidden_state[mask.bool()]
                     tolerance = TOLERANCE if precision == torch.float32 else 0.1
-                    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0, msg=f"{name}, {given.shape}")
+                    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0, msg=f"{name}, {given.shape}")
 
 
 BAD_MASKS = {
@@ -388,8 +388,8 @@ def test_logits_are_dense_unless_sparse_ones_are_asked_for_and_trained_with(case
     assert model(**inputs, masked_positions=static_positions(inputs["labels"], 11))[position].shape == shape
     unlabelled = batch(case, labels=False)
     assert model.train()(**unlabelled)[0].shape == shape
-    found = model(**inputs)[1]
-    assert (found.shape == shape) != sparse
+    actual = model(**inputs)[1]
+    assert (actual.shape == shape) != sparse
     if not sparse:
         stock = pair(case, **NO_DROPOUT)[1].train()
         torch.testing.assert_close(make(case, **NO_DROPOUT).train()(**inputs)[1], stock(**inputs)[1])
@@ -627,10 +627,10 @@ def test_trainer_predicts_what_it_does_for_stock(tmp_path):
     arguments = transformers.TrainingArguments(
         tmp_path, per_device_eval_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True
     )
-    found, expected = (
+    actual, expected = (
         transformers.Trainer(model, arguments).predict(rows).predictions for model in pair("pretraining")
     )
-    assert [part.shape for part in found] == [part.shape for part in expected]
+    assert [part.shape for part in actual] == [part.shape for part in expected]
 
 
 # ---------------------------------------------------------------------------------------------------- bad input

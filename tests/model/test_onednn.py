@@ -34,13 +34,13 @@ def test_inputs_of_any_shape(shape, bias):
     plain = nn.Linear(32, 48, bias=bias)
     fast = nn.Sequential(copy.deepcopy(plain))
     assert train_with_onednn(fast)
-    found = []
+    actual = []
     for module in (plain, fast):
         values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
         outputs = module(values)
         outputs.square().sum().backward()
-        found.append([outputs, values.grad, *(parameter.grad for parameter in module.parameters())])
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-5)
+        actual.append([outputs, values.grad, *(parameter.grad for parameter in module.parameters())])
+    torch.testing.assert_close(actual[0], actual[1], atol=1e-4, rtol=1e-5)
 
 
 def test_views_that_are_not_contiguous():

@@ -98,11 +98,11 @@ def test_states_are_the_padded_ones(attention, left_to_right, multiple_of):
     with torch.no_grad():
         expected = model(**inputs)
         model.set_attn_implementation(attention)
-        found = model(**pack(inputs, 0, multiple_of))
-    states = rows_of(found.last_hidden_state, mask)
+        actual = model(**pack(inputs, 0, multiple_of))
+    states = rows_of(actual.last_hidden_state, mask)
     torch.testing.assert_close(states, expected.last_hidden_state * mask[..., None], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.pooler_output[:5], expected.pooler_output, atol=1e-5, rtol=0)
-    assert found.last_hidden_state.isfinite().all()
+    torch.testing.assert_close(actual.pooler_output[:5], expected.pooler_output, atol=1e-5, rtol=0)
+    assert actual.last_hidden_state.isfinite().all()
 
 
 @TRAINING
@@ -139,7 +139,7 @@ def test_places_of_a_row_that_will_be_read(attention, multiple_of):
     packed = pack(batch(size=5), 0, multiple_of)
     model.set_attn_implementation("eager")
     read = torch.tensor([40, 3, 3, 0, 17, 44])
-    found = []
+    actual = []
     for implementation, read_positions in (("eager", None), (attention, read)):
         model.set_attn_implementation(implementation)
         outputs = model(**packed, read_positions=read_positions)
@@ -147,8 +147,8 @@ def test_places_of_a_row_that_will_be_read(attention, multiple_of):
         states = states[0, read] if read_positions is None else states
         pooled = outputs.pooler_output[:5]
         loss = (states * torch.arange(32) / 32).sum() + pooled.sum()
-        found.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
-    assert_same(found[0], found[1], 1e-5)
+        actual.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
+    assert_same(actual[0], actual[1], 1e-5)
 
 
 @ALL
@@ -159,26 +159,26 @@ def test_hidden_states_and_attentions_of_a_row(attention):
     with torch.no_grad():
         expected = model(**inputs, output_hidden_states=True).hidden_states
         model.set_attn_implementation(attention)
-        found = model(**pack(inputs, 0), output_hidden_states=True, output_attentions=attention == "eager")
+        actual = model(**pack(inputs, 0), output_hidden_states=True, output_attentions=attention == "eager")
         read = model(**pack(inputs, 0), output_hidden_states=True, read_positions=torch.tensor([3]))
-    for mine, theirs in zip(found.hidden_states, expected, strict=True):
+    for mine, theirs in zip(actual.hidden_states, expected, strict=True):
         torch.testing.assert_close(rows_of(mine, mask), theirs * mask[..., None], atol=1e-5, rtol=0)
-    assert read.hidden_states[-1].shape == found.hidden_states[-1].shape
+    assert read.hidden_states[-1].shape == actual.hidden_states[-1].shape
     if attention == "eager":
         numbers = mask.nonzero()[:, 0]
         apart = numbers[:, None] != numbers
-        assert all((part[..., apart] == 0).all() for part in found.attentions)
+        assert all((part[..., apart] == 0).all() for part in actual.attentions)
 
 
 def test_rows_made_by_transformers_collator():
     model = make("masked_lm").eval()
     texts = [[2, 11, 12, 13, 3], [2, 21, 3], [2, 31, 32, 3]]
-    made = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": ids} for ids in texts])
-    labels = made.pop("labels")
-    logits = model(**made).logits
+    flattened = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": ids} for ids in texts])
+    labels = flattened.pop("labels")
+    logits = model(**flattened).logits
     expected = torch.cat([model(torch.tensor([ids])).logits for ids in texts], dim=1)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-    assert torch.isfinite(model(**made, labels=labels).loss)
+    assert torch.isfinite(model(**flattened, labels=labels).loss)
 
 
 def test_an_attention_of_the_users_own_is_told_what_transformers_own_would_be():

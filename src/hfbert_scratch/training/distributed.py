@@ -171,7 +171,7 @@ class StopController:
 
 def first_process_says(ask: Callable[[], Answer]) -> Answer:
     """Return the first process's answer to `ask` on all processes, each of which must call this."""
-    found = [ask() if int(os.environ.get("RANK", "0")) == 0 else None]
+    answers = [ask() if int(os.environ.get("RANK", "0")) == 0 else None]
     if distributed.is_initialized():
-        distributed.broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]
+        distributed.broadcast_object_list(answers)
+    return answers[0]  # type: ignore[return-value]
