@@ -22,8 +22,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from .model.kernels_hfbert import IGNORED_LABEL
+from .model.layout_hfbert import PACKED_ARGUMENTS
 from .model.loading import open_model
-from .model.packing import PACKED_ARGUMENTS
 from .tasks import DataArguments, FeatureSettings, Task, collect_notes, get_task, summarize, summary_lines
 from .tasks.encoding import default_cache_dir
 from .tasks.squad import squad_features

@@ -14,7 +14,7 @@ from .corpus.arguments import PretrainingDataArguments
 from .corpus.masking import collate
 from .corpus.segment_pairs import Cursor, Instances
 from .model.kernels_hfbert import IGNORED_LABEL
-from .model.packing import pack
+from .model.layout_hfbert import pack
 from .training.arguments import check_divides
 from .training.batches import StepBatch, local_micro_batches
 from .training.run import Progress, Run

@@ -34,9 +34,9 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = small_tokenizer()
-    made.model_max_length = LIMIT
-    return made
+    tokenizer = small_tokenizer()
+    tokenizer.model_max_length = LIMIT
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +179,8 @@ def test_an_inference_copy_has_packed_layers_shared_embeddings_and_the_same_vect
     model = models[side]
     copied = inference_copy(model)
     expected = [f.vectors for f in encode(model, tokenizer, texts, layers=(0, 1, -1))]
-    found = [f.vectors for f in encode(copied, tokenizer, texts, layers=(0, 1, -1))]
-    for mine, theirs in zip(found, expected, strict=True):
+    actual = [f.vectors for f in encode(copied, tokenizer, texts, layers=(0, 1, -1))]
+    for mine, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=0)
     assert copied.get_input_embeddings().weight is model.get_input_embeddings().weight
     packed = [module for module in copied.modules() if isinstance(module, PackedLinear)]
@@ -492,8 +492,8 @@ def test_cls_of_a_left_to_right_model_is_the_vector_of_the_last_token(tokenizer,
     ours, stock = pair("base", vocab_size=len(tokenizer), left_to_right=True)
     ours.set_attn_implementation(attention)
     for model in (ours, stock):
-        found = encode(model, tokenizer, texts[:20], layers=layers, pooling="cls", batch_tokens=300)
-        for text, got in zip(texts, found, strict=False):
+        actual = encode(model, tokenizer, texts[:20], layers=layers, pooling="cls", batch_tokens=300)
+        for text, got in zip(texts, actual, strict=False):
             states = plain(stock, tokenizer, text).hidden_states
             expected = torch.stack([states[layer][0, -1] for layer in layers]).numpy()
             assert np.abs(got.vectors - expected).max() <= TOLERANCE

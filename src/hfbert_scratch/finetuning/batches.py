@@ -8,7 +8,7 @@ import numpy as np
 from ..evaluation import (
     Examples,
 )
-from ..model.packing import pack
+from ..model.layout_hfbert import pack
 from ..training.batches import StepBatch, local_micro_batches
 from ..training.run import Run
 from ..utils.errors import InputError

@@ -183,7 +183,7 @@ def is_first_process() -> bool:
 
 def first_process_says(ask: Callable[[], Answer]) -> Answer:
     """Return the first process's answer to `ask` on all processes, each of which must call this."""
-    found = [ask() if is_first_process() else None]
+    answers = [ask() if is_first_process() else None]
     if distributed.is_initialized():
-        distributed.broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]
+        distributed.broadcast_object_list(answers)
+    return answers[0]  # type: ignore[return-value]

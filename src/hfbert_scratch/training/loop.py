@@ -24,7 +24,7 @@ from ..utils.errors import CheckpointError, InputError, one_line
 from ..utils.hashing import hash64
 from .batches import StepBatch, on_device, prefetch
 from .checkpoints import load_optimizer
-from .cuda_graphs import RecordedPasses
+from .cuda_graphs import RecordedPasses, check_cuda_graphs
 from .distributed import describe_processes
 from .fsdp import autocast_forward, full_tensor, is_sharded, summon_full_params
 from .meter import TrainingMetrics
@@ -87,7 +87,8 @@ def _configure(run: Run, model: PreTrainedModel) -> None:
     is_ours = model.config.model_type == HFBertConfig.model_type
     if run.packing and not is_ours:
         raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
-    _check_cuda_graphs(run)
+    if run.cuda_graphs:
+        check_cuda_graphs(run.device, run.accelerator.num_processes)
     if run.device.type == "cuda" and run.dtype == torch.bfloat16 and is_ours:
         train_on_gpu(model)
     _compile(run, model)
@@ -106,11 +107,6 @@ def _configure(run: Run, model: PreTrainedModel) -> None:
             model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
         )  # renamed in 5.x
         enable({"use_reentrant": False})
-
-
-def _check_cuda_graphs(run: Run) -> None:
-    if run.cuda_graphs and (run.device.type != "cuda" or run.accelerator.num_processes > 1):
-        raise InputError("cuda_graphs needs a CUDA device and one process; leave it out")
 
 
 def _compile(run: Run, model: nn.Module) -> None:

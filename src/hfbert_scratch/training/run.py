@@ -18,7 +18,7 @@ from safetensors.torch import load_model, save_file
 from torch import nn
 
 from ..model.gpu import can_compile
-from ..model.kernels_hfbert import has_varlen_kernel
+from ..model.layout_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
 from ..utils.arguments import save_arguments
 from ..utils.environment import disable_malloc_trim, hardware, versions
