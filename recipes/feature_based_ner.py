@@ -39,6 +39,7 @@ from hfbert_scratch.tasks.labels import label_maps
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.arguments import TrainingArguments
 from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import is_first_process
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json
 
@@ -114,7 +115,7 @@ def open_data(arguments: FeatureBasedArguments) -> tuple[TaggingData, Any, dict[
     for name in arguments.combinations:
         combination_layers(name, model.config.num_hidden_layers)
     summary, lines = data.describe(list(data.raw))
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print("\n".join(lines), flush=True)
     cache = Path(arguments.cache_dir or Path(arguments.output_dir) / "cache")
     dtype = getattr(torch, arguments.encoder_precision)
@@ -145,7 +146,7 @@ def main() -> None:
         if trial is None:
             sys.exit(STOPPED)
         results[combination].append(trial)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         report(arguments, data.task.main_metric, results, summary)
 
 

@@ -31,9 +31,9 @@ from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning,
 from hfbert_scratch.tasks import SUBMISSION_FILES, get_task, glue_average, glue_leaderboard_score, write_submission
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.accelerator import create_accelerator
-from hfbert_scratch.training.distributed import is_first_process
 from hfbert_scratch.training.estimate import describe_estimate, total
 from hfbert_scratch.utils.arguments import parse_arguments
+from hfbert_scratch.utils.environment import is_first_process
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json
 

@@ -29,9 +29,9 @@ from typing import Any
 from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning, fine_tune, open_task
 from hfbert_scratch.tasks import Task
-from hfbert_scratch.training.distributed import is_first_process
 from hfbert_scratch.training.estimate import Estimate, describe_estimate, total
 from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import is_first_process
 from hfbert_scratch.utils.errors import STOPPED, CheckpointError, DivergenceError, InputError, command_line
 from hfbert_scratch.utils.files import differences, lock, read_json, write_json, write_text, writing
 from hfbert_scratch.utils.plots import draw_sweep

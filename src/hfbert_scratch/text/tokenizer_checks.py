@@ -5,13 +5,13 @@ A disagreement raises no error by itself: text silently becomes other ids than t
 
 import functools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from ..utils.environment import is_first_process
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
 
@@ -23,7 +23,7 @@ NOTABLE = 0.01
 # Share of a vocabulary that may be edited; beyond it, it counts as another vocabulary.
 _MAX_EDITED = 0.1
 _BLANK = re.compile(r"[ \t\r]")
-# Entries of released vocabularies reserved for new words, and special tokens.
+# Files of tokenizers of other algorithms.
 _OTHER_ALGORITHMS = {"*.model": "SentencePiece", "merges.txt": "BPE", "vocab.json": "BPE"}
 _ONLY_WORDPIECE = (
     "only WordPiece ones are supported, as BERT's, DistilBERT's and ELECTRA's are, not those of RoBERTa and XLM-R"
@@ -34,6 +34,7 @@ _CONFIGURED = {
     "strip_accents": "normalizer.strip_accents",
     "tokenize_chinese_chars": "normalizer.handle_chinese_chars",
 }
+# Entries of released vocabularies reserved for new words, and special tokens.
 _UNUSED, _RESERVED = re.compile(r"\[unused\d+\]"), re.compile(r"\[\w+\]")
 
 
@@ -324,5 +325,5 @@ def check_same_vocabulary(tokenizer: Any, other: Any, name: str, model: str) -> 
 @functools.cache
 def warn(text: str) -> None:
     """Print a warning once, by the first process only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"warning: {text}", flush=True)

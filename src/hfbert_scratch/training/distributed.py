@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import distributed
 
+from ..utils.environment import is_first_process
 from ..utils.errors import InputError
 
 
@@ -176,13 +177,8 @@ class StopController:
         return previous[0].tolist()
 
 
-def is_first_process() -> bool:
-    """Return whether this is the first of the launch's processes, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def first_process_says(ask: Callable[[], Answer]) -> Answer:
-    """Return the first process's answer to `ask` on all processes, each of which must call this."""
+    """Return the first process's answer to `ask` on all processes; all must call this."""
     answers = [ask() if is_first_process() else None]
     if distributed.is_initialized():
         distributed.broadcast_object_list(answers)

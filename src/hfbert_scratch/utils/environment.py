@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import torch
 # Names of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first of the launch's processes, or the only one; known before they meet."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def versions() -> dict[str, str]:
