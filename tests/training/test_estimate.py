@@ -7,7 +7,9 @@ import pytest
 from finetuning_helpers import call, make_data, make_model, options
 from training_helpers import arguments, finish, launcher, pretrain_here, start
 
+from hfbert_scratch.finetuning import FinetuningArguments, fine_tune
 from hfbert_scratch.training.estimate import Estimate, total
+from hfbert_scratch.utils.errors import InputError
 from hfbert_scratch.utils.quantities import count_text, size_text
 
 
@@ -91,6 +93,16 @@ def test_fine_tuning_and_a_sweep_are_estimated_without_a_cache(tmp_path, monkeyp
     assert files(tmp_path) == before and not (tmp_path / "run").exists()
     assert call(monkeypatch, "finetune", [*line, "--price", "2"]) == 2
     assert "give --estimate as well" in capsys.readouterr().err
+
+
+def test_a_run_that_knows_no_estimate_refuses_it_before_it_writes(tmp_path):
+    data, model = make_data(tmp_path / "data", "mrpc"), make_model(tmp_path / "model")
+    asked = FinetuningArguments(
+        task="mrpc", model=str(model), data_dir=str(data), output_dir=str(tmp_path / "run"), estimate=True
+    )
+    with pytest.raises(InputError, match="cannot be estimated; leave --estimate out"):
+        fine_tune(asked)
+    assert not (tmp_path / "run").exists()
 
 
 def test_runs_beside_each_other_share_the_time_and_add_up_the_memory():

@@ -70,6 +70,8 @@ class Run:
     records = True
 
     def __init__(self, arguments: TrainingArguments, settings: dict[str, Any], *, last: bool = True):
+        if self.records and getattr(arguments, "estimate", False):
+            raise InputError("this run cannot be estimated; leave --estimate out")
         self.arguments = arguments
         self.last = last
         self.directory = Path(arguments.output_dir)
