@@ -26,7 +26,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
 from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
-import hfbert_scratch  # noqa: F401  # registers our classes with the Auto classes
 from hfbert_scratch.evaluation import TaskData, majority_baseline, without_warnings
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.utils.arguments import argument, parse_arguments

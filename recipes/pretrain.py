@@ -272,20 +272,24 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     if isinstance(run, Rehearsal):
         stretches = stretches_of(run, documents, tokenizer, phases, arguments)
         evaluations = evaluation.shorten() * -(-arguments.max_steps // arguments.eval_every)
-        start_seconds = run.stopping.seconds()
-        estimate = time_steps(
-            run, model, optimizer, stretches, evaluations=evaluations, start_seconds=start_seconds, **how
-        )
+        how |= {"evaluations": evaluations, "start_seconds": run.stopping.seconds()}
+        estimate = time_steps(run, model, optimizer, stretches, **how)
         run.print(describe_estimate(estimate, arguments.price))
         return True
     curves = LiveCurves(lambda: draw_curves(run.history, evaluation.baseline, run.directory / "curves.png"))
     done = train(run, model, optimizer, batches, draw=curves, **how)
-    results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
-    past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
     if done:
         run.save_model(model, save_extra)
     if run.is_main:
         curves.draw()
+    record(run, done, derived, evaluation, corpus)
+    return done
+
+
+def record(run: Run, done: bool, derived: dict[str, Any], evaluation: PretrainingEvaluation, corpus: Corpus) -> None:
+    """Write record.json, and print what the run leaves."""
+    results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
+    past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
     run.write_record(
         status="done" if done else "stopped",
         derived=derived,
@@ -294,7 +298,6 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
     )
     run.print(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
-    return done
 
 
 def stretches_of(

@@ -218,14 +218,14 @@ class _Finetuning:
     def estimate(self, run: Rehearsal, started: float, save_model: bool) -> Estimate:
         """Time some steps and a part of an evaluation. `save_model`: as for `fine_tune`."""
         a, data = self.arguments, self.data
+        steps = int(a.max_steps or 0)
         sizes = {split: len(data.features(split)) for split in data.raw if split != "train"}
         rows = np.unique(np.linspace(0, sizes["validation"] - 1, _TIMED_EXAMPLES).astype(int))
         some = Examples(self.task, data.features("validation").select(rows), data.tokenizer.pad_token_id)
-        scored = -(-int(a.max_steps or 0) // int(a.eval_every or 1)) * sizes["validation"]
+        scored = -(-steps // int(a.eval_every or 1)) * sizes["validation"]
         scored += sum(sizes.values()) if save_model else 0
         features = [data.features(split, training=split == "train") for split in data.raw]
-        steps, examples = int(a.max_steps or 0), int(a.max_steps or 0) * int(a.batch_size or 0)
-        tokens = float(self.examples.tokens.sum()) * examples / len(self.examples)
+        tokens = float(self.examples.tokens.sum()) * steps * int(a.batch_size or 0) / len(self.examples)
         return time_steps(
             run,
             self.model,

@@ -1,5 +1,5 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
-"""How the tokens of a batch lie (padded, packed in one row, or unpadded), and the attention mask that goes with each.
+"""Layouts of a batch: padded, packed in one row, or unpadded; each with its attention mask.
 
 A padded batch goes through the model as it is: for it `TokenLayout` does nothing but pick the vectors to pool and to
 read. `pack` concatenates a batch into one packed row. `UnpaddedLayout` hides the padding from the layers and gives it
@@ -45,7 +45,7 @@ def token_layout(
     read_positions: torch.Tensor | tuple[()] | None,
     kwargs: Mapping[str, Any],
 ) -> "TokenLayout":
-    """Return the layout in which `model` computes a batch: unpadded where its attention is UNPADDED and can.
+    """Choose the layout of a batch: unpadded if the model's attention is UNPADDED and nothing asks for padded outputs.
 
     Args:
         model: an HFBertModel.

@@ -44,6 +44,9 @@ from .tables import Columns, check_strings, read_file, warn_of_blanks
 from .task import Task, metric_scores, write_predicted
 
 
+_OR_LIST_NEGATIVE = "; if negative numbers are classes, list them, as --class_names -1 0 1"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SequenceTask(Task):
     """One or two texts → a class or a number.
@@ -296,7 +299,6 @@ def _single_labels(label: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
     return label
 
 
-_OR_LIST_NEGATIVE = "; if negative numbers are classes, list them, as --class_names -1 0 1"
 _NLI_CLASSES = {"entailment", "neutral", "contradiction"}
 # SNLI's and MNLI's mark of an example without agreement among the annotators.
 _NO_GOLD = "-"

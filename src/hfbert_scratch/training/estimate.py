@@ -175,8 +175,10 @@ class Rehearsal(Run):
     def quiet(self) -> Iterator[None]:
         """Print nothing meanwhile."""
         self._is_timing = True
-        yield
-        self._is_timing = False
+        try:
+            yield
+        finally:
+            self._is_timing = False
 
     def start_bar(self) -> None:
         """Show no bar."""

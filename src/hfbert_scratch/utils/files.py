@@ -75,7 +75,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """Name the settings in which two runs differ, for a sentence that refuses to mix them; empty if they agree."""
+    """List the settings that differ between two runs, with both values; empty if they agree."""
     return "; ".join(
         f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(there.keys() | now.keys())
