@@ -8,13 +8,17 @@ GPU_SECONDS ?= 590
 # What needs neither hours, a GPU, nor packages and sources beyond the package's own.
 DEFAULT := "not slow and not gpu and not transformers_common and not tensorflow"
 
-.PHONY: demo test test-slow test-clients test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint types format bench audit clean
+.PHONY: demo test coverage test-slow test-clients test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint types format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m $(DEFAULT) --ignore tests/clients -n 2 --dist loadscope
+
+# The same, and the share of lines that the tests run, by file; what they start as processes counts too.
+coverage: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m $(DEFAULT) --ignore tests/clients -n 2 --dist loadscope --cov
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m "slow or gpu"
