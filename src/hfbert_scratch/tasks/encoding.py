@@ -112,8 +112,8 @@ def cached_map(
 ) -> datasets.Dataset:
     """Map a function over batches of rows, and keep the result on disk, or in memory if the settings say so.
 
-    The cache key is made of the data, the tokenizer, the settings, the options, and the source of the module in which
-    the function stands.
+    The cache key is made of the data, the tokenizer, the settings, the options, and the source of the function's
+    module.
 
     Args:
         raw: the rows; their fingerprint must follow from their content (see `make_dataset`).
@@ -130,19 +130,7 @@ def cached_map(
     Raises:
         OutputError: if the cache cannot be written.
     """
-    key_settings = dataclasses.asdict(settings)
-    del key_settings["num_proc"], key_settings["cache_dir"], key_settings["in_memory"]
-    key = datasets.fingerprint.Hasher.hash(
-        [
-            raw._fingerprint,
-            tokenizer_hash(tokenizer),
-            key_settings,
-            sorted(options.items()),
-            function.__name__,
-            _source(function),
-            inspect.getsource(sys.modules[__name__]),
-        ]
-    )
+    key = _cache_key(raw, function, tokenizer, settings, options)
     directory = Path(settings.cache_dir or default_cache_dir())
     with writing(f"the feature cache {directory}", "name another by --cache_dir"):
         file = directory / f"{key}.arrow"
@@ -163,6 +151,29 @@ def cached_map(
             fn_kwargs={"tokenizer": tokenizer, "settings": settings} | options | dict(derived or {}),
             desc="features",
         )
+
+
+def _cache_key(
+    raw: datasets.Dataset,
+    function: Callable[..., Any],
+    tokenizer: Any,
+    settings: FeatureSettings,
+    options: Mapping[str, Any],
+) -> str:
+    """Hash everything that decides the features of `cached_map`."""
+    key_settings = dataclasses.asdict(settings)
+    del key_settings["num_proc"], key_settings["cache_dir"], key_settings["in_memory"]
+    return datasets.fingerprint.Hasher.hash(
+        [
+            raw._fingerprint,
+            tokenizer_hash(tokenizer),
+            key_settings,
+            sorted(options.items()),
+            function.__name__,
+            _source(function),
+            inspect.getsource(sys.modules[__name__]),
+        ]
+    )
 
 
 def _source(function: Callable[..., Any]) -> str:

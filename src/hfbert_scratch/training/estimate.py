@@ -274,28 +274,19 @@ def time_steps(
     if not evaluation_seconds:
         with run.quiet():
             evaluate_between_steps(model, timed_evaluation)
-    weights, moments = _model_and_optimizer_bytes(run, model, optimizer)
-    host, device = _peak_memory(run, moments)
-    planned, steps = run.planned, sum(stretch.steps for stretch in stretches)
-    saves = -(-steps // planned.save_every)
-    keep = planned.keep_checkpoints
     estimate = Estimate(
         runs=1,
-        steps=steps,
+        steps=sum(stretch.steps for stretch in stretches),
         timed_steps=timed_steps,
         tokens=tokens,
         start_seconds=start_seconds,
         training_seconds=training_seconds,
         evaluation_seconds=evaluation_seconds[-1] * evaluations,
         evaluations=evaluations,
-        host_bytes=host,
-        device_bytes=device,
-        checkpoint_bytes=weights + moments,
-        checkpoints=min(keep, saves),
-        most_checkpoints=min(keep + 2, saves) if keep else 0,
-        model_bytes=weights,
         cache_bytes=cache_bytes,
+        **_memory_and_disk(run, model, optimizer, sum(stretch.steps for stretch in stretches)),
     )
+    planned = run.planned
     return _within(60 * planned.max_time, estimate) if planned.schedule == "time" else estimate
 
 
@@ -308,6 +299,21 @@ def _within(budget: float, estimate: Estimate) -> Estimate:
     cut = estimate.scaled(max(1, int(share * estimate.steps)))
     evaluations = {name: share * getattr(estimate, name) for name in ("evaluations", "evaluation_seconds")}
     return dataclasses.replace(cut, **evaluations)
+
+
+def _memory_and_disk(run: Rehearsal, model: nn.Module, optimizer: Any, steps: int) -> dict[str, int]:
+    """Return an estimate's fields of memory and disk, for a run of so many steps."""
+    weights, moments = _model_and_optimizer_bytes(run, model, optimizer)
+    host, device = _peak_memory(run, moments)
+    keep, saves = run.planned.keep_checkpoints, -(-steps // run.planned.save_every)
+    return {
+        "host_bytes": host,
+        "device_bytes": device,
+        "checkpoint_bytes": weights + moments,
+        "checkpoints": min(keep, saves),
+        "most_checkpoints": min(keep + 2, saves) if keep else 0,
+        "model_bytes": weights,
+    }
 
 
 def _model_and_optimizer_bytes(run: Run, model: nn.Module, optimizer: Any) -> tuple[int, int]:
