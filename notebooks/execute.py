@@ -1,0 +1,68 @@
+"""Run the notebooks from the first cell to the last, each in an empty directory.
+
+    python notebooks/execute.py            # run all of them; an error ends with its cell
+    python notebooks/execute.py --write    # and keep the new outputs in the notebooks
+
+Needs `pip install hfbert-scratch[notebooks]`.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+
+NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
+# Of one cell; a whole notebook takes about two minutes.
+_SECONDS = 600
+
+
+def execute(path: Path) -> Any:
+    """Run a notebook in a temporary directory and return it with its outputs, without this machine's paths.
+
+    Raises nbclient.exceptions.CellExecutionError for a cell that fails, or whose command ends with an error.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    # `!hfbert` is the command of this interpreter's environment.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    with tempfile.TemporaryDirectory() as directory:
+        NotebookClient(notebook, timeout=_SECONDS, resources={"metadata": {"path": directory}}).execute()
+        _clean(notebook, directory)
+    return notebook
+
+
+def _clean(notebook: Any, directory: str) -> None:
+    """Take out what differs on every machine: progress bars, paths, execution times."""
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type != "code":
+            continue
+        for output in cell.outputs:
+            if "text" in output:
+                lines = [line.rsplit("\r", 1)[-1] for line in output["text"].split("\n")]
+                kept = [line for line in lines if not line.startswith("+ ") and "it/s]" not in line and "?it/s" not in line]
+                text = "\n".join(kept)
+                for place in (directory, str(Path(__file__).parents[1]), sys.prefix):
+                    text = text.replace(f"{place}/", "")
+                output["text"] = re.sub(r"\n{3,}", "\n\n", text)
+        cell.outputs = [output for output in cell.outputs if output.get("text", "\n").strip() or "data" in output]
+
+
+def main() -> None:
+    """Run all notebooks."""
+    for path in NOTEBOOKS:
+        start = time.monotonic()
+        notebook = execute(path)
+        if "--write" in sys.argv[1:]:
+            nbformat.write(notebook, path)
+        print(f"{path.name}: {time.monotonic() - start:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
