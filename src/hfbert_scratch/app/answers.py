@@ -73,7 +73,7 @@ def classify(checkpoint: Checkpoint, text: str, second: str = "") -> dict[str, f
     Raises:
         InputError: for a text that is empty or too long.
     """
-    config = checkpoint.model.config
+    config: Any = checkpoint.model.config
     logits = checkpoint.model(**_encode(checkpoint, text, second)).logits[0]
     if config.num_labels == 1:
         return {"score": float(logits[0])}
@@ -97,7 +97,7 @@ def tag_words(checkpoint: Checkpoint, text: str) -> list[tuple[str, str | None]]
         InputError: for a text that is empty or too long.
     """
     _encode(checkpoint, text)  # checks the length
-    pipeline = transformers.pipeline(
+    pipeline: Any = transformers.pipeline(
         "token-classification",
         model=checkpoint.model,
         tokenizer=checkpoint.tokenizer,

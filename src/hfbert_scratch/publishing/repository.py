@@ -115,9 +115,10 @@ def push(directory: Path, repo_id: str, private: bool = False, space: bool = Fal
     """
     api = HfApi()
     kind: dict[str, Any] = {"repo_type": "space"} if space else {}
+    program: dict[str, Any] = {"space_sdk": "gradio"} if space else {}
     words = "The page of hfbert-scratch" if space else "Model, card and results by hfbert-scratch"
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True, **kind, **({"space_sdk": "gradio"} if space else {}))
+        api.create_repo(repo_id, private=private, exist_ok=True, **kind, **program)
         commit = api.upload_folder(folder_path=directory, repo_id=repo_id, commit_message=words, **kind)
     except LocalTokenNotFoundError:
         raise OutputError(f"cannot push to {repo_id}: log in first, with `hf auth login`") from None

@@ -8,7 +8,7 @@ from huggingface_hub import SpaceCardData
 
 from ..utils.directories import atomic_directory
 from ..utils.files import write_text
-from .card import CardArguments, origin
+from .card import CardArguments, heading, origin
 from .finished_run import FinishedRun
 
 
@@ -57,7 +57,7 @@ def build_space(run: FinishedRun, arguments: CardArguments, target: str | Path) 
         OutputError: if the folder cannot be written.
     """
     target = Path(target)
-    model, title = arguments.repo_id or "model", arguments.heading
+    model, title = arguments.repo_id or "model", heading(run, arguments)
     header = SpaceCardData(
         title=title,
         colorFrom="blue",
