@@ -8,7 +8,7 @@ GPU_SECONDS ?= 590
 # What needs neither hours, a GPU, nor packages and sources beyond the package's own.
 DEFAULT := "not slow and not gpu and not transformers_common and not tensorflow"
 
-.PHONY: demo test coverage test-slow test-clients test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint types format bench audit clean
+.PHONY: demo test coverage test-slow test-clients test-pages notebooks test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint types format bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -24,7 +24,18 @@ test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m "slow or gpu"
 
 test-clients: $(CLIENTS)/installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CLIENTS)/python/bin/python -m pytest -q tests/clients tests/conversion/test_export.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 SE_OFFLINE=true \
+		$(CLIENTS)/python/bin/python -m pytest -q tests/clients tests/conversion/test_export.py
+
+# Both pages to try a model, in a headless Chromium: Debian's packages chromium and chromium-driver, or yours on PATH.
+test-pages: $(CLIENTS)/installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 SE_OFFLINE=true SCREENSHOTS=runs/screenshots \
+		$(CLIENTS)/python/bin/python -m pytest -q tests/clients/test_browser.py
+
+# Runs the notebooks from the first cell to the last; notebooks/execute.py --write keeps the outputs.
+notebooks: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[test,notebooks]"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python notebooks/execute.py
 
 test-transformers: $(VENV)/installed
 	$(BIN)/python tests/transformers_common/fetch.py
@@ -85,7 +96,7 @@ $(VENV)/installed: pyproject.toml
 # Python clients together; transformers 4 for those that have not moved on; Node 20 or newer must be there.
 $(CLIENTS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(CLIENTS)/python
-	$(CLIENTS)/python/bin/python -m pip install --quiet "torch>=2.11,<2.14" --editable ".[test,export,clients]"
+	$(CLIENTS)/python/bin/python -m pip install --quiet "torch>=2.11,<2.14" --editable ".[test,export,app,clients]"
 	$(PYTHON) -m venv $(CLIENTS)/transformers4
 	$(CLIENTS)/transformers4/bin/python -m pip install --quiet "torch>=2.11,<2.14" optimum-onnx onnxruntime "transformers<4.58"
 	npm install --silent --ignore-scripts --prefix $(CLIENTS)/node @huggingface/transformers node-llama-cpp

@@ -5,8 +5,9 @@
         --repo_id me/bert-mrpc --power_watts 300 --push
 
 Writes the model's files, README.md (the model card), .eval_results/ if the task is a data set of the Hub, and the
-run's plots. Then reads the card back and opens the folder in a process without this package. Without --push it only
-lists the files.
+run's plots. Then reads the card back and opens the folder in a process without this package. --space DIR also writes
+the folder of a Hugging Face Space with the page of `hfbert app`: it opens the model by --repo_id, and without one
+from its own copy. Without --push it only lists the files; with it the Space gets the model's OWNER/NAME.
 
 Supports: runs of hfbert pretrain and of hfbert finetune.
 Does not support: sweeps (publish the run of a trial), runs that leave no model.
@@ -18,6 +19,7 @@ from pathlib import Path
 from hfbert_scratch.publishing.card import CardArguments, build_card, eval_results
 from hfbert_scratch.publishing.finished_run import open_run
 from hfbert_scratch.publishing.repository import build_repository, push
+from hfbert_scratch.publishing.space import build_space
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
 
@@ -29,6 +31,7 @@ class PublishArguments(CardArguments):
     push: bool = argument(False, help="upload to --repo_id")
     card: str | None = argument(None, help="also write the card alone, without pictures, to this file")
     private: bool = argument(False, help="with --push: create the repository as a private one")
+    space: str | None = argument(None, help="also write the folder of a Space that shows the model, new or empty")
 
 
 @command_line
@@ -45,14 +48,24 @@ def main() -> None:
     if not arguments.language:
         print("note: the card does not say the language of the texts; --language de, say, does")
     target = Path(arguments.output_dir)
-    for path in files:
-        print(f"{path.stat().st_size:>12,}  {path.relative_to(target)}")
+    show_files(target, files)
     if arguments.card is not None:
         build_card(run, arguments, pictures=False).save(arguments.card)
-    if arguments.push:
-        print(push(target, arguments.repo_id, arguments.private))
-    else:
+    if arguments.space is not None:
+        print(f"the Space in {arguments.space}:")
+        show_files(Path(arguments.space), build_space(run, arguments, arguments.space))
+    if not arguments.push:
         print(f"{target}: {len(files)} files; nothing was uploaded (--push does)")
+        return
+    print(push(target, arguments.repo_id, arguments.private))
+    if arguments.space is not None:
+        print(push(Path(arguments.space), arguments.repo_id, arguments.private, space=True))
+
+
+def show_files(directory: Path, files: list[Path]) -> None:
+    """Print the size and the name of each file."""
+    for path in files:
+        print(f"{path.stat().st_size:>12,}  {path.relative_to(directory)}")
 
 
 if __name__ == "__main__":

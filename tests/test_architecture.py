@@ -18,7 +18,7 @@ FLOORS = (
     ("model", "text", "metrics"),
     ("corpus", "tasks", "training"),
     ("pretraining", "evaluation", "features"),
-    ("finetuning", "conversion", "publishing"),
+    ("finetuning", "conversion", "publishing", "app"),
     ("cli", "__init__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

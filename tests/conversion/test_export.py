@@ -5,6 +5,7 @@ Formats whose packages are missing are skipped; `make test-clients` runs all of 
 
 import importlib.util
 import json
+import re
 import sys
 import typing
 
@@ -16,8 +17,10 @@ from helpers import CASES, batch, make
 from safetensors.torch import load_file, save_file
 from training_helpers import RECIPES
 
+from hfbert_scratch.conversion import onnx, web
 from hfbert_scratch.conversion.export import export
 from hfbert_scratch.conversion.formats import FORMATS, STOCK
+from hfbert_scratch.conversion.source import ExportSource
 from hfbert_scratch.conversion.stock import from_stock, to_stock
 from hfbert_scratch.text.tokenizer import save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError
@@ -84,6 +87,91 @@ def test_onnx_has_the_layout_of_transformers_js(tmp_path):
     assert config["model_type"] == "bert" and config["transformers.js_config"] == {"dtype": "fp32"}
 
 
+def test_a_quantized_graph_takes_the_place_of_the_other(tmp_path):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    save(tmp_path / "ours", "masked_lm")
+    result = export(tmp_path / "ours", tmp_path / "out", "onnx", quantize=True)
+    assert files(tmp_path / "out") == {"config.json", "onnx/model_quantized.onnx"} | TOKENIZER_FILES
+    assert read(tmp_path / "out" / "config.json")["transformers.js_config"] == {"dtype": "q8"}
+    assert any("largest difference on random inputs" in note for note in result.notes)
+
+
+def web_source(directory, case="pretraining", **options):
+    """What `export` hands to the web format, and a stand-in for its ONNX directory."""
+    model = save(directory / "ours", case)
+    return ExportSource(directory / "stock", CASES[case][1], model, **options)
+
+
+def settings_of(page):
+    return json.loads(re.search(r'id="settings">(.*?)</script>', page)[1])
+
+
+@pytest.mark.parametrize(
+    ("case", "task"),
+    [
+        ("pretraining", "fill-mask"),
+        ("regression", "text-classification"),
+        ("token", "token-classification"),
+        ("question_answering", "question-answering"),
+    ],
+)
+def test_a_web_page_asks_for_what_the_head_can_do(case, task, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(onnx, "write", lambda source, directory: written.append(directory) or 0.5)
+    title = '</script><b>"1"'
+    (tmp_path / "out").mkdir()
+    assert web.write(web_source(tmp_path, case, name=title), tmp_path / "out") == 0.5
+    assert written == [tmp_path / "out" / "model"]
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    settings = settings_of(page)
+    assert (settings["task"], settings["title"], settings["regression"]) == (task, title, case == "regression")
+    assert settings["library"].startswith(
+        f"https://cdn.jsdelivr.net/npm/@huggingface/transformers@{web.LIBRARY_VERSION}/"
+    )
+    assert settings["runtime"] is None and "{{" not in page and "<b>" not in page
+
+
+def node_modules(directory, version=web.LIBRARY_VERSION):
+    for name in (web._LIBRARY, *web._RUNTIME):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(name)
+    (directory / "@huggingface/transformers/package.json").write_text(json.dumps({"version": version}))
+    return directory
+
+
+def test_a_web_page_carries_the_library_on_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "write", lambda *_: 0.0)
+    (tmp_path / "out").mkdir()
+    web.write(web_source(tmp_path, web_library=node_modules(tmp_path / "modules")), tmp_path / "out")
+    runtime = {f"library/ort-wasm-simd-threaded.{kind}" for kind in ("mjs", "wasm")}
+    assert files(tmp_path / "out") == {"index.html", "library/transformers.min.js"} | runtime
+    settings = settings_of((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert (settings["library"], settings["runtime"]) == ("./library/transformers.min.js", "./library/")
+
+
+def test_a_library_that_is_not_there_or_another_is_named(tmp_path):
+    with pytest.raises(
+        InputError, match=r"--web_library .* has no @huggingface/transformers/dist/transformers.min.js"
+    ):
+        web.copy_library(tmp_path, tmp_path / "library")
+    with pytest.raises(InputError, match=r"holds transformers.js 3.0.0, and the page is for 4"):
+        web.copy_library(node_modules(tmp_path / "modules", "3.0.0"), tmp_path / "library")
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "named"),
+    [
+        ("gguf", {"quantize": True}, "--quantize is for onnx and web, not gguf"),
+        ("stock", {"quantize": True}, "--quantize is for onnx and web, not stock"),
+        ("onnx", {"web_library": "modules"}, "--web_library is for web, not onnx"),
+    ],
+)
+def test_an_option_of_other_formats_is_refused(format, options, named, tmp_path):
+    with pytest.raises(InputError, match=named):
+        export(tmp_path, tmp_path / "out", format, **options)
+
+
 def test_gguf_of_a_checkpoint_without_pooler(tmp_path):
     gguf = pytest.importorskip("gguf")
     model = save(tmp_path / "ours", "masked_lm")
@@ -117,8 +205,8 @@ def test_sentence_transformers_comes_back_as_ours(tmp_path):
 @pytest.mark.parametrize(
     ("format", "case", "named"),
     [
-        ("gguf", "token", "the head of BertForTokenClassification; choose stock or onnx or openvino"),
-        ("ctranslate2", "single_label", "choose stock or onnx or openvino or sentence-transformers"),
+        ("gguf", "token", "the head of BertForTokenClassification; choose stock or onnx or web or openvino"),
+        ("ctranslate2", "single_label", "choose stock or onnx or web or openvino or sentence-transformers"),
         ("sentence-transformers", "multiple_choice", "the head of BertForMultipleChoice"),
     ],
 )

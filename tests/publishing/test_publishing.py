@@ -5,6 +5,8 @@ import importlib
 import json
 import math
 import shutil
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import finetuning_helpers
@@ -12,12 +14,13 @@ import huggingface_hub
 import pytest
 import yaml
 from finetuning_helpers import call, make_data, make_model
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, SpaceCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from packaging.requirements import Requirement
 from training_helpers import ROOT, arguments, handlers_restored, make_inputs, pretrain_here
 
 from hfbert_scratch.publishing import card as publishing
-from hfbert_scratch.publishing import repository
+from hfbert_scratch.publishing import repository, space
 from hfbert_scratch.publishing.card import CardArguments, build_card, carbon, eval_results
 from hfbert_scratch.publishing.finished_run import FinishedRun, open_run
 from hfbert_scratch.publishing.repository import build_repository
@@ -171,6 +174,36 @@ def test_the_card_at_the_top_is_the_one_that_publish_writes_for_the_demo(monkeyp
     assert str(build_card(demo_run(), statements, pictures=False)) == CARD.read_text(encoding="utf-8")
 
 
+# ---------------------------------------------------------------------------------------------------- the Space
+
+
+def test_a_space_carries_the_model_or_names_it(runs, tmp_path):
+    title = 'The "demo\'s" BERT'
+    run = open_run(runs / "pretraining")
+    for repo_id in (None, "me/demo"):
+        target = tmp_path / f"space-{repo_id is None}"
+        statements = card_arguments(runs, tmp_path / "out", title=title, repo_id=repo_id)
+        files = {path.relative_to(target).as_posix() for path in space.build_space(run, statements, target)}
+        assert {"README.md", "app.py", "requirements.txt"} <= files
+        assert ("model/model.safetensors" in files) == (repo_id is None)
+        header = SpaceCard.load(target / "README.md").data
+        assert (header.sdk, header.app_file, header.title, header.license) == ("gradio", "app.py", title, "apache-2.0")
+        assert header.models == (None if repo_id is None else [repo_id])
+        assert f"hfbert-scratch[app]=={version('hfbert-scratch')}" in (target / "requirements.txt").read_text()
+        # The page is served with the arguments of app.py, here without Gradio.
+        served = []
+        names = {"open_checkpoint": lambda name: name, "build_page": lambda *a, **b: (a, b), "serve": served.append}
+        program = [line for line in (target / "app.py").read_text().splitlines() if not line.startswith("from ")]
+        exec("\n".join(program), names)
+        assert served == [((repo_id or "model",), {"title": title})]
+
+
+def test_the_space_s_gradio_is_one_that_the_extra_allows():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["app"]
+    (requirement,) = map(Requirement, extra)
+    assert requirement.name == "gradio" and requirement.specifier.contains(space.GRADIO_VERSION)
+
+
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
@@ -242,14 +275,16 @@ def test_the_recipe_lists_pushes_and_explains(runs, tmp_path, monkeypatch, capsy
             if self.error:
                 raise self.error
 
-        def upload_folder(self, *, folder_path, repo_id, commit_message):
-            uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
+        def upload_folder(self, *, folder_path, repo_id, commit_message, repo_type="model"):
+            uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}, repo_type))
             return type("Commit", (), {"commit_url": "https://hub/commit"})
 
     monkeypatch.setattr(repository, "HfApi", Hub)
     given = ("--run", runs / "mrpc", "--license", "mit")
-    assert publish(monkeypatch, *given, "--output_dir", tmp_path / "dry") == 0
+    here = ("--output_dir", tmp_path / "dry", "--space", tmp_path / "space")
+    assert publish(monkeypatch, *given, *here) == 0
     printed = capsys.readouterr().out
+    assert "requirements.txt" in printed and (tmp_path / "space" / "model" / "model.safetensors").is_file()
     assert "nothing was uploaded" in printed and "model.safetensors" in printed and "README.md" in printed
     assert not uploads
 
@@ -258,6 +293,15 @@ def test_the_recipe_lists_pushes_and_explains(runs, tmp_path, monkeypatch, capsy
     assert uploads[0][0] == "me/bert-mrpc" and {"README.md", ".eval_results"} < uploads[0][1]
     assert "https://hub/commit" in capsys.readouterr().out
     assert 'from_pretrained("me/bert-mrpc"' in (tmp_path / "pushed" / "README.md").read_text()
+
+    both = ("--output_dir", tmp_path / "model", "--space", tmp_path / "page")
+    assert publish(monkeypatch, *given, *both) == 0
+    assert [(repo_id, kind) for repo_id, _, kind in uploads[1:]] == [
+        ("me/bert-mrpc", "model"),
+        ("me/bert-mrpc", "space"),
+    ]
+    assert uploads[2][1] == {"README.md", "app.py", "requirements.txt"}
+    capsys.readouterr()
 
     Hub.error = LocalTokenNotFoundError("no token")
     assert publish(monkeypatch, *given, "--output_dir", tmp_path / "a") == 7

@@ -4,6 +4,7 @@ Every format starts from the stock conversion, which is exact, and leaves a dire
 At the end the written directory is opened again, and its outputs are compared with our own forward pass.
 """
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import tempfile
@@ -14,7 +15,7 @@ import transformers
 from torch import nn
 
 from ..model import modeling_hfbert
-from ..model.loading import drop_random_pooler, open_model
+from ..model.loading import drop_random_pooler, open_model, short_name
 from ..utils.directories import atomic_directory
 from ..utils.errors import InputError
 from ..utils.files import read_json
@@ -51,21 +52,33 @@ class Export:
     notes: list[str]
 
 
-def export(source: str | Path, target: str | Path, format: str, *, pooling: str = "mean") -> Export:
+def export(
+    source: str | Path,
+    target: str | Path,
+    format: str,
+    *,
+    pooling: str = "mean",
+    quantize: bool = False,
+    web_library: str | Path | None = None,
+) -> Export:
     """Write our checkpoint `source` in another format, open the result and compare it with our own forward pass.
 
     Args:
         source: a checkpoint directory or a name on the Hub.
         target: the directory to write, new or empty.
-        format: "stock", "onnx", "openvino", "ctranslate2", "gguf" or "sentence-transformers".
+        format: "stock", "onnx", "web", "openvino", "ctranslate2", "gguf" or "sentence-transformers".
         pooling: "mean" or "cls"; how gguf and sentence-transformers make one vector of the token vectors.
+        quantize: 8-bit weights, for onnx and web.
+        web_library: for web, the node_modules directory of transformers.js to copy beside the page; None: the page
+            loads the library from a public mirror.
 
     Returns:
         The written directory, the largest difference and notes.
 
     Raises:
         InputError: if `source` is not an HFBert checkpoint, lacks weights or has a head that the format cannot hold,
-            if a package is not installed, or if `target` is not empty.
+            if the format cannot be quantized or is no page, if a package is not installed, or if `target` is not
+            empty.
         OutputError: if `target` cannot be written.
         RuntimeError: if the result differs from our own forward pass by more than the tolerance.
     """
@@ -73,24 +86,37 @@ def export(source: str | Path, target: str | Path, format: str, *, pooling: str 
         raise InputError(f"format {format!r} is not known; choose one of {', '.join((STOCK, *FORMATS))}")
     if pooling not in POOLINGS:
         raise InputError(f"pooling {pooling!r} is not known; choose one of {', '.join(POOLINGS)}")
+    if quantize and (format == STOCK or not FORMATS[format].can_quantize):
+        able = [name for name, row in FORMATS.items() if row.can_quantize]
+        raise InputError(f"--quantize is for {' and '.join(able)}, not {format}; leave it out")
+    if web_library is not None and format != "web":
+        raise InputError(f"--web_library is for web, not {format}; leave it out")
     if format == STOCK:
         converted = to_stock(source, target)
         verified_with = f"stock {converted.architecture}"
         return Export(converted.directory, STOCK, converted.architecture, 0.0, 0.0, verified_with, converted.notes)
     row = FORMATS[format]
     with tempfile.TemporaryDirectory() as temporary, atomic_directory(target) as directory:
-        prepared, notes = _prepare_source(source, Path(temporary), format, pooling)
+        prepared = _prepare_source(source, Path(temporary), format)
+        prepared = dataclasses.replace(
+            prepared,
+            pooling=pooling,
+            quantize=quantize,
+            web_library=None if web_library is None else Path(web_library),
+        )
         _require_packages(row.packages, format)
         difference = row.write(prepared, directory)
         if not difference <= row.tolerance:
             raise RuntimeError(f"{format} of {source} differs by {difference:.3g} from our own forward pass")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in row.packages)
     verified_with = f"{row.verified_with} ({versions})"
-    return Export(Path(target), format, prepared.architecture, difference, row.tolerance, verified_with, notes)
+    return Export(
+        Path(target), format, prepared.architecture, difference, row.tolerance, verified_with, prepared.notes
+    )
 
 
-def _prepare_source(source: str | Path, temporary: Path, format: str, pooling: str) -> tuple[ExportSource, list[str]]:
-    """Convert `source` to stock in `temporary`; return the export's source and notes. Refuse unsupported models."""
+def _prepare_source(source: str | Path, temporary: Path, format: str) -> ExportSource:
+    """Convert `source` to stock in `temporary`; return the export's source with notes. Refuse unsupported models."""
     row = FORMATS[format]
     _refuse_stock(source)
     converted = to_stock(source, temporary / "stock")
@@ -117,7 +143,7 @@ def _prepare_source(source: str | Path, temporary: Path, format: str, pooling: s
         model.save_pretrained(temporary / "encoder")
         copy_existing(converted.directory, temporary / "encoder", *TOKENIZER_FILES)
         converted = to_stock(temporary / "encoder", temporary / "stock_encoder")
-    return ExportSource(converted.directory, architecture, model, pooling), notes
+    return ExportSource(converted.directory, architecture, model, name=short_name(source), notes=list(notes))
 
 
 def _require_packages(packages: dict[str, str], format: str) -> None:

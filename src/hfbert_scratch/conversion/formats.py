@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import ctranslate2, gguf, onnx, openvino, sentence_transformers
+from . import ctranslate2, gguf, onnx, openvino, sentence_transformers, web
 from .source import ExportSource
 
 
@@ -21,6 +21,7 @@ class Format:
         heads: stock's names of the architectures that the format holds; None for all.
         encoder_only: write the encoder of a checkpoint with pretraining heads.
         needs_tokenizer: refuse a checkpoint without one.
+        can_quantize: the format can hold 8-bit weights.
     """
 
     write: Callable[[ExportSource, Path], float]
@@ -30,6 +31,7 @@ class Format:
     heads: tuple[str, ...] | None = None
     encoder_only: bool = False
     needs_tokenizer: bool = False
+    can_quantize: bool = False
 
     def holds(self, architecture: str, left_to_right: bool) -> bool:
         """Return True if a model of this architecture and attention can be written."""
@@ -40,9 +42,19 @@ class Format:
 STOCK = "stock"
 
 _ONNX_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
+_ONNX_RUNTIME = _ONNX_PACKAGES | {"onnxruntime": "onnxruntime"}
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format(onnx.write, _ONNX_PACKAGES | {"onnxruntime": "onnxruntime"}, "ONNX Runtime", 1e-4),
+    "onnx": Format(onnx.write, _ONNX_RUNTIME, "ONNX Runtime", 1e-4, can_quantize=True),
+    "web": Format(
+        web.write,
+        _ONNX_RUNTIME,
+        "ONNX Runtime",
+        1e-4,
+        heads=tuple(web.TASKS),
+        needs_tokenizer=True,
+        can_quantize=True,
+    ),
     "openvino": Format(openvino.write, _ONNX_PACKAGES | {"openvino": "openvino"}, "OpenVINO", 1e-4),
     "ctranslate2": Format(
         ctranslate2.write,

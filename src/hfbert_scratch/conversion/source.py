@@ -1,7 +1,7 @@
 """The input of an export: a stock directory, our model with the same weights, and batches to compare readers on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,20 @@ class ExportSource:
         architecture: stock's class name.
         model: our model with the same weights, in float32 and eval mode.
         pooling: how token vectors become a sentence vector, one of POOLINGS.
+        name: the checkpoint's name for people.
+        quantize: write weights of matrices and embeddings as 8-bit integers.
+        web_library: the node_modules directory of the library that a web page carries with it; None for a link.
+        notes: sentences for the user, to which a format may add.
     """
 
     stock: Path
     architecture: str
     model: transformers.PreTrainedModel
-    pooling: str
+    pooling: str = "mean"
+    name: str = ""
+    quantize: bool = False
+    web_library: Path | None = None
+    notes: list[str] = field(default_factory=list)
 
     def batches(self) -> list[dict[str, torch.Tensor]]:
         """Return two padded batches of different size and length."""

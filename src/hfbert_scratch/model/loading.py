@@ -170,6 +170,15 @@ def is_local(name: str | Path) -> bool:
     return False
 
 
+def short_name(name: str | Path) -> str:
+    """Return the name for people: a local path is shortened, so that nothing published shows directories."""
+    path, text = Path(name), str(name)
+    if not path.exists() and text.count("/") <= 1:
+        return text  # a name on the Hub
+    path = path.resolve() if path.exists() else path
+    return "/".join(path.parts[-2:]) if path.name == "model" else path.name
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """Read config.json as it stands. Raises InputError if it is missing, or not a JSON object."""
     path = directory / "config.json"

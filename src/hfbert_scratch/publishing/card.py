@@ -101,7 +101,7 @@ def build_card(run: FinishedRun, arguments: CardArguments, pictures: bool = True
         run=run,
         arguments=arguments,
         heading=heading(run, arguments),
-        origin=_origin(run),
+        origin=origin(run),
         settings=[
             (label, run.settings[name]) for name, label in _SETTINGS.items() if run.settings.get(name) is not None
         ],
@@ -186,7 +186,8 @@ def carbon(run: FinishedRun, arguments: CardArguments) -> dict[str, Any] | None:
     }
 
 
-def _origin(run: FinishedRun) -> str:
+def origin(run: FinishedRun) -> str:
+    """Say what the model was trained on, and from what."""
     if run.results is not None:
         return f"fine-tuned on {run.results['task']} from {run.start_name}"
     return "pretrained from scratch" if run.start is None else f"pretrained further from {run.start_name}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.configuration_hfbert import HEADS
+from ..model.loading import short_name
 from ..tasks import get_task
 from ..utils.errors import InputError
 from ..utils.files import read_json
@@ -86,13 +87,8 @@ class FinishedRun:
 
     @property
     def start_name(self) -> str:
-        """The start's name for people: a local path is shortened, so that cards do not leak directories."""
-        if self.start is None:
-            return "random weights"
-        path = Path(self.start)
-        if not path.exists() and self.start.count("/") <= 1:
-            return self.start
-        return "/".join(path.parts[-2:]) if path.name == "model" else path.name
+        """The start's name for people."""
+        return "random weights" if self.start is None else short_name(self.start)
 
     @property
     def hub_dataset(self) -> tuple[str, str | None] | None:

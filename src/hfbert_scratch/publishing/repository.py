@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
@@ -97,13 +98,14 @@ def check_loads(directory: Path, auto_class: str) -> None:
         raise InputError(f"the model opens, but {'; '.join(problems)}")
 
 
-def push(directory: Path, repo_id: str, private: bool = False) -> str:
+def push(directory: Path, repo_id: str, private: bool = False, space: bool = False) -> str:
     """Upload the folder to the Hub, creating the repository if it does not exist.
 
     Args:
         directory: the repository folder.
         repo_id: OWNER/NAME on the Hub.
         private: create the repository as a private one.
+        space: the folder is that of a Gradio Space, not of a model.
 
     Returns:
         The commit's address.
@@ -112,11 +114,12 @@ def push(directory: Path, repo_id: str, private: bool = False) -> str:
         OutputError: if the Hub refuses or cannot be reached.
     """
     api = HfApi()
+    kind: dict[str, Any] = {"repo_type": "space"} if space else {}
+    program: dict[str, Any] = {"space_sdk": "gradio"} if space else {}
+    words = "The page of hfbert-scratch" if space else "Model, card and results by hfbert-scratch"
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            folder_path=directory, repo_id=repo_id, commit_message="Model, card and results by hfbert-scratch"
-        )
+        api.create_repo(repo_id, private=private, exist_ok=True, **kind, **program)
+        commit = api.upload_folder(folder_path=directory, repo_id=repo_id, commit_message=words, **kind)
     except LocalTokenNotFoundError:
         raise OutputError(f"cannot push to {repo_id}: log in first, with `hf auth login`") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
