@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Train a WordPiece tokenizer on your own text.
 
     python recipes/train_tokenizer.py --text data/*.txt --output_dir runs/tokenizer --vocab_size 30522
