@@ -36,7 +36,7 @@ PLACEHOLDERS = {"…", "..."}
 
 
 def texts(path: Path) -> Iterator[tuple[str, bool]]:
-    """Fenced blocks and inline code of a page, the docstring of a program; and whether commands in it are whole."""
+    """Code in a page or in the docstring of a program, as blocks and inline; and whether commands in it are whole."""
     page = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         for block in run_tutorials.blocks_of(page):
@@ -45,7 +45,10 @@ def texts(path: Path) -> Iterator[tuple[str, bool]]:
         for code in re.findall(r"(?<!`)`(hfbert [^`]+)`(?!`)", page):
             yield code, False
     elif path.suffix == ".py":
-        yield page.split('"""')[1].replace("\\\\\n", "\\\n"), True
+        docstring = page.split('"""')[1].replace("\\\\\n", "\\\n")
+        yield "".join(line for line in docstring.splitlines(keepends=True) if line.startswith("    ")), True
+        for code in re.findall(r"`(hfbert [^`]+)`", docstring):
+            yield code, False
     else:
         yield "".join(line.lstrip("# ") + "\n" for line in page.splitlines() if line.startswith("#  ")), True
 
