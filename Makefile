@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+DOCS := .venv-docs
 GPU_OUTPUT ?= runs/gpu
 GPU_SECONDS ?= 590
 # What needs neither hours, a GPU, nor packages and sources beyond the package's own.
 DEFAULT := "not slow and not gpu and not transformers_common and not tensorflow"
 
-.PHONY: demo test coverage test-slow test-clients test-pages notebooks test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint types format bench audit clean
+.PHONY: demo test coverage test-slow test-clients test-pages notebooks test-transformers test-tensorflow test-versions test-wheel gpu gpu-rehearsal lint types format docs tutorials bench audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/demo.py --output_dir runs/demo
@@ -75,6 +76,15 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, into build/site; a broken link or anchor fails. Needs no torch: docstrings are read, not imported.
+docs: $(DOCS)/installed
+	PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+# The commands of docs/tutorials and docs/how_to.md as they are written: TUTORIALS=docs/tutorials/finetune.md for one.
+tutorials: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet onnx onnxscript onnxruntime sentence-transformers
+	$(BIN)/python docs/run_tutorials.py $(TUTORIALS)
+
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/run_all.py
 
@@ -85,12 +95,19 @@ audit: $(VENV)/installed
 		|| echo "not audited clean: see above (offline, or no pip-audit in $(VENV))"
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) runs build dist src/*.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(DOCS) runs build dist src/*.egg-info
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14"
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(DOCS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print("\n".join(extras["docs"]))' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --requirement $(DOCS)/requirements.txt
 	touch $@
 
 # Python clients together; transformers 4 for those that have not moved on; Node 20 or newer must be there.

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Build a pretraining corpus from your own text.
 
     hfbert corpus --text data/*.txt --tokenizer runs/tokenizer --output_dir runs/corpus --num_proc 8

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Convert a checkpoint directory between ours and stock `bert`, exactly.
 
     hfbert convert --to stock --model runs/base/model --output_dir runs/base/stock

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Write pretraining data as the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
 
     hfbert pretraining-data --corpus runs/corpus --tokenizer runs/tokenizer --output_dir runs/static

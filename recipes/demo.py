@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """The whole chain on one machine in minutes: text → tokenizer → corpus → pretraining → AutoModel in a new process
 → a repository for the Hub with its model card.
 

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Print what a bug report needs: versions, system, processor, GPUs, and what a run would choose here.
 
     hfbert env

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Evaluate a fine-tuned checkpoint, predict unlabelled data with it, or ask it a question.
 
     hfbert evaluate --model runs/mrpc/model --data_dir data/mrpc --output_dir runs/mrpc/test

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Export a checkpoint to another program's format, open the result and compare it with our own forward pass.
 
     hfbert export --format onnx --model runs/base/model --output_dir runs/base-onnx

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Feature vectors of the texts in a file: from any layers of any encoder, per token or pooled (paper, section 5.3).
 
     hfbert features --model runs/pretrain/model --text sentences.txt --output_dir runs/features \\

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """NER from a frozen BERT (paper, section 5.3, table 7): a BiLSTM over its layers, six combinations of them.
 
     hfbert ner-features --model runs/pretrain/model --output_dir runs/feature_based \\

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Fine-tune a checkpoint on a task of the paper, or on your own data in the shape of one.
 
     hfbert finetune --task mrpc --model runs/pretrain/model --output_dir runs/mrpc

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Pretrain a BERT on a corpus: masked LM and next sentence prediction, from scratch or from a checkpoint.
 
     hfbert pretrain --config tiny --corpus runs/corpus --tokenizer runs/tokenizer \\

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Build a repository for the Hub from a finished run, check it, and push it on request.
 
     hfbert publish --run runs/base --output_dir runs/base-repository --license apache-2.0

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """The paper's search for hyperparameters: learning rate × batch size × epochs × seeds, chosen on validation.
 
     hfbert sweep --task rte --model runs/pretrain/model --data_dir data/rte --output_dir runs/rte-sweep

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch==0.1.0"]
+# ///
 """Train a WordPiece tokenizer on your own text.
 
     hfbert tokenizer --text data/*.txt --output_dir runs/tokenizer --vocab_size 30522
