@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfbert-scratch[app]==0.1.0"]
+# ///
 """Try a checkpoint in the browser: a page with a tab for everything that its head can do.
 
     python recipes/app.py --model runs/demo/pretraining/model

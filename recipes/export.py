@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["hfbert-scratch==0.1.0"]
+# dependencies = ["hfbert-scratch[export]==0.1.0"]
 # ///
 """Export a checkpoint to another program's format, open the result and compare it with our own forward pass.
 

@@ -150,10 +150,11 @@ def test_a_recipe_run_as_a_script_needs_this_version_of_the_package(command):
     # The regular expression of PEP 723.
     block = re.search(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$", source)
     assert block, "no script metadata"
+    extra = f"[{command.name}]" if command.name in PROJECT["optional-dependencies"] else ""
     metadata = tomllib.loads("".join(line[2:] + "\n" for line in block["content"].splitlines()))
     assert metadata == {
         "requires-python": PROJECT["requires-python"],
-        "dependencies": [f"{PROJECT['name']}=={PROJECT['version']}"],
+        "dependencies": [f"{PROJECT['name']}{extra}=={PROJECT['version']}"],
     }
 
 
