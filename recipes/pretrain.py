@@ -9,7 +9,7 @@ the same command continues and ends with the same weights (on GPUs within roundi
 
 Supports: one CPU, one GPU, several processes and hosts, FSDP2 (recipes/accelerate, also on CPUs);
 sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); AdamW and LAMB; the paper's
-ablations: no NSP, left-to-right, other masking mixes, other sizes.
+ablations: no NSP, NSP pairs without NSP's loss, left-to-right, other masking mixes, other sizes.
 Does not support: FSDP1; FSDP2 with --compile true; model parallelism; precision below bfloat16.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
@@ -17,6 +17,7 @@ checkpoint. `hfbert pretrain` passes them on from its processes; other launchers
 record.json then says "stopped" or nothing new.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from hfbert_scratch.pretraining import (
     PretrainingBatches,
     PretrainingEvaluation,
     loss_without_logits,
+    weigh_next_sentence,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from hfbert_scratch.training.arguments import TrainingArguments
@@ -88,11 +90,23 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
     long_micro_batch_size: int = argument(
         0, help="its sequences per forward pass; 0: as many tokens as before", group="sequences and pairs"
     )
+    next_sentence_weight: float = argument(
+        1.0,
+        help="factor of NSP's loss; 0: the same segment pairs, masked LM alone learns",
+        group="segment pairs",
+        at_least=0,
+        below=math.inf,
+    )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         PretrainingDataArguments.__post_init__(self)
+        if self.no_nsp and self.next_sentence_weight != 1:
+            raise InputError(
+                f"next_sentence_weight {self.next_sentence_weight:g} has no meaning without next-sentence prediction; "
+                "leave it out, or no_nsp and left_to_right"
+            )
         longest = max(self.max_seq_length, self.long_max_seq_length)
         if longest > self.max_position_embeddings:
             raise InputError(
@@ -225,7 +239,11 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     for phase in phases:  # options out of range are refused before anything is written
         arguments.sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
-    model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.print))
+    model = build_model(arguments, tokenizer, run.print)
+    forward = loss_without_logits
+    if arguments.next_sentence_weight != 1:
+        forward = weigh_next_sentence(model, arguments.next_sentence_weight)
+    model, optimizer, _ = prepare(run, model)
     unwrapped = run.accelerator.unwrap_model(model)
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
     evaluation = PretrainingEvaluation(
@@ -261,7 +279,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         evaluate=evaluate,
         save_extra=save_extra,
         flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
-        forward=loss_without_logits,
+        forward=forward,
     )
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
     past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)

@@ -1,7 +1,7 @@
 """Pretraining on top of the training loop: batches of a run, and evaluation against a unigram baseline."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,30 @@ class PretrainingBatches:
 def loss_without_logits(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
     """Return a pretraining model's outputs without the logits, which training does not read."""
     return model(**inputs, **totals, skip_logits=True)
+
+
+def weigh_next_sentence(model: nn.Module, weight: float) -> Callable[..., Any]:
+    """Return a forward for `train` whose loss is the masked-LM loss + `weight` · the next-sentence loss.
+
+    With weight 0 the pooler and the next-sentence head are frozen as well: without a gradient they would still decay.
+    The next-sentence loss is computed and reported with any weight.
+
+    Args:
+        model: a HFBertForPreTraining, not yet wrapped.
+        weight: at least 0.
+    """
+    if weight == 0:
+        model.bert.pooler.requires_grad_(False)
+        model.cls.seq_relationship.requires_grad_(False)
+
+    def forward(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
+        outputs = loss_without_logits(model, inputs, totals)
+        outputs.loss = outputs.masked_lm_loss
+        if weight:
+            outputs.loss = outputs.loss + weight * outputs.next_sentence_loss
+        return outputs
+
+    return forward
 
 
 def packed_multiple(rows: int, max_seq_length: int) -> int:
