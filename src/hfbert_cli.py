@@ -59,6 +59,7 @@ COMMANDS = {
         Command("finetune", "finetune", "fine-tune on GLUE, SQuAD, SWAG, NER or your data", "training", True),
         Command("sweep", "sweep", "search learning rate, batch size, epochs, seeds", "training", True),
         Command("evaluate", "evaluate_model", "score, predict, or answer a question", "using", True),
+        Command("score", "score", "score sentences or minimal pairs, as BLiMP's", "using"),
         Command("features", "extract_features", "write feature vectors of texts", "using"),
         Command("ner-features", "feature_based_ner", "NER by a BiLSTM on frozen features", "using", True),
         Command("convert", "convert", "convert to or from stock bert or TensorFlow", "sharing"),

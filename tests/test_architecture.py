@@ -17,7 +17,7 @@ FLOORS = (
     ("utils",),
     ("model", "text", "metrics"),
     ("corpus", "tasks", "training"),
-    ("pretraining", "evaluation", "features"),
+    ("pretraining", "evaluation", "features", "scoring"),
     ("finetuning", "conversion", "publishing"),
     ("cli", "__init__"),
 )

@@ -126,7 +126,7 @@ def loss_without_logits(model: nn.Module, inputs: dict[str, Any], totals: dict[s
     return model(**inputs, **totals, skip_logits=True)
 
 
-def weigh_next_sentence(model: nn.Module, weight: float) -> Callable[..., Any]:
+def weigh_next_sentence(model: Any, weight: float) -> Callable[..., Any]:
     """Return a forward for `train` whose loss is the masked-LM loss + `weight` · the next-sentence loss.
 
     With weight 0 the pooler and the next-sentence head are frozen as well: without a gradient they would still decay.

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
+from ..model.inference import eval_mode
 from ..model.kernels_hfbert import IGNORED_LABEL
 from ..model.modeling_hfbert import cross_entropy
 from ..tasks import FeatureSettings, Task
@@ -27,7 +28,7 @@ from ..training.loop import prepare, train
 from ..training.run import Run
 from ..utils.errors import InputError
 from ..utils.files import lock, read_json, write_json, writing
-from .encoder import eval_mode, weights_hash
+from .encoder import weights_hash
 from .word_vectors import WordVectors, cached_word_vectors
 
 
