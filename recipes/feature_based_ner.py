@@ -126,27 +126,40 @@ def main() -> None:
     """Encode once, train every combination from every seed, compare."""
     arguments = parse_arguments(FeatureBasedArguments, description=__doc__)
     data, encoder, summary = open_data(arguments)
-    names = data.task.class_names(data.raw["train"])
     trials = [(combination, seed) for combination in arguments.combinations for seed in arguments.seeds]
     results: dict[str, list[dict[str, Any]]] = {combination: [] for combination in arguments.combinations}
     for number, (combination, seed) in enumerate(trials, start=1):
         print(f"== {combination}, seed {seed} ({number} of {len(trials)})", flush=True)
-        config = FeatureTaggerConfig(
-            feature_size=encoder.hidden_size,
-            layers=combination_layers(combination, encoder.num_hidden_layers),
-            weighted=COMBINATIONS[combination].weighted,
-            lstm_size=arguments.lstm_size,
-            lstm_layers=arguments.lstm_layers,
-            dropout=arguments.dropout,
-            **{name: value for name, value in label_maps(names).items() if name != "num_labels"},
-        )
-        training = arguments.training(combination, seed, len(data.raw["train"]))
-        trial = train_tagger(training, config, data, end_training=number == len(trials))
+        trial = run_trial(arguments, data, encoder, combination, seed, end_training=number == len(trials))
         if trial is None:
             sys.exit(STOPPED)
         results[combination].append(trial)
     if os.environ.get("RANK", "0") == "0":
         report(arguments, data.task.main_metric, results, summary)
+
+
+def run_trial(
+    arguments: FeatureBasedArguments,
+    data: TaggingData,
+    encoder: Any,
+    combination: str,
+    seed: int,
+    *,
+    end_training: bool = True,
+) -> dict[str, Any] | None:
+    """Train the tagger of one combination, from one seed, on an encoder of this configuration; None when stopped."""
+    names = data.task.class_names(data.raw["train"])
+    config = FeatureTaggerConfig(
+        feature_size=encoder.hidden_size,
+        layers=combination_layers(combination, encoder.num_hidden_layers),
+        weighted=COMBINATIONS[combination].weighted,
+        lstm_size=arguments.lstm_size,
+        lstm_layers=arguments.lstm_layers,
+        dropout=arguments.dropout,
+        **{name: value for name, value in label_maps(names).items() if name != "num_labels"},
+    )
+    training = arguments.training(combination, seed, len(data.raw["train"]))
+    return train_tagger(training, config, data, end_training=end_training)
 
 
 def report(

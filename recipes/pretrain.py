@@ -160,7 +160,11 @@ def build_model(
         )
         with torch.device("meta"):
             check_memory(model_class(config), "this size")
-        model = model_class(config)
+        # Ablations are paired: without next-sentence prediction the other weights start the same.
+        model: Any = HFBertForPreTraining(config)
+        if arguments.no_nsp:
+            whole, model = model, HFBertForMaskedLM(config)
+            model.load_state_dict(whole.state_dict(), strict=False)
         if arguments.sinusoidal_positions:
             set_sinusoidal_positions(model, 2 * arguments.initializer_range)
         return model
@@ -219,17 +223,25 @@ def _predicted_share(arguments: PretrainingArguments) -> float:
 @command_line
 def main() -> None:
     """Parse, open, run."""
-    arguments = parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)
+    if not run_pretraining(parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)):
+        sys.exit(STOPPED)
+
+
+def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bool:
+    """Open corpus and tokenizer, and run; returns False when a signal or --max_time stopped it.
+
+    Args:
+        arguments: the command line.
+        last: no other run follows in these processes.
+    """
     tokenizer = load_tokenizer(arguments.tokenizer)
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
-    with Run(arguments, fingerprint) as run:
+    with Run(arguments, fingerprint, last=last) as run:
         if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
             run.print(f"warning: {note}")
-        done = pretrain(run, arguments, corpus, tokenizer)
-    if not done:
-        sys.exit(STOPPED)
+        return pretrain(run, arguments, corpus, tokenizer)
 
 
 def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any) -> bool:

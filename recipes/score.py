@@ -44,9 +44,10 @@ from hfbert_scratch.text.streams import read_lines
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
 from hfbert_scratch.training.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.directories import claim_directory
 from hfbert_scratch.utils.environment import hardware, versions
-from hfbert_scratch.utils.errors import CheckpointError, InputError, command_line
-from hfbert_scratch.utils.files import differences, read_json, write_json, write_text, writing
+from hfbert_scratch.utils.errors import InputError, command_line
+from hfbert_scratch.utils.files import write_json, write_text, writing
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,10 @@ def main() -> None:
     model = open_language_model(arguments.model, device, getattr(torch, arguments.precision))
     method = resolve_method(model, arguments.method)
     directory = Path(arguments.output_dir)
-    claim_directory(directory, arguments, method, tokenizer)
+    settings = dataclasses.asdict(arguments) | {"method": method, "tokenizer": tokenizer_hash(tokenizer)}
+    for name in ("output_dir", "log_every", "batch_tokens"):
+        del settings[name]
+    claim_directory(directory, settings, "scores")
 
     def score(texts: Iterable[str]) -> Iterator[SentenceScore]:
         return score_sentences(model, tokenizer, texts, method=arguments.method, batch_tokens=arguments.batch_tokens)
@@ -136,19 +140,6 @@ def read_sentences(path: Path) -> list[str]:
     if not sentences:
         raise InputError(f"--text {path} holds no sentence")
     return sentences
-
-
-def claim_directory(directory: Path, arguments: ScoringArguments, method: str, tokenizer: Any) -> None:
-    """Write the settings of the scores; refuse the directory of other ones."""
-    settings = dataclasses.asdict(arguments) | {"method": method, "tokenizer": tokenizer_hash(tokenizer)}
-    for name in ("output_dir", "log_every", "batch_tokens"):
-        del settings[name]
-    path = directory / "settings.json"
-    with writing(directory, "choose another output_dir"):
-        (directory / "scores").mkdir(parents=True, exist_ok=True)
-    if path.is_file() and (differing := differences(read_json(path, "the settings of earlier scores"), settings)):
-        raise CheckpointError(f"{directory} holds scores of other settings ({differing}); use another output_dir")
-    write_json(path, settings)
 
 
 def evaluate_pairs(
@@ -197,6 +188,8 @@ def perplexity(rows: list[dict[str, Any]]) -> float:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write JSON lines, whole or not at all."""
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -58,6 +58,7 @@ COMMANDS = {
         Command("pretrain", "pretrain", "pretrain a BERT, from scratch or a checkpoint", "training", True),
         Command("finetune", "finetune", "fine-tune on GLUE, SQuAD, SWAG, NER or your data", "training", True),
         Command("sweep", "sweep", "search learning rate, batch size, epochs, seeds", "training", True),
+        Command("ablations", "ablations", "run the paper's tables 5 to 8 and compare", "training", True),
         Command("evaluate", "evaluate_model", "score, predict, or answer a question", "using", True),
         Command("score", "score", "score sentences or minimal pairs, as BLiMP's", "using"),
         Command("features", "extract_features", "write feature vectors of texts", "using"),

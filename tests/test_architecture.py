@@ -19,6 +19,7 @@ FLOORS = (
     ("corpus", "tasks", "training"),
     ("pretraining", "evaluation", "features", "scoring"),
     ("finetuning", "conversion", "publishing"),
+    ("ablations",),
     ("cli", "__init__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

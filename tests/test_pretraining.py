@@ -338,6 +338,17 @@ def test_the_papers_ablations_train(run, tmp_path, ablation):
     assert model.config.left_to_right == ("left_to_right" in ablation)
 
 
+def test_ablations_start_from_the_same_weights(run, tmp_path):
+    for name, options in (("pairs", {}), ("no_nsp", {"no_nsp": "true"}), ("left", {"left_to_right": "true"})):
+        # A learning rate of 0 in the only step: the weights stay what they were.
+        assert run(tmp_path / name, max_steps=1, warmup_steps=1, **options) == 0
+    pairs = weights(tmp_path / "pairs")
+    for name in ("no_nsp", "left"):
+        own = weights(tmp_path / name)
+        assert pairs.keys() - own.keys() == {key for key in pairs if "pooler" in key or "seq_relationship" in key}
+        assert all(torch.equal(pairs[key], tensor) for key, tensor in own.items())
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_next_sentence_loss_counts_by_its_weight_on_the_same_pairs(run, tmp_path, weight):
     assert run(tmp_path / "first", max_steps=1, warmup_steps=1) == 0  # a learning rate of 0: the initial weights

@@ -118,7 +118,7 @@ def test_minimal_pairs_are_counted_by_group_and_ties_are_wrong(checkpoint, tmp_p
     assert read(tmp_path / "out" / "results.json")["groups"] == results["groups"]
     assert "9/12" not in capsys.readouterr().out
     assert call(monkeypatch, "score", [*line, "--precision", "bfloat16"]) == 6
-    assert "scores of other settings (precision" in capsys.readouterr().err
+    assert "holds scores with other settings (precision" in capsys.readouterr().err
 
 
 def test_sentences_of_a_file_get_scores_of_tokens(checkpoint, tmp_path, monkeypatch):

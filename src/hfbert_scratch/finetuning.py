@@ -257,8 +257,9 @@ def fine_tune(
         end_training: no run follows in these processes.
 
     Returns:
-        The content of results.json and, on the main process, `predictions` (split → the task's predictions). None
-        when a signal ended the run, which the same call then continues.
+        The content of results.json and, on the main process, `predictions` (split → the task's predictions; without
+        `save_model` those of the last evaluation, none if nothing was left to train). None when a signal ended the
+        run, which the same call then continues.
 
     Raises:
         InputError: for unusable data or checkpoints.
@@ -284,8 +285,7 @@ def fine_tune(
             return None
         scores = finetuning.score_splits() if save_model else finetuning.last_scores()
         results = finetuning.results(scores, started)
-        if save_model:
-            results["predictions"] = finetuning.write(results)
+        results["predictions"] = finetuning.write(results) if save_model else finetuning.predictions
         run.write_record(status="done", results=results["scores"], data=finetuning.summary)
         main = results["main_metric"]
         verdict = ", no better than the most frequent answer" if results["degenerate"] else ""
@@ -354,7 +354,9 @@ class _Finetuning:
         )
 
     def _evaluate(self) -> dict[str, float]:
-        scores, _ = evaluate(self.run.accelerator, self.model, self.data, "validation", self.arguments.eval_batch_size)
+        size = self.arguments.eval_batch_size
+        scores, predictions = evaluate(self.run.accelerator, self.model, self.data, "validation", size)
+        self.predictions["validation"] = predictions
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         earlier = [entry[self.metric] for entry in self.run.history if self.metric in entry]
         self.run.print(

@@ -163,6 +163,39 @@ def pinned(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
+def held_out_batches(
+    documents: Any,
+    tokenizer: Any,
+    arguments: PretrainingDataArguments,
+    max_seq_length: int,
+    batch_size: int,
+    max_rows: int,
+) -> list[dict[str, np.ndarray]]:
+    """Make the batches of held-out documents on which runs are compared: they do not depend on a run's seed.
+
+    Args:
+        documents: the validation split.
+        tokenizer: the corpus's.
+        arguments: options of pairs and masks; the seed is fixed to 0.
+        max_seq_length: tokens of an instance.
+        batch_size: instances of a batch.
+        max_rows: most instances of all batches.
+    """
+    sampler = arguments.sampler(documents, max_seq_length, seed=0)
+    collator = arguments.collator(tokenizer, max_seq_length, seed=0)
+    batches: list[dict[str, np.ndarray]] = []
+    rows = 0
+    for instances, _ in sampler.batches(batch_size, epochs=1):
+        instances = instances[: max_rows - rows]
+        batch, _ = collate(sampler, collator, instances)
+        batch.pop("masked_positions", None)
+        batches.append(batch)
+        rows += len(instances)
+        if rows >= max_rows:
+            break
+    return batches
+
+
 class PretrainingEvaluation:
     """Evaluate MLM and NSP on held-out documents, with the same instances and masks every time.
 
@@ -193,19 +226,11 @@ class PretrainingEvaluation:
         max_rows: int,
     ):
         self.run = run
-        # Validation does not change with the run's seed, so that runs can be compared.
-        sampler = arguments.sampler(documents, max_seq_length, seed=0)
-        collator = arguments.collator(tokenizer, max_seq_length, seed=0)
-        self.batches: list[dict[str, torch.Tensor]] = []
-        rows = 0
-        for instances, _ in sampler.batches(batch_size, epochs=1):
-            instances = instances[: max_rows - rows]
-            batch, _ = collate(sampler, collator, instances)
-            batch.pop("masked_positions", None)
-            self.batches.append({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()})
-            rows += len(instances)
-            if rows >= max_rows:
-                break
+        batches = held_out_batches(documents, tokenizer, arguments, max_seq_length, batch_size, max_rows)
+        self.batches = [
+            {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()} for batch in batches
+        ]
+        rows = sum(len(batch["labels"]) for batch in batches)
         self.baseline = self._unigram_baseline(train_documents, len(tokenizer)) | {"rows": rows}
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
