@@ -168,7 +168,7 @@ def test_a_run_that_diverges_costs_only_what_starts_from_it(tmp_path, capsys):
     assert run_jobs(jobs, tmp_path) is True and results_of(jobs[3].directory)["score"] == 1.0
 
 
-def finished_runs(root, scores, loss=2.0):
+def finished_runs(root, scores, accuracy=0.4):
     """Directories as a finished table leaves them, with given shares of right answers: arm → seed → share."""
     table = Table(
         "made up",
@@ -181,8 +181,8 @@ def finished_runs(root, scores, loss=2.0):
     difficulty = rng.random(400)
     for arm in table.arms:
         for seed, share in enumerate(scores[arm.name]):
-            counts = {"unigram": {"loss": 4.0}, "bigram": {"loss": 3.0}}
-            run = {"loss": loss, "steps": 10, "parameters": 9} | counts
+            counts = {"unigram": {"loss": 4.0}, "bigram": {"accuracy": 0.3}}
+            run = {"loss": 3.0, "accuracy": accuracy, "steps": 10, "parameters": 9} | counts
             if share is None:
                 run = {"diverged": "not finite"}
             for directory in (
@@ -220,8 +220,8 @@ def test_verdicts(tmp_path, ours, theirs, verdict):
 
 
 def test_an_arm_that_knows_no_more_than_its_neighbours_counts_is_not_compared(tmp_path):
-    evidence = finished_runs(tmp_path, {"ours": [0.9, 0.9], "theirs": [0.8, 0.8]}, loss=3.5)
-    assert "held-out loss 3.500, bigram counts 3.000" in write_report(evidence, {}, {})
+    evidence = finished_runs(tmp_path, {"ours": [0.9, 0.9], "theirs": [0.8, 0.8]}, accuracy=0.2)
+    assert "held-out accuracy 20.0 %, counts of neighbouring tokens 30.0 %" in write_report(evidence, {}, {})
     assert "not compared" in read(tmp_path / "results.json")["comparisons"][0]["verdict"]
 
 

@@ -72,6 +72,9 @@ class FinetuningArguments(TrainingArguments, DataArguments):
     doc_stride: int = argument(128, help="SQuAD: tokens between the starts of a long context's windows")
     max_query_length: int = argument(64, help="SQuAD: tokens of a question, the rest is cut off")
     document_context: bool = argument(False, help="NER: fill up every sentence with its document")
+    bilstm: bool = argument(
+        False, help="a new bidirectional LSTM between encoder and head, as in the paper's left-to-right ablation"
+    )
     group_by_length: bool = argument(True, help="put sequences of similar length together: less padding")
     eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
     eval_every: int | None = argument(None, help="steps between evaluations; default: an epoch's", at_least=0)  # type: ignore
@@ -272,8 +275,12 @@ def fine_tune(
     task = data.task
     examples = data.examples("train", training=True)
     arguments = arguments.resolved(task, len(examples))
-    model, new_weights = load_for_task(task, arguments.model, data.raw["train"], arguments.seed)
-    if arguments.packing == "auto" and not (task.can_pack and model.config.model_type == HFBertConfig.model_type):
+    model, new_weights = load_for_task(task, arguments.model, data.raw["train"], arguments.seed, arguments.bilstm)
+    is_ours = model.config.model_type == HFBertConfig.model_type
+    has_bilstm = is_ours and model.config.bilstm
+    if has_bilstm and arguments.packing == "true":
+        raise InputError("packing does not go with a bilstm, which reads padded sequences; leave it out")
+    if arguments.packing == "auto" and (has_bilstm or not (task.can_pack and is_ours)):
         arguments = dataclasses.replace(arguments, packing="false")
     check_fits(model, data.tokenizer, data.settings.max_seq_length)
     fingerprint = {"data": data.raw["train"]._fingerprint, "tokenizer_hash": tokenizer_hash(data.tokenizer)}

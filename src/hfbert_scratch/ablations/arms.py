@@ -239,11 +239,20 @@ def _table5(budget: Budget) -> Table:
                 {"left_to_right": True},
                 paper=_scores(mnli=82.1, qnli=84.3, mrpc=77.5, sst2=92.1, squad=77.8),
             ),
+            Arm(
+                "left_to_right_bilstm",
+                "left-to-right + BiLSTM in fine-tuning",
+                pretrained_as="left_to_right",
+                finetuning={"bilstm": True},
+                paper=_scores(mnli=82.1, qnli=84.1, mrpc=75.7, sst2=91.6, squad=84.9),
+            ),
         ),
         (
             ("nsp_weight_0", "mlm_nsp"),
             ("no_nsp", "mlm_nsp"),
             ("left_to_right", "no_nsp"),
+            ("left_to_right_bilstm", "left_to_right"),
+            ("left_to_right_bilstm", "no_nsp"),
         ),
         ("mnli", "qnli", "mrpc", "sst2", "squad"),
     )

@@ -15,9 +15,9 @@ from .jobs import results_of
 
 
 RULE = f"""Decision rule, fixed before the first run:
-1. Gates. An arm is compared only if each of its pretrainings has a lower held-out loss than counts of single tokens
-   and of neighbouring tokens have on the same predictions, and on a task only if its mean score there is above that of
-   the most frequent answer.
+1. Gates. An arm is compared only if each of its pretrainings has a lower held-out loss than counts of single tokens,
+   and is more accurate than counts of neighbouring tokens are on the same predictions; and on a task only if its mean
+   score there is above that of the most frequent answer.
 2. Two arms differ on a task if the {CONFIDENCE:.0%} interval of their paired difference, by a bootstrap over seeds and
    examples, excludes 0; on the whole, if that of the mean difference over the tasks does. Nothing is corrected for the
    number of comparisons: of twenty that are undecided in truth, one will seem decided.
@@ -89,11 +89,12 @@ class Evidence:
             if "diverged" in run:
                 reasons.append(f"{arm.name} diverged in pretraining with seed {seed}")
                 continue
-            name = min(("unigram", "bigram"), key=lambda counts: run[counts]["loss"])
-            if not run["loss"] < run[name]["loss"]:
-                reasons.append(
-                    f"{arm.name}, seed {seed}: held-out loss {run['loss']:.3f}, {name} counts {run[name]['loss']:.3f}"
-                )
+            start, counts = f"{arm.name}, seed {seed}: held-out", run["unigram"]["loss"]
+            if not run["loss"] < counts:
+                reasons.append(f"{start} loss {run['loss']:.3f}, counts of single tokens {counts:.3f}")
+            accuracy, counts = 100 * run["accuracy"], 100 * run["bigram"]["accuracy"]
+            if not accuracy > counts:
+                reasons.append(f"{start} accuracy {accuracy:.1f} %, counts of neighbouring tokens {counts:.1f} %")
         runs = self.runs[arm.name, column.name]
         lost = [seed for seed, run in zip(self.seeds, runs, strict=True) if "diverged" in run]
         if lost:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -307,6 +308,30 @@ class HFBertEncoder(nn.Module):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
+class HFBertBiLSTM(nn.LSTM):
+    """A bidirectional LSTM of one layer over the tokens of each sequence, padded anywhere (paper, section 5.1)."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config.hidden_size, config.hidden_size // 2, batch_first=True, bidirectional=True)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states of all tokens and, for the pooler, both directions' last ones, (sequences, 1, size)."""
+        if attention_mask is None:
+            states, (ends, _) = super().forward(hidden_states)
+            return states, ends.transpose(0, 1).flatten(1)[:, None]
+        padding = ~real_tokens(attention_mask.to(hidden_states.device)).expand(hidden_states.shape[:2])
+        order = padding.byte().argsort(dim=1, stable=True)  # real tokens first, in their order
+        lengths = (~padding).sum(1).clamp(min=1).cpu()
+        ordered = hidden_states.gather(1, order[..., None].expand_as(hidden_states))
+        packed = pack_padded_sequence(ordered, lengths, batch_first=True, enforce_sorted=False)
+        packed, (ends, _) = super().forward(packed)
+        states = pad_packed_sequence(packed, batch_first=True, total_length=order.shape[1])[0]
+        states = states.gather(1, order.argsort(dim=1)[..., None].expand_as(states))
+        return states, ends.transpose(0, 1).flatten(1)[:, None]
+
+
 class HFBertPooler(nn.Module):
     """dense + tanh on the vector of [CLS], the first of each row: C in the paper.
 
@@ -497,6 +522,7 @@ class HFBertModel(HFBertPreTrainedModel):
         self.gradient_checkpointing = False
         self.embeddings = HFBertEmbeddings(config)
         self.encoder = HFBertEncoder(config)
+        self.bilstm = HFBertBiLSTM(config) if config.bilstm else None
         self.pooler = HFBertPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -558,9 +584,13 @@ class HFBertModel(HFBertPreTrainedModel):
             hidden_states = self.embeddings(*map(layout.unpad, inputs))
         except IndexError as error:
             raise ValueError(index_error_message(self.config, ids, self.get_input_embeddings())) from error
-        attention_mask = self._attention_mask(hidden_states, attention_mask, layout)
-        hidden_states = self.encoder(hidden_states, attention_mask, **attention_kwargs).last_hidden_state
+        mask = self._attention_mask(hidden_states, attention_mask, layout)
+        hidden_states = self.encoder(hidden_states, mask, **attention_kwargs).last_hidden_state
+        ends = None
+        if self.bilstm is not None:
+            hidden_states, ends = self.bilstm(hidden_states, attention_mask)
         last_hidden_state, pooled_states = layout.restore(hidden_states)
+        pooled_states = pooled_states if ends is None else ends
         pooler_output = self.pooler(pooled_states) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooler_output)
 
@@ -581,7 +611,9 @@ class HFBertModel(HFBertPreTrainedModel):
         if read_positions is not None:
             read_positions = check_read_positions(read_positions, pooled, shape, device)
         layout = TokenLayout(shape, pooled, read_positions, cu_seqlens, max_seqlen)
-        if self.config._attn_implementation != UNPADDED:
+        if self.bilstm is not None:
+            check_not_packed("a bilstm", kwargs)
+        if self.config._attn_implementation != UNPADDED or self.bilstm is not None:
             return layout
         if kwargs.get("output_attentions"):
             raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
