@@ -36,6 +36,7 @@ from hfbert_scratch.pretraining import (
     PretrainingBatches,
     PretrainingEvaluation,
     loss_without_logits,
+    steps_of_words,
     weigh_next_sentence,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -96,6 +97,12 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
         group="segment pairs",
         at_least=0,
         below=math.inf,
+    )
+    checkpoint_words: str = argument(
+        "",
+        help="word counts, as 1M,2M,10M: keep the model after so many words as revisions/chck_1M and so on, which "
+        "publish.py can push as revisions",
+        group="log, checkpoints, end",
     )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
 
@@ -251,6 +258,8 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     for phase in phases:  # options out of range are refused before anything is written
         arguments.sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
+    counts = [count.strip() for count in arguments.checkpoint_words.split(",") if count.strip()]
+    revisions = {step: f"chck_{count}" for step, count in steps_of_words(counts, phases, corpus, tokenizer).items()}
     model = build_model(arguments, tokenizer, run.print)
     forward = loss_without_logits
     if arguments.next_sentence_weight != 1:
@@ -291,6 +300,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         evaluate=evaluate,
         save_extra=save_extra,
         flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
+        revisions=revisions,
         forward=forward,
     )
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
@@ -303,6 +313,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         status="done" if done else "stopped",
         derived=derived,
         baseline=evaluation.baseline,
+        revisions={name: step for step, name in revisions.items()},
         results=results | {"plateau_left_at_step": past, "best_step": run.best_step},
         corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
     )
