@@ -15,7 +15,8 @@ of its own, each on its own GPU where there are GPUs; on two CPU cores two proce
 --config_file recipes/accelerate/cpu_processes.yaml). Killed at any moment, the same command goes on: finished runs are
 kept, a pretraining continues, a fine-tuning starts again. With more --seeds it adds their runs.
 
-Supports: MLM + NSP, the same pairs without NSP's loss, contiguous text, left-to-right; sizes; features; masking mixes.
+Supports: MLM + NSP, the same pairs without NSP's loss, contiguous text, left-to-right, with a BiLSTM on top; sizes;
+features; masking mixes; two LSTM language models as ELMo's.
 Does not support: one run on several GPUs (pretrain.py does).
 
 Exit codes: 0 done, 2 unusable input, 5 an arm diverged (the report has the others), 6 another table's directory,
@@ -133,6 +134,11 @@ def main() -> None:
     experiment.report()
 
 
+def combination_of(arm: Arm, column: Column) -> str | None:
+    """Return the layers that an arm's tagger reads for a column; None for fine-tuning."""
+    return (arm.combination if get_task(column.task).tags_words else None) or column.combination
+
+
 class Experiment:
     """The runs of a table in a directory.
 
@@ -239,7 +245,7 @@ class Experiment:
                 source = self.table.arm(arm.pretrained_as or arm.name)
                 first.setdefault(where, Job(where, (), lambda a=source, s=seed: self.run_pretraining(a, s)))
             for column in self.columns:
-                rates = [] if arm.combination or column.combination else self.rate_jobs(arm, column.task)
+                rates = [] if combination_of(arm, column) else self.rate_jobs(arm, column.task)
                 choices += [job for job in rates if job.directory not in {other.directory for other in choices}]
                 for seed in self.budget.seeds:
                     where = task_directory(self.root, arm, seed, column)
@@ -253,7 +259,7 @@ class Experiment:
 
     def rate_jobs(self, arm: Arm, task: str) -> list[Job]:
         """List the runs that choose an arm's learning rate on a task; none where there is no choice."""
-        rates, seed = self.budget.learning_rates, self.budget.seeds[0]
+        rates, seed = arm.learning_rates or self.budget.learning_rates, self.budget.seeds[0]
         if len(rates) == 1:
             return []
         root = self.root / arm.name / "rates"
@@ -298,14 +304,15 @@ class Experiment:
     def run_task(self, arm: Arm, column: Column, seed: int, rates: list[Job]) -> dict[str, Any] | None:
         """Fine-tune at the chosen learning rate, or train a tagger on features."""
         directory = task_directory(self.root, arm, seed, column)
-        if arm.combination or column.combination:
+        if combination_of(arm, column):
             return self.run_features(arm, column, seed, directory)
-        chosen = self.budget.learning_rates[0]
+        candidates = arm.learning_rates or self.budget.learning_rates
+        chosen = candidates[0]
         if rates:
             scores = [results_of(job.directory) for job in rates]
             name = get_task(column.task).main_metric
             best = max(range(len(rates)), key=lambda number: scores[number].get("scores", {}).get(name, float("-inf")))
-            chosen = self.budget.learning_rates[best]
+            chosen = candidates[best]
         return self.run_finetuning(arm, column.task, seed, chosen, directory)
 
     def checkpoint(self, arm: Arm, seed: int) -> Path:
@@ -339,7 +346,7 @@ class Experiment:
 
     def run_features(self, arm: Arm, column: Column, seed: int, directory: Path) -> dict[str, Any] | None:
         """Train a BiLSTM on the frozen encoder's layers."""
-        combination = str(arm.combination or column.combination)
+        combination = str(combination_of(arm, column))
         arguments = FeatureBasedArguments(
             **self.budget.features,
             model=str(self.checkpoint(arm, seed)),

@@ -9,7 +9,8 @@ the same command continues and ends with the same weights (on GPUs within roundi
 
 Supports: one CPU, one GPU, several processes and hosts, FSDP2 (recipes/accelerate, also on CPUs);
 sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); AdamW and LAMB; the paper's
-ablations: no NSP, NSP pairs without NSP's loss, left-to-right, other masking mixes, other sizes.
+ablations: no NSP, NSP pairs without NSP's loss, left-to-right, other masking mixes, other sizes; LSTM language models
+as ELMo's (--architecture lstm_pair), which open with this package only.
 Does not support: FSDP1; FSDP2 with --compile true; model parallelism; precision below bfloat16.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
@@ -30,6 +31,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.corpus.arguments import PretrainingDataArguments
 from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.lstm import LSTMPairConfig, LSTMPairForPreTraining
 from hfbert_scratch.model.loading import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import (
     Phase,
@@ -64,6 +66,13 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
     )
     size: str = argument(
         "base", help="tiny, mini, small, medium, base, large; the next four change single numbers", group="model"
+    )
+    architecture: str = argument(
+        "bert",
+        help="bert, or lstm_pair: two LSTM language models, one for each direction, of hidden_size units and 2 layers "
+        "by default, as ELMo's; implies left_to_right's data",
+        group="model",
+        choices=("bert", "lstm_pair"),
     )
     num_hidden_layers: int | None = argument(None, help="default: the size's", group="model")
     hidden_size: int | None = argument(None, help="default: the size's", group="model")
@@ -107,6 +116,8 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
 
     def __post_init__(self) -> None:
+        if self.architecture == "lstm_pair":
+            self._prepare_for_lstms()
         super().__post_init__()
         PretrainingDataArguments.__post_init__(self)
         if self.no_nsp and self.next_sentence_weight != 1:
@@ -120,6 +131,16 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
                 f"max_seq_length {longest} exceeds max_position_embeddings {self.max_position_embeddings}; "
                 "shorten the one or raise the other"
             )
+
+    def _prepare_for_lstms(self) -> None:
+        """Take the data of left-to-right training, and no way of training that is for attention."""
+        for name in ("packing", "compile", "cuda_graphs"):
+            if str(getattr(self, name)).lower() not in ("auto", "false"):
+                raise InputError(f"{name} {getattr(self, name)} is not for architecture lstm_pair; leave it out")
+            setattr(self, name, "false")
+        if self.model:
+            raise InputError("architecture lstm_pair starts from scratch; leave out model")
+        self.left_to_right, self.attention = True, "eager"
 
     def phases(self) -> list[Phase]:
         """One stretch of the run, or two with the long sequences last."""
@@ -137,7 +158,7 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
 
 def build_model(
     arguments: PretrainingArguments, tokenizer: Any, say: Callable[[str], None]
-) -> HFBertForPreTraining | HFBertForMaskedLM:
+) -> HFBertForPreTraining | HFBertForMaskedLM | LSTMPairForPreTraining:
     """Open `--model`, naming the weights it lacks, or initialise a model from the seed."""
     model_class = HFBertForMaskedLM if arguments.no_nsp else HFBertForPreTraining
     dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
@@ -151,6 +172,8 @@ def build_model(
             if new:
                 say(f"warning: {arguments.model} has no {', '.join(new)}; they start from random numbers")
             return model
+        if arguments.architecture == "lstm_pair":
+            return build_lstms(arguments, tokenizer)
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
         if "hidden_size" in overrides:
@@ -181,6 +204,28 @@ def build_model(
         raise InputError(f"no such model can be made: {one_line(error)}") from error
 
 
+def build_lstms(arguments: PretrainingArguments, tokenizer: Any) -> LSTMPairForPreTraining:
+    """Initialise the two LSTM language models."""
+    config = LSTMPairConfig(
+        vocab_size=len(tokenizer),
+        lstm_size=arguments.hidden_size or HFBertConfig.from_size(arguments.size).hidden_size,
+        num_hidden_layers=arguments.num_hidden_layers or 2,
+        hidden_dropout_prob=arguments.dropout,
+        initializer_range=arguments.initializer_range,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.device("meta"):
+        check_memory(LSTMPairForPreTraining(config), "this size")
+    return LSTMPairForPreTraining(config)
+
+
+def flops_per_token(arguments: PretrainingArguments, model: Any, mean_length: float) -> float:
+    """Return the useful FLOPs of a token in training."""
+    if arguments.architecture == "lstm_pair":
+        return model.flops_per_token()
+    return model_flops_per_token(model.config, mean_length, _predicted_share(arguments))
+
+
 @torch.no_grad()
 def set_sinusoidal_positions(model: HFBertForPreTraining | HFBertForMaskedLM, scale: float) -> None:
     """Start the learned positions from `scale`·sin and `scale`·cos (Vaswani et al. 2017, section 3.5).
@@ -200,7 +245,7 @@ def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, co
     described = pairs.get(str(arguments.max_seq_length)) or next(iter(pairs.values()))
     share = min(1.0, described["mean_length"] / arguments.max_seq_length)
     tokens_per_step = arguments.batch_size * arguments.max_seq_length * share
-    flops = model_flops_per_token(model.config, arguments.max_seq_length, _predicted_share(arguments))
+    flops = flops_per_token(arguments, model, arguments.max_seq_length)
     peak, source = run.peak
     totals: dict[str, Any] = {}
     if arguments.schedule == "steps":  # a schedule by time has as many steps as the time holds
@@ -299,7 +344,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         batches,
         evaluate=evaluate,
         save_extra=save_extra,
-        flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
+        flops_per_token=lambda length: flops_per_token(arguments, unwrapped, length),
         revisions=revisions,
         forward=forward,
     )

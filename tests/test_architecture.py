@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "hfbert_scratch"
 FLOORS = (
     ("utils",),
     ("model", "text", "metrics"),
-    ("corpus", "tasks", "training"),
+    ("corpus", "tasks", "training", "lstm"),
     ("pretraining", "evaluation", "features", "scoring"),
     ("finetuning", "conversion", "publishing"),
     ("ablations",),

@@ -337,7 +337,7 @@ class PretrainingEvaluation:
         labels = batch.pop("labels")
         next_sentence_label = batch.pop("next_sentence_label", None)
         predicted = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)
-        outputs = model.bert(**batch, read_positions=predicted)
+        outputs = model.base_model(**batch, read_positions=predicted)
         # Only predicted positions pass the head: a dense head would compute vocab_size logits for every token.
         logits = model.cls.predictions(outputs.last_hidden_state).float()
         sums = [*_loss_and_right(logits, labels.flatten()[predicted])]

@@ -49,6 +49,9 @@ COMBINATIONS = {
     "concat_last_four": Combination((-4, -3, -2, -1), False, 96.1),
     "weighted_all": Combination(None, True, 95.5),
 }
+# Beside table 7: all layers and the embeddings by learned weights, as ELMo combines its own.
+ELMO = "elmo"
+COMBINATIONS[ELMO] = Combination(None, True, 95.7)
 # Sentences per forward pass of the tagger in evaluation.
 _EVAL_BATCH = 64
 
@@ -70,7 +73,7 @@ def combination_layers(name: str, num_hidden_layers: int) -> list[int]:
         raise InputError(f"unknown combination {name!r}; there are {', '.join(COMBINATIONS)}")
     layers = COMBINATIONS[name].layers
     if layers is None:
-        return list(range(1, num_hidden_layers + 1))
+        return list(range(0 if name == ELMO else 1, num_hidden_layers + 1))
     # The embeddings do not count among the last four layers.
     if -min(layers) > num_hidden_layers:
         raise InputError(f"{name} needs {-min(layers)} layers, this model has {num_hidden_layers}")
