@@ -94,7 +94,7 @@ def test_it_opens_again_with_the_package_and_gives_features(pretrained):
 
 def test_pooled_features_learn_a_task_with_the_encoder_frozen(pretrained, tmp_path, monkeypatch):
     data = make_data(tmp_path / "sst2", "sst2", train=128)
-    line = options("sst2", data, pretrained / "model", tmp_path / "run", max_steps=60, learning_rate=1e-2)
+    line = options("sst2", data, pretrained / "model", tmp_path / "run", max_steps=80, learning_rate=1e-2)
     assert call(monkeypatch, "finetune", line) == 0
     results = read(tmp_path / "run" / "results.json")
     assert results["scores"]["validation"]["accuracy"] > results["majority_baseline"]["validation"]["accuracy"]

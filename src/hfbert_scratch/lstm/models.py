@@ -57,11 +57,12 @@ class LSTMPairPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
-        """Keep PyTorch's initialisation of LSTMs; embeddings and heads from a normal distribution."""
-        if isinstance(module, nn.Embedding | nn.Linear):
+        """Keep PyTorch's initialisation of LSTMs."""
+        if isinstance(module, nn.Embedding):
             initialization.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                initialization.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            initialization.xavier_uniform_(module.weight)
+            initialization.zeros_(module.bias)
         elif isinstance(module, LSTMPairMix):
             initialization.zeros_(module.scores)
             initialization.ones_(module.scale)
@@ -205,7 +206,10 @@ class LSTMPairForPreTraining(LSTMPairPreTrainedModel):
 
 
 class LSTMPairMix(nn.Module):
-    """γ · Σ softmax(s)ⱼ · layerⱼ: ELMo's learned scalars over embeddings and layers (equation 1 there)."""
+    """γ · Σ softmax(s)ⱼ · layerⱼ: ELMo's learned scalars over embeddings and layers (its equation 1).
+
+    Each layer is normalised before, as ELMo does where layers differ in scale: embeddings do after little training.
+    """
 
     def __init__(self, layers: int):
         super().__init__()
@@ -213,7 +217,8 @@ class LSTMPairMix(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self.scale * torch.einsum("lbsh,l->bsh", torch.stack(states), self.scores.softmax(0))
+        layers = torch.stack([nn.functional.layer_norm(state, state.shape[-1:]) for state in states])
+        return self.scale * torch.einsum("lbsh,l->bsh", layers, self.scores.softmax(0))
 
 
 class LSTMPairForSequenceClassification(LSTMPairPreTrainedModel):
