@@ -6,7 +6,7 @@ from helpers import NO_DROPOUT, PREDICTING, batch, make, tensors
 from huggingface_hub.errors import StrictDataclassError
 
 from hfbert_scratch.conversion.stock import to_stock
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.layout_hfbert import UNPADDED
 from hfbert_scratch.utils.errors import InputError
 
 

@@ -267,9 +267,9 @@ def test_the_older_onnx_exporter_writes_a_graph_for_any_batch_size_and_length(ca
         dynamo=False,
     )
     session = runtime.InferenceSession(file)
-    found = session.run(None, {name: other[name].numpy() for name in names})
+    actual = session.run(None, {name: other[name].numpy() for name in names})
     expected = model(**{name: other[name] for name in names}).to_tuple()
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(torch.tensor(mine), theirs.detach(), atol=TOLERANCE, rtol=0)
 
 

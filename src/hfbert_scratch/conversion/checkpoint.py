@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..model.configuration_hfbert import WRAPPED
 from ..model.loading import PICKLE, SAFETENSORS, is_local, read_config, shard_names
-from ..model.modeling_hfbert import WRAPPED
 from ..utils.errors import InputError, one_line
 
 

@@ -14,7 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
-from ..model.kernels_hfbert import IGNORED_LABEL, cross_entropy, states_at
+from ..model.configuration_hfbert import IGNORED_LABEL
+from ..model.kernels_hfbert import cross_entropy
+from ..model.layout_hfbert import states_at
 
 
 class LSTMPairConfig(PreTrainedConfig):

@@ -1,20 +1,22 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
-"""HFBert's configuration: BERT's field names and defaults, the published sizes, and the checks of inputs and labels.
+"""HFBert's configuration: BERT's field names and defaults, the published sizes, and the checks of all that comes in.
 
-Fields are validated when a configuration is made, inputs by the `check_…` functions, which modeling_hfbert.py calls.
-The three files travel with every checkpoint and import nothing else of this package; this one imports neither of the
-other two.
+Fields are validated when a configuration is made; checkpoints, inputs and labels by the `check_…` functions, which
+modeling_hfbert.py calls. This file travels with every checkpoint and imports nothing else of this package.
 """
 
 import difflib
 import math
 import os
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
+from safetensors import safe_open
 from torch.autograd import forward_ad
 from transformers.activations import ACT2FN
 from transformers.utils import logging
@@ -25,12 +27,21 @@ try:
 except ImportError:
     raise ImportError(
         "HFBert's code needs transformers 5.17 or newer; for older ones, its publisher can make a stock bert "
-        "checkpoint of the same weights: recipes/convert.py --to stock"
+        "checkpoint of the same weights: hfbert convert --to stock"
     ) from None
 
 logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
+
+# The code beside every checkpoint; each file imports only those before it.
+TRAVELLING_FILES = ("configuration_hfbert.py", "layout_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py")
+
+# Prefixes that wrappers put before the names of weights: DistributedDataParallel, torch.compile, FSDP1, a Lightning
+# module's attribute, PEFT.
+WRAPPED = re.compile(
+    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|model|base_model\.model)\.)+|_orig_mod\.|_fsdp_wrapped_module\."
+)
 
 # Auto class → our class: the single source of the exports, the Auto registration and every config.json's auto_map.
 HEADS = {
@@ -151,7 +162,7 @@ class HFBertConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save config.json and the code it names, also for a user's subclass or without a model."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        for name in ("configuration_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py"):
+        for name in TRAVELLING_FILES:
             source, target = Path(__file__).with_name(name), Path(save_directory, name)
             if source.is_file() and not (target.exists() and source.samefile(target)):
                 shutil.copyfile(source, target)
@@ -220,6 +231,15 @@ def is_transformed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype autocast uses for matrix products on `device` now, or None where it is off."""
+    # The meta device has no autocast and raises when asked. torch.amp.is_autocast_available would say so, but
+    # Dynamo of PyTorch 2.11 cannot trace it and breaks the graph in every layer.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def check_cu_seqlens(
@@ -301,10 +321,88 @@ def check_attention_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) 
         )
 
 
+def check_not_wrapped(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse weights named by a wrapper: transformers would initialise all of them at random."""
+    wrapped = sorted(filter(WRAPPED.search, unexpected))
+    prefix = WRAPPED.search(wrapped[0]) if missing and wrapped else None
+    if prefix is not None:
+        pattern = ("" if prefix.start() else "^") + re.escape(prefix[0])
+        raise ValueError(
+            f"a wrapper of the model named the checkpoint's weights ({wrapped[0]}); open it with "
+            f"from_pretrained(..., key_mapping={{{pattern!r}: ''}})"
+        )
+
+
+def stock_output_bias(
+    state_dict: dict[str, torch.Tensor] | None, checkpoint_files: list[str] | None
+) -> torch.Tensor | None:
+    """Return the output bias under stock's second name, cls.predictions.decoder.bias; None if there is none."""
+    name = "cls.predictions.decoder.bias"
+    if state_dict is not None:
+        return state_dict.get(name)
+    for file in checkpoint_files or ():
+        if file.endswith(".safetensors"):
+            with safe_open(file, framework="pt") as tensors:
+                if name in tensors.keys():  # noqa: SIM118, it is no dictionary
+                    return tensors.get_tensor(name)
+        elif file.endswith(".bin"):
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            if name in tensors:
+                return tensors[name]
+    return None
+
+
+def check_stock_output_bias(stock_bias: torch.Tensor, vocab_size: int, device: torch.device) -> None:
+    """Refuse a second output bias that cannot take the first one's place."""
+    if len(stock_bias) != vocab_size or device.type == "meta":
+        raise ValueError(
+            f"the checkpoint holds a second output bias, cls.predictions.decoder.bias, of {len(stock_bias)} numbers, "
+            f"which does not fit one of {vocab_size} on {device}; convert it first (hfbert convert)"
+        )
+
+
+def check_vocabulary_sizes(head: Any) -> None:
+    """Refuse an MLM head whose projection was resized with the embeddings and whose bias was not."""
+    weight, bias = getattr(head.decoder, "weight", None), head.bias
+    if weight is not None and weight.dim() == 2 and weight.shape[0] != bias.shape[0]:
+        raise ValueError(
+            f"the word embeddings hold {weight.shape[0]} tokens and the output bias {bias.shape[0]}; resize the "
+            "model with its head, model.resize_token_embeddings(number of tokens), not its encoder alone"
+        )
+
+
+def check_length(sequence_length: int, limit: int) -> None:
+    """Refuse a sequence that has more tokens than there are positions."""
+    if sequence_length > limit:
+        raise ValueError(
+            f"a sequence of {sequence_length} tokens does not fit max_position_embeddings={limit}: "
+            f"truncate it (tokenizer(..., truncation=True, max_length={limit}))"
+        )
+
+
+def check_choices(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Size:
+    """Return (batch_size, num_choices); refuse inputs without a dimension for the choices."""
+    tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+    if tokens is None or tokens.dim() != 3:
+        shape = None if tokens is None else tuple(tokens.shape)
+        raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
+    return tokens.shape[:2]
+
+
 def check_inputs(
-    ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None
+    config: HFBertConfig,
+    ids: dict[str, torch.Tensor | None],
+    inputs_embeds: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
 ) -> tuple[torch.Size, torch.device]:
-    """Return shape (batch_size, sequence_length) and device; refuse inputs that are not 2-D or disagree."""
+    """Return shape (batch_size, sequence_length) and device; refuse inputs that are not 2-D, disagree or do not exist.
+
+    Args:
+        ids: input_ids, token_type_ids and position_ids by name.
+        inputs_embeds, attention_mask, kwargs: see `HFBertModel.forward`.
+    """
+    check_no_decoder_inputs(kwargs)
     input_ids = ids["input_ids"]
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -327,6 +425,8 @@ def check_inputs(
     for name, tensor in ids.items():
         if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
             raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
+    if isinstance(attention_mask, torch.Tensor):
+        check_attention_mask(attention_mask, tokens.shape, config.num_attention_heads)
     return tokens.shape, tokens.device
 
 
@@ -354,26 +454,6 @@ def index_error_message(
     return "an id has no embedding"
 
 
-def check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int) -> None:
-    """Refuse any other number of labels."""
-    if labels.numel() != expected:
-        raise ValueError(
-            f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}"
-        )
-
-
-def check_class_ids(labels: torch.Tensor) -> None:
-    """Refuse fractions, which would be cut to integers."""
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"the labels are of {labels.dtype}; they must be integers, as of torch.long")
-
-
-def check_label_shape(labels: torch.Tensor, tokens: torch.Tensor) -> None:
-    """Refuse labels in another shape than the tokens, such as transposed: they would train the wrong tokens."""
-    if labels.shape != tokens.shape[:2]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(tokens.shape[:2])}")
-
-
 def check_no_decoder_inputs(kwargs: dict[str, Any]) -> None:
     """Refuse the arguments of decoders, which an encoder would ignore silently."""
     for name in ("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"):
@@ -385,33 +465,6 @@ def check_not_packed(task: str, kwargs: dict[str, Any]) -> None:
     """Refuse packed rows in heads whose softmax is over several vectors of a row."""
     if kwargs.get("cu_seq_lens_q") is not None:
         raise ValueError(f"{task} takes padded batches, not packed rows: leave out cu_seq_lens_q")
-
-
-def check_problem_type(problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Refuse labels of another problem than the configuration's, which a checkpoint remembers."""
-    num_labels = logits.shape[-1]
-    wanted, expected, fault = f"{num_labels} numbers for each example", logits.numel(), None
-    if problem_type == "single_label_classification":
-        wanted, expected = "one class id for each example, as of torch.long", logits.shape[0]
-        if labels.is_floating_point():
-            fault = "fractions would be cut"
-        elif num_labels == 1 and not torch.compiler.is_compiling():  # stock computes it too
-            logger.warning_once("one class alone: the loss is always 0; set config.problem_type to 'regression'")
-    elif problem_type == "multi_label_classification":
-        wanted = f"{num_labels} numbers from 0 to 1 for each example"
-        if labels.device.type == "cpu" and not is_transformed() and ((labels < 0) | (labels > 1)).any():
-            fault = f"they go from {labels.min()} to {labels.max()}"
-    elif problem_type != "regression":
-        fault, wanted = "there is no such problem", "nothing"
-    if labels.numel() != expected:
-        fault = f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape "
-        fault += f"{tuple(logits.shape)}"
-    if fault is not None:
-        raise ValueError(
-            f"labels of {labels.dtype} and shape {tuple(labels.shape)} are not config.problem_type="
-            f"{problem_type!r}, which takes {wanted}: {fault}; set config.problem_type to 'regression', "
-            "'single_label_classification' or 'multi_label_classification', as the labels are"
-        )
 
 
 HFBertConfig.register_for_auto_class()
