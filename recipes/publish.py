@@ -22,7 +22,7 @@ from pathlib import Path
 
 from hfbert_scratch.publishing.card import CardArguments, build_card, eval_results
 from hfbert_scratch.publishing.finished_run import open_run
-from hfbert_scratch.publishing.repository import build_repository, push
+from hfbert_scratch.publishing.repository import build_repository, push, push_revisions, revisions_of
 from hfbert_scratch.publishing.space import build_space
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
@@ -33,6 +33,9 @@ class PublishArguments(CardArguments):
     """The command line."""
 
     push: bool = argument(False, help="upload to --repo_id")
+    revisions: bool = argument(
+        False, help="also upload the models that --checkpoint_words kept, each as the branch of its name"
+    )
     card: str | None = argument(None, help="also write the card alone, without pictures, to this file")
     private: bool = argument(False, help="with --push: create the repository as a private one")
     space: str | None = argument(None, help="also write the folder of a Space that shows the model, new or empty")
@@ -45,6 +48,8 @@ def main() -> None:
     if arguments.push and arguments.repo_id is None:
         raise InputError("--push needs --repo_id OWNER/NAME")
     run = open_run(arguments.run)
+    if arguments.revisions:
+        revisions_of(run)
     files = build_repository(run, arguments)
     print("the card reads back, and the model opens without this package")
     if not eval_results(run):
@@ -62,6 +67,8 @@ def main() -> None:
         print(f"{target}: {len(files)} files; nothing was uploaded (--push does)")
         return
     print(push(target, arguments.repo_id, arguments.private))
+    if arguments.revisions:
+        print(f"revisions: {', '.join(push_revisions(run, arguments.repo_id))}")
     if arguments.space is not None:
         print(push(Path(arguments.space), arguments.repo_id, arguments.private, space=True))
 

@@ -39,6 +39,9 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
     doc_stride: int = argument(128, help="SQuAD: tokens between the starts of a long context's windows")
     max_query_length: int = argument(64, help="SQuAD: tokens of a question, the rest is cut off")
     document_context: bool = argument(False, help="NER: fill up every sentence with its document")
+    bilstm: bool = argument(
+        False, help="a new bidirectional LSTM between encoder and head, as in the paper's left-to-right ablation"
+    )
     group_by_length: bool = argument(True, help="put sequences of similar length together: less padding")
     eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
     eval_every: int | None = argument(None, help="steps between evaluations; default: an epoch's", at_least=0)  # type: ignore

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
-from ..metrics.squad_scoring import best_threshold, score_v2
+from ..metrics.bootstrap import mean_rows
+from ..metrics.squad_scoring import best_threshold, score_v1, score_v2
 from ..utils.errors import InputError
 from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, plain_backend, token_ids
 from .notes import leave_out, warn
@@ -293,6 +294,15 @@ class SquadTask(Task):
         for entry, difference in zip(answers, predictions.differences.tolist(), strict=True):
             entry["no_answer_probability"] = difference
         return metric_scores("squad_v2", None, answers, references, no_answer_threshold=float(predictions.threshold))
+
+    def example_rows(self, raw: datasets.Dataset, predictions: Answers, metric: str) -> tuple[np.ndarray, str]:
+        """Return F1 or exact match of every question, of SQuAD 1.1; 2.0's depend on a threshold."""
+        if predictions.unanswerable or metric not in ("f1", "exact_match"):
+            return super().example_rows(raw, predictions, metric)
+        scores = [
+            score_v1(text, answers["text"]) for text, answers in zip(predictions.texts, raw["answers"][:], strict=True)
+        ]
+        return mean_rows(np.array(scores)[:, int(metric == "f1")]), "mean"
 
     def majority_predictions(self, known: datasets.Dataset, raw: datasets.Dataset) -> Answers:
         """Return no answer for every row."""
