@@ -9,13 +9,16 @@ other two.
 import difflib
 import math
 import os
+import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch.autograd import forward_ad
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
@@ -54,6 +57,12 @@ SIZES = {
     "base": (12, 768),
     "large": (24, 1024),
 }
+
+# Prefixes that wrappers put before the names of weights: DistributedDataParallel, torch.compile, FSDP1, a Lightning
+# module's attribute, PEFT.
+WRAPPED = re.compile(
+    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|model|base_model\.model)\.)+|_orig_mod\.|_fsdp_wrapped_module\."
+)
 
 # Far above any BERT, far below what would exhaust memory before the first clear message.
 MAX_SIZES = {
@@ -217,6 +226,47 @@ def is_transformed() -> bool:
     )
 
 
+def wrapper_mapping(names: Collection[str]) -> dict[str, str]:
+    """Return from_pretrained's `key_mapping` that takes a wrapper's prefix off the names of weights; {} without one.
+
+    Of an unknown wrapper the prefix is what stands before the name of the word embeddings.
+    """
+    matches = [match for name in sorted(names) for match in WRAPPED.finditer(name)]
+    mapping = {("" if match.start() else "^") + re.escape(match[0]): "" for match in matches}
+    known = [WRAPPED.sub("", name) for name in names]
+    anchor = "embeddings.word_embeddings.weight"
+    prefixes = {name.removesuffix(anchor) for name in known if name.endswith(anchor)}
+    prefix = re.sub(r"(^|\.)bert\.$", r"\1", prefixes.pop()) if len(prefixes) == 1 else ""
+    if prefix:
+        has_heads = any(name.startswith(f"{prefix}bert.") for name in known)
+        mapping[f"^{re.escape(prefix)}"] = "" if has_heads else "bert."
+    return mapping
+
+
+def check_weight_names(encoder: Collection[str], missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Refuse `unexpected` names if most of the `encoder`'s weights are `missing`, which would only be warned about.
+
+    `encoder` names them without "bert." and without the pooler's.
+    """
+    lost = {name.removeprefix("bert.") for name in missing} & set(encoder)
+    wrapped = sorted(filter(WRAPPED.search, unexpected))
+    if not unexpected or not (2 * len(lost) > len(encoder) or (missing and wrapped)):
+        return
+    first, mapping = min(wrapped or unexpected), wrapper_mapping(unexpected)
+    lack = f"{len(missing)} weights would be random, {len(lost)} of the encoder's {len(encoder)}"
+    if mapping:
+        fault = f"a wrapper of the model named the checkpoint's weights ({first}), and {lack}; open it with "
+        raise ValueError(f"{fault}from_pretrained(..., key_mapping={mapping})")
+    raise ValueError(f"the checkpoint's weights ({first}) do not belong to its config.json: {lack}")
+
+
+def check_tensors(**arguments: Any) -> None:
+    """Refuse lists, NumPy arrays and the like by the argument's name; flex attention's BlockMask passes."""
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor | BlockMask | None):
+            raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor: torch.as_tensor({name})")
+
+
 def check_cu_seqlens(
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
@@ -225,6 +275,7 @@ def check_cu_seqlens(
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return a packed row's cu_seq_lens_q on `device`; check its numbers on the CPU only, where reading is free."""
+    check_tensors(cu_seq_lens_q=cu_seqlens)
     if shape[0] != 1:
         raise ValueError(
             f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; concatenate "
@@ -249,11 +300,12 @@ def check_cu_seqlens(
 
 
 def check_read_positions(
-    read_positions: torch.Tensor | tuple[()], pooled: torch.Tensor | None, shape: torch.Size, device: torch.device
+    read_positions: Any, pooled: torch.Tensor | None, shape: torch.Size, device: torch.device
 ) -> torch.Tensor:
-    """Return positions in the flattened batch, (count,) on `device`."""
-    if not isinstance(read_positions, torch.Tensor):
+    """Return positions in the flattened batch, (count,) on `device`, from a tensor or ()."""
+    if isinstance(read_positions, tuple) and not read_positions:
         return torch.empty(0, dtype=torch.long, device=device)
+    check_tensors(read_positions=read_positions)
     if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
         raise ValueError(
             f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
@@ -271,8 +323,26 @@ def check_read_positions(
     return read_positions
 
 
-def check_attention_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
+def check_masked_positions(masked_positions: torch.Tensor, labels: torch.Tensor) -> None:
+    """Refuse columns of the wrong type or shape or, on the CPU, outside the labels."""
+    is_integer = masked_positions.dtype in (torch.long, torch.int32)
+    if not is_integer or masked_positions.dim() != 2 or len(masked_positions) != len(labels):
+        raise ValueError(
+            f"masked_positions is of {masked_positions.dtype} and shape {tuple(masked_positions.shape)}; it must be "
+            f"of torch.long and shape ({len(labels)}, predictions): columns of the labels"
+        )
+    if masked_positions.device.type == "cpu" and masked_positions.numel() and not is_transformed():
+        lowest, highest = (int(bound) for bound in masked_positions.aminmax())
+        if lowest < 0 or highest >= labels.shape[1]:
+            raise ValueError(
+                f"masked_positions go from {lowest} to {highest}; the labels have columns 0 … {labels.shape[1] - 1}"
+            )
+
+
+def check_attention_mask(mask: torch.Tensor | BlockMask | None, shape: torch.Size, num_heads: int) -> None:
     """Refuse a mask of the wrong shape or, where values can be read, with wrong numbers."""
+    if not isinstance(mask, torch.Tensor):
+        return
     (batch_size, length), sizes = shape, tuple(mask.shape)
     pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
     allowed = ((1, batch_size), (1, num_heads), (1, length), (length,))
@@ -297,9 +367,13 @@ def check_attention_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) 
 
 
 def check_inputs(
-    ids: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor | None
+    config: HFBertConfig,
+    ids: dict[str, torch.Tensor | None],
+    inputs_embeds: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
 ) -> tuple[torch.Size, torch.device]:
     """Return shape (batch_size, sequence_length) and device; refuse inputs that are not 2-D or disagree."""
+    check_tensors(**ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
     input_ids = ids["input_ids"]
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -313,15 +387,22 @@ def check_inputs(
         )
     if tokens.numel() == 0:
         raise ValueError(f"the input holds no tokens: its shape is {tuple(tokens.shape)}")
+    if inputs_embeds is not None and inputs_embeds.shape[2] != config.hidden_size:
+        raise ValueError(
+            f"inputs_embeds hold vectors of {inputs_embeds.shape[2]} numbers, and hidden_size is {config.hidden_size}"
+        )
+    # One row of positions or segments serves every sequence; a mask must be given per sequence.
+    shapes = (tokens.shape, (1, tokens.shape[1]), (tokens.shape[1],))
     for name, tensor in ids.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == tokens.shape:
-            continue
-        # One row of positions or segments serves every sequence; a mask must be given per sequence.
-        if tensor.shape != (1, tokens.shape[1]):
+        if tensor is not None and tensor.shape not in shapes:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(tokens.shape)}")
-    for name, tensor in ids.items():
         if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
             raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
+    for name, tensor in (*ids.items(), ("attention_mask", attention_mask)):
+        # PyTorch reads any memory for it, where it does not fail.
+        if isinstance(tensor, torch.Tensor) and tensor.is_meta and not tokens.is_meta:
+            raise ValueError(f"{name} is on the meta device, which holds no numbers, the input on {tokens.device}")
+    check_attention_mask(attention_mask, tokens.shape, config.num_attention_heads)
     return tokens.shape, tokens.device
 
 
@@ -343,9 +424,8 @@ def index_error_message(
             continue
         bad = (tensor < 0) | (tensor >= size)
         if bad.any():
-            row, column = bad.nonzero()[0].tolist()
-            value = int(tensor[row, column])
-            return f"{name}[{row}, {column}] is {value}; it must be 0 … {size - 1} ({field} {size})"
+            place = bad.nonzero()[0].tolist()
+            return f"{name}{place} is {int(tensor[bad][0])}; it must be 0 … {size - 1} ({field} {size})"
     return "an id has no embedding"
 
 
@@ -369,8 +449,13 @@ def check_label_shape(labels: torch.Tensor, tokens: torch.Tensor) -> None:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(tokens.shape[:2])}")
 
 
-def check_no_decoder_inputs(kwargs: dict[str, Any]) -> None:
+def check_no_decoder_inputs(config: HFBertConfig, kwargs: dict[str, Any]) -> None:
     """Refuse the arguments of decoders, which an encoder would ignore silently."""
+    if kwargs.get("is_causal") not in (None, config.left_to_right):
+        raise ValueError(
+            f"is_causal={kwargs['is_causal']} contradicts left_to_right={config.left_to_right}, and some attention "
+            "implementations would ignore it: set config.left_to_right before the model is made"
+        )
     for name in ("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"):
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} is for decoders, and HFBert is an encoder: leave it out, or use stock bert")

@@ -7,6 +7,7 @@ checkpoint: it imports nothing of this package but configuration_hfbert. Measure
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -170,8 +171,13 @@ class _CrossEntropy(torch.autograd.Function):
         return logits_gradient, None
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Return half precision in float32, and float64 as it is."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute F.cross_entropy(logits.float(), labels, reduction="sum") for (rows, classes) and (rows,).
+    """Compute F.cross_entropy(at_least_float32(logits), labels, reduction="sum") for (rows, classes) and (rows,).
 
     Over a vocabulary on a CPU it makes no float32 copy of all logits, which would cost more than the arithmetic.
     """
@@ -179,7 +185,7 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         lowest, highest = labels.min(), labels.max()
         if highest < logits.shape[1] and (lowest >= 0 or bool(((labels >= 0) | (labels == IGNORED_LABEL)).all())):
             return _CrossEntropy.apply(logits, labels)[0]
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
@@ -193,7 +199,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.T
     Raises:
         ValueError: for labels of another number or type, or, on the CPU, outside the classes.
     """
-    check_label_count(labels, logits, logits.shape[:-1].numel())
+    check_label_count(labels, logits, math.prod(logits.shape[:-1]))
     check_class_ids(labels)
     labels = labels.reshape(-1).to(logits.device, torch.long)
     try:
@@ -209,10 +215,12 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.T
 def loss_denominator(
     num_items: torch.Tensor | int | None, counted: torch.Tensor | int, device: torch.device
 ) -> torch.Tensor | int:
-    """Return `num_items`, or at least 1 of `counted` when it is None."""
+    """Return `num_items`, or `counted` when it is None; at least 1, so that a loss without labels is 0, not NaN."""
     if num_items is None:
-        return torch.as_tensor(counted, device=device).clamp(min=1)
-    return num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
+        num_items = counted if isinstance(counted, torch.Tensor) else torch.full((), counted, device=device)
+    if isinstance(num_items, torch.Tensor):
+        return num_items.to(device).clamp(min=1)
+    return max(num_items, 1)
 
 
 class TokenLayout:
@@ -341,7 +349,7 @@ class UnpaddedLayout(TokenLayout):
         """(batch_size or 1, sequence_length, …) → (1, real tokens, …); None stays None."""
         if values is None:
             return None
-        values = values.expand(self.shape[0], *values.shape[1:]).flatten(0, 1)
+        values = values.expand(*self.shape, *values.shape[2:]).flatten(0, 1)
         return (values if self.indices is None else values.index_select(0, self.indices))[None]
 
     def pad(self, values: torch.Tensor) -> torch.Tensor:

@@ -20,8 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
-from .configuration_hfbert import MAX_SIZES
-from .modeling_hfbert import WRAPPED
+from .configuration_hfbert import MAX_SIZES, WRAPPED
 
 
 # Limits of configuration fields without a limit of their own. Layers are built one by one, even without memory.

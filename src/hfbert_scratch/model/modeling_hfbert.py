@@ -7,7 +7,6 @@ checks of the inputs in configuration_hfbert.py. The three files travel with eve
 of this package.
 """
 
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,15 +40,17 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_hfbert import (
     HEADS,
     HFBertConfig,
-    check_attention_mask,
     check_class_ids,
     check_cu_seqlens,
     check_inputs,
     check_label_shape,
+    check_masked_positions,
     check_no_decoder_inputs,
     check_not_packed,
     check_problem_type,
     check_read_positions,
+    check_tensors,
+    check_weight_names,
     index_error_message,
     is_transformed,
 )
@@ -60,6 +61,7 @@ from .kernels_hfbert import (
     QuerySubset,
     TokenLayout,
     UnpaddedLayout,
+    at_least_float32,
     autocast_dtype,
     cross_entropy,
     first_positions,
@@ -71,13 +73,6 @@ from .kernels_hfbert import (
     select_queries,
     sequence_numbers,
     states_at,
-)
-
-
-# Prefixes that wrappers put before the names of weights: DistributedDataParallel, torch.compile, FSDP1, a Lightning
-# module's attribute, PEFT.
-WRAPPED = re.compile(
-    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|model|base_model\.model)\.)+|_orig_mod\.|_fsdp_wrapped_module\."
 )
 
 
@@ -107,7 +102,7 @@ class HFBertEmbeddings(nn.Module):
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
         if position_ids is None:
-            position_ids = self.default_positions(inputs_embeds.shape[1])
+            position_ids = self.default_positions(inputs_embeds.shape[1], inputs_embeds.device)
         if token_type_ids is None:  # every token in segment A
             shape, device = inputs_embeds.shape[:-1], inputs_embeds.device
             token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
@@ -115,7 +110,9 @@ class HFBertEmbeddings(nn.Module):
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
-    def default_positions(self, sequence_length: int, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+    def default_positions(
+        self, sequence_length: int, device: torch.device, cu_seqlens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return 0, 1, 2 …, (1, sequence_length), from 0 again at each of the `cu_seqlens` of a packed row."""
         if cu_seqlens is not None:
             starts = cu_seqlens[sequence_numbers(cu_seqlens, sequence_length)]
@@ -126,6 +123,8 @@ class HFBertEmbeddings(nn.Module):
                 f"a sequence of {sequence_length} tokens does not fit max_position_embeddings={limit}: "
                 f"truncate it (tokenizer(..., truncation=True, max_length={limit}))"
             )
+        if self.position_ids.is_meta:  # weights assigned to a model of the meta device leave its buffers there
+            return torch.arange(sequence_length, device=device)[None]
         return self.position_ids[:, :sequence_length]
 
 
@@ -350,8 +349,8 @@ class HFBertOutputProjection(nn.Linear):
         return self._head[0].bias
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Give an assigned bias to the head: there is one, under one name."""
-        if name == "bias" and param is not None:
+        """Give an assigned bias, or None, to the head: there is one, under one name."""
+        if name == "bias" and "_head" in self.__dict__:
             self._head[0].bias = param
         else:
             super().register_parameter(name, param)
@@ -451,16 +450,11 @@ class HFBertPreTrainedModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Load, but refuse weights named by a wrapper: transformers would initialise all of them at random."""
+        """Load, but refuse weights with other names: transformers would initialise the encoder at random."""
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-        missing, wrapped = loaded[0].missing_keys, sorted(filter(WRAPPED.search, loaded[0].unexpected_keys))
-        if missing and wrapped:
-            prefix = WRAPPED.search(wrapped[0])
-            pattern = ("" if prefix.start() else "^") + re.escape(prefix[0])
-            raise ValueError(
-                f"a wrapper of the model named the checkpoint's weights ({wrapped[0]}); open it with "
-                f"from_pretrained(..., key_mapping={{{pattern!r}: ''}})"
-            )
+        info = loaded[0]
+        encoder = [name for name, _ in model.base_model.named_parameters() if not name.startswith("pooler.")]
+        check_weight_names(encoder, info.missing_keys, info.unexpected_keys)
         return loaded
 
     def _encode(
@@ -542,21 +536,21 @@ class HFBertModel(HFBertPreTrainedModel):
         Raises:
             ValueError: if shapes disagree, ids have no embedding, or a sequence exceeds the position table.
         """
-        check_no_decoder_inputs(kwargs)
+        check_no_decoder_inputs(self.config, kwargs)
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        shape, device = check_inputs(ids, inputs_embeds)
-        if isinstance(attention_mask, torch.Tensor):
-            check_attention_mask(attention_mask, shape, self.config.num_attention_heads)
+        shape, device = check_inputs(self.config, ids, inputs_embeds, attention_mask)
         layout = self._token_layout(shape, device, attention_mask, read_positions, kwargs)
         attention_kwargs = kwargs | layout.attention_kwargs()
         if position_ids is None:
-            position_ids = self.embeddings.default_positions(shape[1], layout.packed_cu_seqlens)
+            position_ids = self.embeddings.default_positions(shape[1], device, layout.packed_cu_seqlens)
         else:
+            position_ids = position_ids.view(-1, shape[1])
             attention_kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
         inputs = (input_ids, token_type_ids, position_ids, inputs_embeds)
         try:
             hidden_states = self.embeddings(*map(layout.unpad, inputs))
         except IndexError as error:
+            ids["position_ids"] = position_ids
             raise ValueError(index_error_message(self.config, ids, self.get_input_embeddings())) from error
         attention_mask = self._attention_mask(hidden_states, attention_mask, layout)
         hidden_states = self.encoder(hidden_states, attention_mask, **attention_kwargs).last_hidden_state
@@ -697,12 +691,18 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Take over weight and bias; without a bias, cut ours or extend it by zeros, as stock does."""
-        predictions, size = self.cls.predictions, new_embeddings.weight.shape[0]
-        predictions.decoder.weight = new_embeddings.weight
-        predictions.decoder.out_features = size
-        if getattr(new_embeddings, "bias", None) is not None:
-            predictions.bias = new_embeddings.bias
+        """Take over weight and bias; without a bias, cut ours or extend it by zeros, as stock does.
+
+        A module other than nn.Linear replaces the projection, for it may compute something else.
+        """
+        predictions, bias = self.cls.predictions, getattr(new_embeddings, "bias", None)
+        is_plain = type(new_embeddings) in (nn.Linear, HFBertOutputProjection)
+        if is_plain and isinstance(predictions.decoder, HFBertOutputProjection):
+            predictions.decoder.weight = new_embeddings.weight
+        else:
+            predictions.decoder = new_embeddings
+        if isinstance(bias, nn.Parameter):
+            predictions.bias = bias
         self._fit_bias()
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -712,11 +712,13 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
 
     def _fit_bias(self) -> None:
         predictions = self.cls.predictions
+        if not isinstance(predictions.decoder, HFBertOutputProjection):  # it has a bias of its own
+            return
         old, size = predictions.bias, predictions.decoder.weight.shape[0]
-        if old.shape[0] != size:
+        predictions.decoder.out_features = size
+        if old is not None and old.shape[0] != size:
             bias = F.pad(old.detach(), (0, size - old.shape[0]))
             predictions.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
-            predictions.decoder.out_features = size
 
     def _predict(
         self,
@@ -737,6 +739,9 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
             outputs = self._encode(*inputs, **kwargs)
             return outputs, self._logits(outputs), None
         input_ids, *_, inputs_embeds = inputs
+        check_tensors(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, labels=labels, masked_positions=masked_positions
+        )
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is not None:  # else HFBertModel raises
             check_label_shape(labels, tokens)
@@ -758,10 +763,16 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     def _check_sizes(self) -> None:
         """Refuse a head whose vocabulary was not resized together with the embeddings."""
         predictions = getattr(self.cls, "predictions", None)
-        if not isinstance(predictions, HFBertLMPredictionHead):
+        decoder = getattr(predictions, "decoder", None)
+        if not isinstance(decoder, HFBertOutputProjection) or decoder.bias is None:
             return
-        weight, bias = getattr(predictions.decoder, "weight", None), predictions.bias
-        if weight is not None and weight.dim() == 2 and weight.shape[0] != bias.shape[0]:
+        weight, bias = decoder.weight, decoder.bias
+        if weight.is_meta and not bias.is_meta:  # PyTorch computes with whatever memory it finds
+            raise ValueError(
+                "cls.predictions.decoder.weight is on the meta device, which holds no numbers, and its bias is not: "
+                "call model.tie_weights() behind model.to('meta')"
+            )
+        if weight.dim() == 2 and weight.shape[0] != bias.shape[0]:
             raise ValueError(
                 f"the word embeddings hold {weight.shape[0]} tokens and the output bias {bias.shape[0]}; resize the "
                 "model with its head, model.resize_token_embeddings(number of tokens), not its encoder alone"
@@ -779,6 +790,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Return the predicted positions in the flattened batch, (count,) or None for all, and their targets."""
         if masked_positions is not None:
+            check_masked_positions(masked_positions, labels)
             index = masked_positions.to(labels.device, torch.long)
             rows = torch.arange(len(labels), device=labels.device)[:, None] * labels.shape[1]
             return (index + rows).flatten(), labels.gather(1, index).flatten()
@@ -831,6 +843,7 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         Raises:
             ValueError: if the labels do not fit the inputs, or as `HFBertModel.forward`.
         """
+        check_tensors(next_sentence_label=next_sentence_label)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, logits, masked_lm_loss = self._predict(
             inputs, labels, masked_positions, num_items_in_batch, skip_logits, **kwargs
@@ -939,6 +952,7 @@ class HFBertLabelHead(HFBertPreTrainedModel):
         Raises:
             ValueError: if labels and logits do not fit together, or as `HFBertModel.forward`.
         """
+        check_tensors(labels=labels)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, logits = self._predict(*inputs, **kwargs)
         loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
@@ -1021,11 +1035,12 @@ class HFBertForSequenceClassification(HFBertClassifier):
             self.config.problem_type = problem_type
         if problem_type == "single_label_classification":
             return cross_entropy(logits, labels, num_items)
-        labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
+        logits = at_least_float32(logits)
+        labels = labels.to(logits.device, logits.dtype).reshape(logits.shape)
         if problem_type == "regression":
-            total = F.mse_loss(logits.float(), labels, reduction="sum")
+            total = F.mse_loss(logits, labels, reduction="sum")
         else:
-            total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         return total / loss_denominator(num_items, labels.numel(), total.device)
 
 
@@ -1065,12 +1080,14 @@ class HFBertForMultipleChoice(HFBertClassifier):
 
     def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
         input_ids, *_, inputs_embeds = inputs
+        check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds)
         ids = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         if ids is None or ids.dim() != 3:
             shape = None if ids is None else tuple(ids.shape)
             raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
         check_not_packed("multiple choice", kwargs)
-        flat = (None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
+        # HFBertModel refuses what is no tensor.
+        flat = (tensor.flatten(0, 1) if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs)
         outputs, logits = super()._predict(*flat, **kwargs)
         return outputs, logits.view(ids.shape[:2])
 
@@ -1112,6 +1129,7 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError("give both start_positions and end_positions, or neither")
+        check_tensors(start_positions=start_positions, end_positions=end_positions)
         check_not_packed("question answering", kwargs)
         outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
@@ -1121,7 +1139,8 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
             length = start_logits.shape[1]
 
             def within(positions: torch.Tensor) -> torch.Tensor:
-                return positions.clamp(min=0).masked_fill(positions >= length, IGNORED_LABEL)
+                check_class_ids(positions)
+                return positions.long().clamp(min=0).masked_fill(positions >= length, IGNORED_LABEL)
 
             start_loss = cross_entropy(start_logits, within(start_positions), None)
             end_loss = cross_entropy(end_logits, within(end_positions), None)
