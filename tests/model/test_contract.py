@@ -122,8 +122,8 @@ DIFFERENCES: dict[tuple[str, str, str], str] = {
     "it is refused, and left_to_right decides",
     ("behaviour", "BertModel", "a list for a tensor"): "stock fails inside PyTorch; here the argument is named",
     ("behaviour", "BertModel", "a longer mask"): "stock cuts a mask to the input; here both shapes are named",
-    ("behaviour", "BertForMaskedLM", "loss in half precision"): "stock's loss has its eight bits; here it is computed "
-    "and returned in float32",
+    ("behaviour", "BertForMaskedLM", "loss in half precision"): "stock rounds it to the model's type; here it is in "
+    "float32",
     ("behaviour", "BertModel", "too long"): "stock fails inside PyTorch; here the limit is named",
     (
         "behaviour",
