@@ -106,6 +106,8 @@ def main() -> None:
         for machine in MACHINES:
             for side in SIDES:
                 rates[side, machine].append(rate(machine, trainings[side]))
+    for training in (*trainings["ours"], *trainings["plain"]):
+        training.send(False)
     still = statistics.median(rates["plain", "still"])
     for machine in MACHINES:
         ours, plain = rates["ours", machine], rates["plain", machine]

@@ -23,8 +23,8 @@ from transformers import BertConfig, BertForPreTraining
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
+from hfbert_scratch.model.layout_hfbert import pack
 from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
-from hfbert_scratch.model.packing import pack
 from hfbert_scratch.pretraining import packed_multiple
 from hfbert_scratch.training.batches import on_device
 from hfbert_scratch.training.optimizers import create_optimizer

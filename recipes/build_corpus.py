@@ -1,8 +1,8 @@
 """Build a pretraining corpus from your own text.
 
-    python recipes/build_corpus.py --text data/*.txt --tokenizer runs/tokenizer --output_dir runs/corpus --num_proc 8
+    hfbert corpus --text data/*.txt --tokenizer runs/tokenizer --output_dir runs/corpus --num_proc 8
 
-reads the same sources as train_tokenizer.py and leaves a directory that `datasets.load_from_disk` opens, with
+reads the same sources as `hfbert tokenizer` and leaves a directory that `datasets.load_from_disk` opens, with
 manifest.json beside the splits: its content, and the results of a model that only knows token frequencies.
 The same command continues an interrupted build. On several hosts with a shared file system, run it on each, with
 --num_hosts and --host_index, or under a launcher that sets WORLD_SIZE and RANK.
@@ -18,6 +18,7 @@ import os
 
 from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.statistics import corpus_lines
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
@@ -49,13 +50,8 @@ def main() -> None:
         return
     for warning in corpus.manifest["warnings"]:
         print(f"warning: {warning}")
-    for name, split in corpus.manifest["splits"].items():
-        print(
-            f"{name}: {split['documents']} documents, {split['sentences']} sentences, {split['tokens']} tokens; "
-            f"unigram entropy {split['unigram_entropy']} nats, most frequent token {split['unigram_accuracy']:.1%}"
-        )
-    for length, entry in corpus.manifest["pairs"]["train"].items():
-        print(f"length {length}: " + ", ".join(f"{key} {value}" for key, value in entry.items()))
+    for line in corpus_lines(corpus.manifest):
+        print(line)
     print(f"corpus: {arguments.output_dir}")
 
 

@@ -1,12 +1,12 @@
 """Write pretraining data as the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
 
-    python recipes/create_pretraining_data.py --corpus runs/corpus --tokenizer runs/tokenizer --output_dir runs/static
+    hfbert pretraining-data --corpus runs/corpus --tokenizer runs/tokenizer --output_dir runs/static
 
 leaves a directory that `datasets.load_from_disk` opens, with the columns any BertForPreTraining takes, for training
-with other people's loops (transformers' Trainer with its default collator, for one). pretrain.py does not need it: it
-samples the same instances from the corpus while training, from a few bytes per token for any number of epochs.
+with other people's loops (transformers' Trainer with its default collator, for one). `hfbert pretrain` does not need
+it: it samples the same instances from the corpus while training, from a few bytes per token for any number of epochs.
 
-Supports: the masking and pair options of pretrain.py. Does not support: resuming.
+Supports: the masking and pair options of hfbert pretrain. Does not support: resuming.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from hfbert_scratch.utils.files import write_json
 class StaticArguments(PretrainingDataArguments):
     """The command line."""
 
-    corpus: str = argument(help="directory written by build_corpus.py")
-    tokenizer: str = argument(help="directory written by train_tokenizer.py; must be the corpus's")
+    corpus: str = argument(help="directory written by hfbert corpus")
+    tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
     output_dir: str = argument(help="a new directory")
     max_seq_length: int = argument(128, help="tokens in a sequence, special ones included")
     dupe_factor: int = argument(

@@ -1,7 +1,7 @@
 """The whole chain on one machine in minutes: text → tokenizer → corpus → pretraining → AutoModel in a new process
 → a repository for the Hub with its model card.
 
-    python recipes/demo.py [--output_dir runs/demo] [--text my_text.txt]
+    hfbert demo [--output_dir runs/demo] [--text my_text.txt]
 
 By default the text is the English that every Python installation carries (demo_text.py). Each stage is the recipe of a
 large run, reads a directory and leaves one. Started again, the demo keeps finished stages and continues an interrupted
@@ -19,10 +19,12 @@ from pathlib import Path
 
 from demo_text import write_documents
 
+from hfbert_cli import COMMANDS
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import read_json, writing
 from hfbert_scratch.utils.isolation import run_without_package
+from hfbert_scratch.utils.quantities import count_text
 
 
 RECIPES = Path(__file__).parent
@@ -39,6 +41,7 @@ SENTENCES = (
 CARD = {
     "title": "The demo's BERT",
     "license": "apache-2.0",
+    "language": ["en"],
     "summary": "A small model, trained in minutes on the English that a Python installation carries: it shows that "
     "the chain works, and is not meant for downstream use.",
     "data": "They are the language reference's help topics and docstrings of the standard library and of installed "
@@ -105,7 +108,9 @@ def main() -> None:
     repository = output / "repository"
     shutil.rmtree(repository, ignore_errors=True)  # of an earlier demo
     card = CARD if arguments.text is None else {"license": "unknown"}
-    words = [word for name, value in card.items() for word in (f"--{name}", value)]
+    words = []
+    for name, value in card.items():
+        words += [f"--{name}", *([value] if isinstance(value, str) else value)]
     recipe("publish", "--run", pretraining, "--output_dir", str(repository), *words)
     stage("Result")
     show_result(Path(pretraining), time.monotonic() - start)
@@ -119,10 +124,11 @@ def stage(title: str) -> None:
 def recipe(name: str, *options: str) -> None:
     """Run a recipe of this directory as a user would. Raises InputError with its exit code when it fails."""
     command = [sys.executable, str(RECIPES / f"{name}.py"), *options]
-    print("$ python " + shlex.join([f"recipes/{name}.py", *options]), flush=True)
+    name = next(row.name for row in COMMANDS.values() if row.recipe == name)
+    print("$ " + shlex.join(["hfbert", name, *options]), flush=True)
     code = subprocess.run(command, check=False).returncode
     if code:
-        raise InputError(f"recipes/{name}.py ended with exit code {code}; what it printed above says why")
+        raise InputError(f"hfbert {name} ended with exit code {code}; what it printed above says why")
 
 
 def show_predictions(model: str) -> None:
@@ -147,7 +153,7 @@ def show_result(pretraining: Path, seconds: float) -> None:
         f"held-out next sentence: accuracy {100 * results['eval_next_sentence_accuracy']:.1f} %\n"
         + (f"the unigram plateau was left by step {past}" if past else "the unigram plateau was NOT left")
         + f"\ncurve: {pretraining / 'curves.png'}   checkpoint: {pretraining / 'model'}\n"
-        f"{record['steps']} steps, {record['tokens'] / 1e6:.1f} M tokens, {record['seconds'] / 60:.1f} minutes of "
+        f"{record['steps']} steps, {count_text(record['tokens'])} tokens, {record['seconds'] / 60:.1f} minutes of "
         f"training, {seconds / 60:.1f} minutes in all on {record['hardware']}"
     )
 

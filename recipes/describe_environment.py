@@ -1,6 +1,6 @@
 """Print what a bug report needs: versions, system, processor, GPUs, and what a run would choose here.
 
-    python recipes/describe_environment.py
+    hfbert env
 
 Supports: machines on which torch or this package cannot be imported; the reason is printed. Nothing is sent anywhere,
 and no token, user name or path is printed.
@@ -75,7 +75,7 @@ def choices() -> Iterator[tuple[str, str]]:
     """What a run with the default options would choose, as far as it is cheap to say."""
     import torch
 
-    from hfbert_scratch.model.kernels_hfbert import has_varlen_kernel
+    from hfbert_scratch.model.layout_hfbert import has_varlen_kernel
     from hfbert_scratch.training.accelerator import fastest_precision, has_bfloat16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

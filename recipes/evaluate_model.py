@@ -1,17 +1,19 @@
 """Evaluate a fine-tuned checkpoint, predict unlabelled data with it, or ask it a question.
 
-    python recipes/evaluate_model.py --model runs/mrpc/model --data_dir data/mrpc --output_dir runs/mrpc/test
-    python recipes/evaluate_model.py --task sst2 --model textattack/bert-base-uncased-SST-2 --output_dir runs/sst2
-    python recipes/evaluate_model.py --model runs/squad/model --question "Who wrote it?" --context "Ada wrote it."
+    hfbert evaluate --model runs/mrpc/model --data_dir data/mrpc --output_dir runs/mrpc/test
+    hfbert evaluate --task sst2 --model textattack/bert-base-uncased-SST-2 --output_dir runs/sst2
+    hfbert evaluate --model runs/squad/model --question "Who wrote it?" --context "Ada wrote it."
 
 Predicts every split but train, and scores those with labels, also class by class: writes results.json and
-predictions/ into output_dir. The task and the settings of its inputs come from the model's task.json, if finetune.py
-wrote one. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order: --model_classes.
+predictions/ into output_dir. The task and the settings of its inputs come from the model's task.json, if
+`hfbert finetune` wrote one. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order:
+--model_classes.
 
 Supports: our checkpoints and any BERT-like AutoModel checkpoint with a WordPiece tokenizer (DistilBERT, ELECTRA); one
 CPU, one GPU, several processes (accelerate launch --multi_gpu --num_processes N, also on CPUs), with the same
 predictions whatever their number.
-Does not support: checkpoints whose head is new; train it with finetune.py first. Other tokenizers (RoBERTa, XLM-R).
+Does not support: checkpoints whose head is new (train it with `hfbert finetune` first); other tokenizers (RoBERTa,
+XLM-R).
 
 Exit codes: 0 done, 2 unusable input, 7 output.
 """
@@ -36,7 +38,7 @@ from hfbert_scratch.evaluation import (
 from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.loading import check_directory, check_fits
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, Task, get_task, report_lines
-from hfbert_scratch.tasks.data import read_text
+from hfbert_scratch.tasks.tables import read_text
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.accelerator import compute_dtype, create_accelerator, precision_name
 from hfbert_scratch.utils.arguments import argument, parse_arguments
@@ -53,7 +55,7 @@ class EvaluationArguments(DataArguments):
     """The command line."""
 
     model: str = argument(help="fine-tuned checkpoint: a directory or a name on the Hub")
-    task: str | None = argument(None, help="as in finetune.py; default: the model's task.json")
+    task: str | None = argument(None, help="as in hfbert finetune; default: the model's task.json")
     output_dir: str | None = argument(
         None, help="for results.json and predictions/; needed unless --question is given"
     )
@@ -184,6 +186,7 @@ def evaluate_splits(
             results["scores"][split] = without_warnings(task.score, raw, predictions)
             results["majority_baseline"][split] = majority_baseline(task, data.raw.get("train", raw), raw)
             results["report"][split] = task.report(raw, predictions)
+            print(scores_line(task, split, results["scores"][split], results["majority_baseline"][split]))
             for line in report_lines(results["report"][split]):
                 print(line)
         with writing(directory):
@@ -191,6 +194,15 @@ def evaluate_splits(
     if accelerator.is_main_process:
         write_json(directory / "results.json", results)
     return results
+
+
+def scores_line(task: Task, split: str, scores: dict[str, float], baseline: dict[str, float]) -> str:
+    """Say each score of a split, and beside it that of giving the most frequent answer every time."""
+    parts = [
+        f"{task.metric_label(name)} {value:.4f}" + (f" ({baseline[name]:.4f})" if name in baseline else "")
+        for name, value in scores.items()
+    ]
+    return f"{split}: {', '.join(parts)}; in brackets the most frequent answer"
 
 
 def is_file(text: str) -> bool:

@@ -1,9 +1,9 @@
 """Export a checkpoint to another program's format, open the result and compare it with our own forward pass.
 
-    python recipes/export.py --format onnx --model runs/base/model --output_dir runs/base-onnx
+    hfbert export --format onnx --model runs/base/model --output_dir runs/base-onnx
 
-stock: a plain `bert` checkpoint, as convert.py --to stock writes it. onnx: ONNX Runtime, transformers.js, fastembed.
-openvino: OpenVINO, optimum-intel. ctranslate2: CTranslate2. gguf: llama.cpp and programs built on it.
+stock: a plain `bert` checkpoint, as `hfbert convert --to stock` writes it. onnx: ONNX Runtime, transformers.js,
+fastembed. openvino: OpenVINO, optimum-intel. ctranslate2: CTranslate2. gguf: llama.cpp and programs built on it.
 sentence-transformers: SentenceTransformer, for a sequence classifier CrossEncoder. All but stock need packages: pip
 install hfbert-scratch[export].
 

@@ -1,6 +1,6 @@
 """Feature vectors of the texts in a file: from any layers of any encoder, per token or pooled (paper, section 5.3).
 
-    python recipes/extract_features.py --model runs/pretrain/model --text sentences.txt --output_dir runs/features \\
+    hfbert features --model runs/pretrain/model --text sentences.txt --output_dir runs/features \\
         --layers -1 -2 -3 -4 --format jsonl
 
 --text: plain text with one text a line, " ||| " between the two texts of a pair; or .jsonl or .parquet with a column

@@ -1,6 +1,6 @@
 """NER from a frozen BERT (paper, section 5.3, table 7): a BiLSTM over its layers, six combinations of them.
 
-    python recipes/feature_based_ner.py --model runs/pretrain/model --output_dir runs/feature_based \\
+    hfbert ner-features --model runs/pretrain/model --output_dir runs/feature_based \\
         --data_dir data/conll2003 --seeds 0 1 2 3 4
 
 writes one run per combination and seed into output_dir (model/, predictions/, results.json, log.jsonl), and a table
@@ -9,7 +9,7 @@ which takes 2·(layers + 1)·hidden_size bytes a word (BERT-BASE, CoNLL-2003: 6 
 at any moment, the same command continues.
 
 Supports: CoNLL-2003 and any tagged words in its shape (--task custom-ner); any encoder that AutoModel opens; several
-processes (accelerate launch --multi_gpu --num_processes N). Does not support: fine-tuning (finetune.py does).
+processes (accelerate launch --multi_gpu --num_processes N). Does not support: fine-tuning (hfbert finetune does).
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
 """
@@ -39,6 +39,7 @@ from hfbert_scratch.tasks.labels import label_maps
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.arguments import TrainingArguments
 from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import is_first_process
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json
 
@@ -114,7 +115,7 @@ def open_data(arguments: FeatureBasedArguments) -> tuple[TaggingData, Any, dict[
     for name in arguments.combinations:
         combination_layers(name, model.config.num_hidden_layers)
     summary, lines = data.describe(list(data.raw))
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print("\n".join(lines), flush=True)
     cache = Path(arguments.cache_dir or Path(arguments.output_dir) / "cache")
     dtype = getattr(torch, arguments.encoder_precision)
@@ -145,7 +146,7 @@ def main() -> None:
         if trial is None:
             sys.exit(STOPPED)
         results[combination].append(trial)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         report(arguments, data.task.main_metric, results, summary)
 
 

@@ -1,8 +1,8 @@
 """Fine-tune a checkpoint on a task of the paper, or on your own data in the shape of one.
 
-    python recipes/finetune.py --task mrpc --model runs/pretrain/model --output_dir runs/mrpc
-    python recipes/finetune.py --task squad --model bert-base-uncased --data_dir data/squad --output_dir runs/squad
-    accelerate launch --multi_gpu --num_processes 4 recipes/finetune.py --task all-glue --model … --output_dir …
+    hfbert finetune --task mrpc --model runs/pretrain/model --output_dir runs/mrpc
+    hfbert finetune --task squad --model bert-base-uncased --data_dir data/squad --output_dir runs/squad
+    hfbert finetune --num_processes 4 --task all-glue --model … --output_dir …
 
 prints and records a summary of the data, and writes into output_dir: model/ (the step that is best on validation;
 opens with pipeline("text-classification") or the task's Auto class), results.json (scores, also class by class),
@@ -15,24 +15,25 @@ Tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli, all-glue, squad squad_v2, swa
 own: custom-classification, custom-pair, custom-regression, custom-qa, custom-ner. Hyperparameters default to the
 task's.
 Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes.
-Does not support: feature-based NER (feature_based_ner.py), model parallelism.
+Does not support: feature-based NER (hfbert ner-features), model parallelism.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
 checkpoint.
 """
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from hfbert_scratch.evaluation import TaskData, load_for_task, predict
-from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
+from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning, fine_tune, open_task
 from hfbert_scratch.tasks import SUBMISSION_FILES, get_task, glue_average, glue_leaderboard_score, write_submission
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.accelerator import create_accelerator
+from hfbert_scratch.training.estimate import describe_estimate, total
 from hfbert_scratch.utils.arguments import parse_arguments
+from hfbert_scratch.utils.environment import is_first_process
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json
 
@@ -47,17 +48,30 @@ DIRECTORIES = {"cola": "CoLA", "sst2": "SST-2", "stsb": "STS-B"}
 @command_line
 def main() -> None:
     """Parse and run."""
-    arguments = parse_arguments(FinetuningArguments, configs=Path(__file__).parent / "configs", description=__doc__)
+    arguments = parse_arguments(FinetuningArguments, description=__doc__)
+    if arguments.estimate:
+        estimate(arguments)
+        return
     results = all_glue(arguments) if arguments.task == "all-glue" else fine_tune(arguments)
     if results is None:
         sys.exit(STOPPED)
 
 
-def all_glue(arguments: FinetuningArguments) -> dict[str, Any] | None:
-    """Fine-tune on GLUE's tasks, then write averages and submission; return None when a signal stopped it."""
+def estimate(arguments: FinetuningArguments) -> None:
+    """Print what the run, or GLUE's nine, would take on this machine."""
+    settings = glue_settings(arguments) if arguments.task == "all-glue" else {arguments.task: arguments}
+    data = {name: open_task(own) for name, own in settings.items()}
+    *_, last = settings
+    estimates = [estimate_fine_tuning(own, data[name], end_training=name == last) for name, own in settings.items()]
+    if is_first_process():
+        print(describe_estimate(total(estimates), arguments.price))
+
+
+def glue_settings(arguments: FinetuningArguments) -> dict[str, FinetuningArguments]:
+    """Return the arguments of GLUE's nine runs."""
     if arguments.train_file or arguments.validation_file or arguments.test_file or arguments.dataset:
         raise InputError("all-glue takes its nine tasks' files from --data_dir or the Hub; name no single file")
-    settings = {
+    return {
         name: dataclasses.replace(
             arguments,
             task=name,
@@ -66,6 +80,11 @@ def all_glue(arguments: FinetuningArguments) -> dict[str, Any] | None:
         )
         for name in GLUE
     }
+
+
+def all_glue(arguments: FinetuningArguments) -> dict[str, Any] | None:
+    """Fine-tune on GLUE's tasks, then write averages and submission; return None when a signal stopped it."""
+    settings = glue_settings(arguments)
     # Open all before the first one trains: a missing file should not come up after nine hours.
     data = {name: open_task(own) for name, own in settings.items()}
     scores: dict[str, dict[str, float]] = {}
@@ -124,7 +143,7 @@ def summarize(directory: Path, scores: dict[str, dict[str, float]], predictions:
         except InputError as error:
             results[name] = None
             results[f"no_{name}"] = str(error)
-    if int(os.environ.get("RANK", "0")):
+    if not is_first_process():
         return results
     missing = [name for name, (task, _) in SUBMISSION_FILES.items() if task not in predictions]
     if not missing:

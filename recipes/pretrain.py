@@ -1,6 +1,6 @@
 """Pretrain a BERT on a corpus: masked LM and next sentence prediction, from scratch or from a checkpoint.
 
-    accelerate launch recipes/pretrain.py --config tiny --corpus runs/corpus --tokenizer runs/tokenizer \\
+    hfbert pretrain --config tiny --corpus runs/corpus --tokenizer runs/tokenizer \\
         --output_dir runs/pretrain
 
 leaves in output_dir: model/ (opens with AutoModelForPreTraining, …ForMaskedLM and every other Auto class, with or
@@ -38,24 +38,27 @@ from hfbert_scratch.pretraining import (
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from hfbert_scratch.training.arguments import TrainingArguments
+from hfbert_scratch.training.batches import local_micro_batches
+from hfbert_scratch.training.estimate import EstimateArguments, Rehearsal, Stretch, describe_estimate, time_steps
 from hfbert_scratch.training.loop import prepare, train
-from hfbert_scratch.training.run import Run
+from hfbert_scratch.training.run import Progress, Run
 from hfbert_scratch.training.throughput import clock, model_flops_per_token
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line, one_line
-from hfbert_scratch.utils.plots import draw_curves
+from hfbert_scratch.utils.plots import LiveCurves, draw_curves
+from hfbert_scratch.utils.quantities import count_text
 
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass(kw_only=True)
-class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
+class PretrainingArguments(TrainingArguments, PretrainingDataArguments, EstimateArguments):
     """The command line."""
 
-    corpus: str = argument(help="directory written by build_corpus.py")
-    tokenizer: str = argument(help="directory written by train_tokenizer.py; must be the corpus's")
+    corpus: str = argument(help="directory written by hfbert corpus")
+    tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
     model: str | None = argument(
         None, help="checkpoint to start from, ours or stock bert; default: from scratch", group="model"
     )
@@ -93,6 +96,7 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         PretrainingDataArguments.__post_init__(self)
+        self.check_price()
         longest = max(self.max_seq_length, self.long_max_seq_length)
         if longest > self.max_position_embeddings:
             raise InputError(
@@ -210,7 +214,7 @@ def main() -> None:
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
-    with Run(arguments, fingerprint) as run:
+    with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint) as run:
         if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
             run.print(f"warning: {note}")
         done = pretrain(run, arguments, corpus, tokenizer)
@@ -225,6 +229,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     for phase in phases:  # options out of range are refused before anything is written
         arguments.sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
+        local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
     model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.print))
     unwrapped = run.accelerator.unwrap_model(model)
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
@@ -242,10 +247,12 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     derived = derived_quantities(arguments, run, unwrapped, corpus)
     describe(run, derived, evaluation.baseline)
     run.start_trackers()
+    run.bar.show(score=evaluation.short({}))
 
     def evaluate() -> dict[str, float]:
         metrics = evaluation(model)
         run.print(evaluation.describe(metrics))
+        run.bar.show(score=evaluation.short(metrics))
         if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
             run.print("the unigram plateau is left: the model uses context")
         return metrics
@@ -253,22 +260,36 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     def save_extra(directory: Path) -> None:
         save_tokenizer(tokenizer, directory)
 
-    done = train(
-        run,
-        model,
-        optimizer,
-        batches,
-        evaluate=evaluate,
-        save_extra=save_extra,
-        flops_per_token=lambda length: model_flops_per_token(unwrapped.config, length, _predicted_share(arguments)),
-        forward=loss_without_logits,
-    )
-    results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
-    past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
+    def flops_per_token(length: float) -> float:
+        return model_flops_per_token(unwrapped.config, length, _predicted_share(arguments))
+
+    how: dict[str, Any] = {
+        "evaluate": evaluate,
+        "save_extra": save_extra,
+        "flops_per_token": flops_per_token,
+        "forward": loss_without_logits,
+    }
+    if isinstance(run, Rehearsal):
+        stretches = stretches_of(run, documents, tokenizer, phases, arguments)
+        evaluations = evaluation.shorten() * -(-arguments.max_steps // arguments.eval_every)
+        how |= {"evaluations": evaluations, "start_seconds": run.stopping.seconds()}
+        estimate = time_steps(run, model, optimizer, stretches, **how)
+        run.print(describe_estimate(estimate, arguments.price))
+        return True
+    curves = LiveCurves(lambda: draw_curves(run.history, evaluation.baseline, run.directory / "curves.png"))
+    done = train(run, model, optimizer, batches, draw=curves, **how)
     if done:
         run.save_model(model, save_extra)
     if run.is_main:
-        draw_curves(run.history, evaluation.baseline, run.directory / "curves.png")
+        curves.draw()
+    record(run, done, derived, evaluation, corpus)
+    return done
+
+
+def record(run: Run, done: bool, derived: dict[str, Any], evaluation: PretrainingEvaluation, corpus: Corpus) -> None:
+    """Write record.json, and print what the run leaves."""
+    results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
+    past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
     run.write_record(
         status="done" if done else "stopped",
         derived=derived,
@@ -277,7 +298,18 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
     )
     run.print(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
-    return done
+
+
+def stretches_of(
+    run: Run, documents: Any, tokenizer: Any, phases: list[Phase], arguments: PretrainingArguments
+) -> list[Stretch]:
+    """Return the phases of the run as parts to time."""
+    stretches, first = [], 0
+    for phase in phases:
+        batches = PretrainingBatches(run, documents, tokenizer, [phase], arguments, Progress(step=first))
+        stretches.append(Stretch(first, phase.last_step - first, batches))
+        first = phase.last_step
+    return stretches
 
 
 def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> None:
@@ -285,10 +317,10 @@ def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> Non
     total = f"as many steps as {run.arguments.max_time:g} minutes hold"
     peak = f"peak {derived['peak_flops'] / 1e12:.2f} TFLOP/s ({derived['peak_source']})"
     if "total_tokens" in derived:
-        total = f"{derived['total_tokens'] / 1e6:.1f} M tokens in all = {derived['epochs']} epochs"
+        total = f"{count_text(derived['total_tokens'])} tokens in all = {derived['epochs']} epochs"
         peak = f"{derived['total_flops']:.2e} FLOPs, {clock(derived['seconds_at_peak'])} at the {peak}"
     run.print(
-        f"{derived['parameters'] / 1e6:.2f} M parameters, {derived['tokens_per_step']} tokens a step, {total}\n"
+        f"{count_text(derived['parameters'], 2)} parameters, {derived['tokens_per_step']} tokens a step, {total}\n"
         f"{derived['device']}, {run.accelerator.num_processes} process(es), precision {run.settings['precision']}, "
         f"attention {derived['attention']}\n"
         f"{peak}\n"

@@ -1,14 +1,14 @@
 """Build a repository for the Hub from a finished run, check it, and push it on request.
 
-    python recipes/publish.py --run runs/base --output_dir runs/base-repository --license apache-2.0
-    python recipes/publish.py --run runs/mrpc --output_dir runs/mrpc-repository --license apache-2.0 \\
+    hfbert publish --run runs/base --output_dir runs/base-repository --license apache-2.0
+    hfbert publish --run runs/mrpc --output_dir runs/mrpc-repository --license apache-2.0 \\
         --repo_id me/bert-mrpc --power_watts 300 --push
 
 Writes the model's files, README.md (the model card), .eval_results/ if the task is a data set of the Hub, and the
 run's plots. Then reads the card back and opens the folder in a process without this package. Without --push it only
 lists the files.
 
-Supports: runs of pretrain.py and of finetune.py.
+Supports: runs of hfbert pretrain and of hfbert finetune.
 Does not support: sweeps (publish the run of a trial), runs that leave no model.
 """
 
@@ -42,6 +42,8 @@ def main() -> None:
     print("the card reads back, and the model opens without this package")
     if not eval_results(run):
         print("note: no .eval_results: the results are not on a data set of the Hub")
+    if not arguments.language:
+        print("note: the card does not say the language of the texts; --language de, say, does")
     target = Path(arguments.output_dir)
     for path in files:
         print(f"{path.stat().st_size:>12,}  {path.relative_to(target)}")

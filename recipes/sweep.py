@@ -1,7 +1,7 @@
 """The paper's search for hyperparameters: learning rate × batch size × epochs × seeds, chosen on validation.
 
-    python recipes/sweep.py --task rte --model runs/pretrain/model --data_dir data/rte --output_dir runs/rte-sweep
-    accelerate launch --multi_gpu --num_processes 8 recipes/sweep.py --task mrpc --model … --output_dir …
+    hfbert sweep --task rte --model runs/pretrain/model --data_dir data/rte --output_dir runs/rte-sweep
+    hfbert sweep --num_processes 8 --task mrpc --model … --output_dir …
 
 writes into output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
 setting; trials that learnt only the most frequent answer are marked), sweep.png, and trials/<name>/. A trial is scored
@@ -9,7 +9,7 @@ at its last step. Under a launcher every process runs trials of its own, each on
 Killed at any moment, the same command goes on with the unfinished trials; one that was running starts again
 (--keep_checkpoints 1: continues).
 
-Supports: every task of finetune.py but all-glue; seeds decide the new head, the order of the data and dropout.
+Supports: every task of hfbert finetune but all-glue; seeds decide the new head, the order of the data and dropout.
 Does not support: one trial on several GPUs.
 
 Exit codes: 0 done, 2 unusable input, 6 another sweep's directory, 7 output, 75 stopped by a signal.
@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from hfbert_scratch.evaluation import TaskData, majority_baseline
-from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
+from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning, fine_tune, open_task
 from hfbert_scratch.tasks import Task
+from hfbert_scratch.training.estimate import Estimate, describe_estimate, total
 from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.environment import is_first_process
 from hfbert_scratch.utils.errors import STOPPED, CheckpointError, DivergenceError, InputError, command_line
 from hfbert_scratch.utils.files import differences, lock, read_json, write_json, write_text, writing
 from hfbert_scratch.utils.plots import draw_sweep
@@ -38,6 +40,9 @@ from hfbert_scratch.utils.plots import draw_sweep
 # Options of the grid, and options that do not change scores.
 GRID = ("learning_rates", "batch_sizes", "epoch_counts", "seeds")
 FREE = {*GRID, "output_dir", "log_every", "keep_checkpoints", "save_every", "eval_every", "num_proc", "cache_dir"}
+FREE |= {"estimate", "price"}
+# An evaluation only at the end of a trial.
+NEVER = 10**9
 
 
 @dataclass(kw_only=True)
@@ -75,13 +80,19 @@ class SweepArguments(FinetuningArguments):
 @command_line
 def main() -> None:
     """Parse, run the trials that are left, and write the table when all are done."""
-    arguments = parse_arguments(SweepArguments, configs=Path(__file__).parent / "configs", description=__doc__)
+    arguments = parse_arguments(SweepArguments, description=__doc__)
+    is_first, processes = is_first_process(), int(os.environ.get("WORLD_SIZE", "1"))
     leave_the_launchers_group()
     if arguments.task == "all-glue":
         raise InputError("a sweep is of one task; run one for each of GLUE's")
     data = open_task(arguments)
     print("\n".join(data.describe(list(data.raw))[1]))
     trials = arguments.trials(data.task)
+    if arguments.estimate:
+        estimate = estimate_sweep(arguments, trials, data, processes)
+        if is_first:
+            print(describe_estimate(estimate, arguments.price, f": {describe_grid(trials)}"))
+        return
     directory = Path(arguments.output_dir)
     claim_directory(directory, arguments)
     for trial in trials:
@@ -137,8 +148,7 @@ def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) 
             return True
         changes: dict[str, Any] = trial | {"output_dir": str(directory)}
         if not arguments.keep_checkpoints:
-            # One evaluation, at the end.
-            changes["eval_every"] = changes["save_every"] = 10**9
+            changes["eval_every"] = changes["save_every"] = NEVER
         print(f"== {directory.name}", flush=True)
         try:
             results = fine_tune(arguments.without_grid(changes), data, save_model=False, end_training=False)
@@ -157,6 +167,39 @@ def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) 
         write_json(directory / "trial.json", trial | {"setting": setting_name(trial)} | entry)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     return True
+
+
+def estimate_sweep(
+    arguments: SweepArguments, trials: list[dict[str, Any]], data: TaskData, processes: int
+) -> Estimate:
+    """Time steps of each batch size, and add up the trials, of which `processes` run at a time.
+
+    Every process times its own, so that they share the machine as in the sweep.
+    """
+    rows = len(data.features("train", training=True))
+    timed: dict[int, Estimate] = {}
+    estimates = []
+    for trial in trials:
+        changes = trial | ({} if arguments.keep_checkpoints else {"eval_every": NEVER, "save_every": NEVER})
+        own, size = arguments.without_grid(changes), trial["batch_size"]
+        if size not in timed:
+            timed[size] = estimate_fine_tuning(own, data, save_model=False, end_training=False)
+        estimate = timed[size].scaled(int(own.resolved(data.task, rows).max_steps or 1))
+        # A finished trial keeps no checkpoint and no model, and the features are those of all.
+        kept = {"checkpoints": 0, "model_bytes": 0, "cache_bytes": 0 if estimates else estimate.cache_bytes}
+        estimates.append(dataclasses.replace(estimate, **kept))
+    timed_steps = sum(estimate.timed_steps for estimate in timed.values())
+    return dataclasses.replace(total(estimates, parallel=min(processes, len(trials))), timed_steps=timed_steps)
+
+
+def describe_grid(trials: list[dict[str, Any]]) -> str:
+    """Name the sizes of the grid."""
+    values = {name: list(dict.fromkeys(trial[name] for trial in trials)) for name in trials[0]}
+    epochs = ", ".join(f"{value:g}" for value in sorted(values["epochs"]))
+    return (
+        f"{len(values['learning_rate'])} learning rates × {len(values['batch_size'])} batch sizes × "
+        f"{len(values['epochs'])} numbers of epochs ({epochs}) × {len(values['seed'])} seeds"
+    )
 
 
 def summarize(
@@ -194,16 +237,16 @@ def summarize(
             "trials": trials,
         },
     )
-    table = markdown(task.main_metric, rows, baseline, task.score_scale)
+    table = markdown(task.metric_label(task.main_metric), rows, baseline, task.score_scale)
     write_text(directory / "sweep.md", table)
     if finished:
         draw_sweep(trials, task.main_metric, baseline, directory / "sweep.png")
     print(table)
     if best:
         print(
-            f"best trial: {best['score']:.4f}; its model: finetune.py --task {task.name} --model {arguments.model} "
-            f"--learning_rate {best['learning_rate']:g} --batch_size {best['batch_size']} --epochs {best['epochs']:g} "
-            f"--seed {best['seed']}"
+            f"best trial: {best['score']:.4f}; its model: hfbert finetune --task {task.name} "
+            f"--model {arguments.model} --learning_rate {best['learning_rate']:g} "
+            f"--batch_size {best['batch_size']} --epochs {best['epochs']:g} --seed {best['seed']}"
         )
 
 

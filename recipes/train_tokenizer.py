@@ -1,6 +1,6 @@
 """Train a WordPiece tokenizer on your own text.
 
-    python recipes/train_tokenizer.py --text data/*.txt --output_dir runs/tokenizer --vocab_size 30522
+    hfbert tokenizer --text data/*.txt --output_dir runs/tokenizer --vocab_size 30522
 
 reads .txt, .jsonl and .parquet files (also .gz and .zst of the first two), directories of these, directories saved by
 `datasets`, and data sets of the Hub (hub:NAME:CONFIGURATION:SPLIT), and leaves a directory that

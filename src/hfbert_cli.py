@@ -122,10 +122,19 @@ def find_command(name: str) -> Command:
 
 def suggestion(word: str, known: list[str], otherwise: str = "hfbert --help") -> str:
     """The end of a sentence about an unknown word: the nearest known one, or where they are listed."""
+    close = nearest(word, known)
+    return f"; did you mean {close!r}?" if close else f"; see {otherwise} for the known ones"
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word that `word` is a slip of, that begins with it, or that has all its parts; None for none."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; see {otherwise} for the known ones"
+    parts = set(re.split("[-_]", word))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    close = close or [name for name in known if len(word) > 3 and name.startswith(word)]
+    close = close or [name for name in known if len(word) > 3 and parts <= set(re.split("[-_]", name))]
+    return close[0] if close else None
 
 
 def recipes_directory() -> Path:

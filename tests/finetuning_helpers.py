@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from corpus_helpers import documents, small_tokenizer, words
 from task_helpers import write_jsonl
-from training_helpers import RECIPES
+from training_helpers import RECIPES, forget_accelerator
 
 from hfbert_scratch import HFBertConfig, HFBertModel
 from hfbert_scratch.text.tokenizer import save_tokenizer
@@ -141,7 +140,7 @@ def recipe(name: str) -> Any:
 
 def call(monkeypatch: Any, name: str, line: list[str]) -> int:
     """Run a recipe's main in this process; return its exit code."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *line])
     try:
         recipe(name).main()

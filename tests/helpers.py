@@ -26,7 +26,7 @@ TINY = {
     "max_position_embeddings": 40,
 }
 # The code that is copied beside every checkpoint.
-TRAVELLING = {"configuration_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py"}
+TRAVELLING = {f"{name}_hfbert.py" for name in ("configuration", "checks", "layout", "kernels", "modeling")}
 # Dropout draws are not comparable between implementations; everything else of train mode is.
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 NUM_LABELS = 3

@@ -36,8 +36,10 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped(written, monkeypatch):
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "max_position_embeddings": 32}
     steps = {"max_steps": 8, "save_every": 4, "eval_every": 4}
     assert pretrain_here(monkeypatch, arguments(inputs, Path("stopped"), **sizes, **steps)) == 0
-    for found, expected in zip(read_losses(Path("stopped")), json.loads(Path("losses.json").read_text()), strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)  # another processor adds in another order
+    for actual, expected in zip(
+        read_losses(Path("stopped")), json.loads(Path("losses.json").read_text()), strict=True
+    ):
+        assert actual == pytest.approx(expected, rel=1e-4)  # another processor adds in another order
 
 
 def test_a_checkpoint_opens_and_scores_as_it_did(written, monkeypatch):
@@ -46,6 +48,6 @@ def test_a_checkpoint_opens_and_scores_as_it_did(written, monkeypatch):
     line = ["--model", "finetuned/model", "--data_dir", "mrpc", "--output_dir", "scores", "--cache_dir", "cache"]
     assert call(monkeypatch, "evaluate_model", [*line, "--precision", "float32"]) == 0
     scores = [json.loads(Path(path).read_text()) for path in ("finetuned/results.json", "scores/results.json")]
-    found, expected = (score["scores"]["validation"] for score in scores[::-1])
-    assert found["f1"] == pytest.approx(expected["f1"])
+    actual, expected = (score["scores"]["validation"] for score in scores[::-1])
+    assert actual["f1"] == pytest.approx(expected["f1"])
     assert pipeline("text-classification", "finetuned/model")("a pair")[0]["label"] in model.config.label2id

@@ -131,9 +131,9 @@ def test_answer_finds_a_span_in_a_text_longer_than_a_window(trained):
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(directory)
     tokenizer = load_tokenizer(directory)
     context = " ".join(WORDS[10:50] * 5)
-    found = answer(model, tokenizer, WORDS[3], context, max_seq_length=64, doc_stride=16, max_query_length=8)
-    assert found["answer"] and found["answer"] in context
-    assert 0 < found["probability"] <= 1 and found["n_best"][0]["text"] == found["answer"]
+    answered = answer(model, tokenizer, WORDS[3], context, max_seq_length=64, doc_stride=16, max_query_length=8)
+    assert answered["answer"] and answered["answer"] in context
+    assert 0 < answered["probability"] <= 1 and answered["n_best"][0]["text"] == answered["answer"]
     never = answer(model, tokenizer, WORDS[3], context, null_threshold=-1e9, max_seq_length=64, max_query_length=8)
     assert never["answer"] == ""
     assert answer(model, tokenizer, "?", "", max_seq_length=64, max_query_length=8)["answer"] == ""
@@ -145,6 +145,9 @@ def test_evaluate_repeats_the_runs_scores_and_predictions(trained, data, tmp_pat
         line |= {"precision": "float32", "cache_dir": data[kind] / "cache"}
         assert call(monkeypatch, "evaluate_model", command(line)) == 0
         here, there = read(tmp_path / kind / "results.json"), read(trained(kind) / "results.json")
+        name, baseline = there["main_metric"]["name"], there["majority_baseline"]["validation"]
+        value = f"{there['main_metric']['value']:.4f}"
+        assert f"{name} {value} ({baseline[name]:.4f})" in capsys.readouterr().out, "the most frequent answer beside"
         expected = {name: value for name, value in there["scores"]["validation"].items() if name != "loss"}
         assert here["scores"]["validation"] == pytest.approx(expected, rel=1e-4)
         for path in (trained(kind) / "predictions").glob("predictions_*"):
@@ -277,16 +280,16 @@ def outputs_of_sizes(model, data, target):
     task = get_task("conll2003")
     tokenizer = load_tokenizer(model)
     network, _ = load_for_task(task, model, None)
-    found = {}
+    outputs_by_row = {}
     raw = task.load(DataArguments(data_dir=data))["validation"]
     for size in (1, 2, 3, 4, 7, 19):
         settings = FeatureSettings(64, cache_dir=f"{target}-cache-{accelerator.process_index}")
         features = task.features(raw.select(range(size)), tokenizer, settings)
         outputs, loss = run_model(accelerator, network, Examples(task, features, 0), batch_size=2)
-        found |= {f"{size}-{row}": logits for row, logits in enumerate(outputs["logits"])}
-        found[f"{size}-loss"] = loss
+        outputs_by_row |= {f"{size}-{row}": logits for row, logits in enumerate(outputs["logits"])}
+        outputs_by_row[f"{size}-loss"] = loss
     if accelerator.is_main_process:
-        np.savez(target, **found)
+        np.savez(target, **outputs_by_row)
     accelerator.end_training()
 
 
@@ -422,9 +425,9 @@ def batches(model, data, tmp_path, step=0, **changes):
 @pytest.mark.parametrize("grouped", [True, False])
 def test_every_example_is_seen_once_an_epoch(model, data, tmp_path, grouped):
     options = {"epochs": 10, "batch_size": 32, "micro_batch_size": 8}
-    made, examples = batches(model, data["mrpc"], tmp_path, group_by_length=grouped, **options)
-    assert made.arguments.max_steps == 20
-    rows = made.block(0)
+    step_batches, examples = batches(model, data["mrpc"], tmp_path, group_by_length=grouped, **options)
+    assert step_batches.arguments.max_steps == 20
+    rows = step_batches.block(0)
     counts = np.bincount(rows.ravel(), minlength=64)
     assert (counts == 10).all()
     if grouped:
@@ -440,9 +443,9 @@ def test_batches_depend_on_the_step_alone(model, data, tmp_path):
     whole, _ = batches(model, data["mrpc"], tmp_path, **options)
     later, _ = batches(model, data["mrpc"], tmp_path, step=57, **options)
     expected = list(whole)
-    found = list(later)
-    assert len(expected) == 110 and len(found) == 53
-    for ours, theirs in zip(found, expected[57:], strict=True):
+    remaining = list(later)
+    assert len(expected) == 110 and len(remaining) == 53
+    for ours, theirs in zip(remaining, expected[57:], strict=True):
         for left, right in zip(ours.micro_batches, theirs.micro_batches, strict=True):
             assert all(torch.equal(left[name], right[name]) for name in left)
     other, _ = batches(model, data["mrpc"], tmp_path, seed=1, **options)
@@ -450,8 +453,8 @@ def test_batches_depend_on_the_step_alone(model, data, tmp_path):
 
 
 def test_fewer_examples_than_a_batch_still_make_steps(model, data, tmp_path):
-    made, _ = batches(model, data["mrpc"], tmp_path, batch_size=200, micro_batch_size=100, epochs=1)
-    assert made.arguments.max_steps == 1 and len(next(iter(made)).micro_batches[0]["labels"]) == 100
+    step_batches, _ = batches(model, data["mrpc"], tmp_path, batch_size=200, micro_batch_size=100, epochs=1)
+    assert step_batches.arguments.max_steps == 1 and len(next(iter(step_batches)).micro_batches[0]["labels"]) == 100
 
 
 def test_the_originals_adam_is_without_bias_correction():
@@ -472,12 +475,12 @@ def test_the_originals_adam_is_without_bias_correction():
 
 
 def test_bad_data_and_models_are_named(finetune, trained, data, tmp_path, monkeypatch, capsys):
-    made = rows("mrpc", 8, 0)
-    write_jsonl(tmp_path / "bad.jsonl", [*made, {**made[0], "label": 7}])
+    examples = rows("mrpc", 8, 0)
+    write_jsonl(tmp_path / "bad.jsonl", [*examples, {**examples[0], "label": 7}])
     assert finetune("mrpc", tmp_path / "run", train_file=tmp_path / "bad.jsonl") == 2
     assert "row 8: unknown label 7" in capsys.readouterr().err
     (tmp_path / "only").mkdir()
-    write_jsonl(tmp_path / "only" / "train.jsonl", made)
+    write_jsonl(tmp_path / "only" / "train.jsonl", examples)
     assert finetune("mrpc", tmp_path / "run", data_dir=tmp_path / "only") == 2
     assert "mrpc needs a validation split" in capsys.readouterr().err
     line = {"task": "mrpc", "model": trained("cola") / "model", "data_dir": data["mrpc"], "output_dir": tmp_path / "e"}
@@ -507,16 +510,16 @@ def test_bfloat16_trains_and_predicts(finetune, tmp_path):
 
 def test_your_own_data_with_your_own_columns(model, tmp_path, monkeypatch):
     """Trained on names of classes, then scored with the model's classes, though the new data show only one."""
-    made = [{"review": row["sentence"], "stars": "good" if row["label"] else "bad"} for row in rows("sst2", 60, 0)]
-    files = {"train_file": write_jsonl(tmp_path / "train.jsonl", made[:48])}
-    files["validation_file"] = write_jsonl(tmp_path / "validation.jsonl", made[48:])
+    reviews = [{"review": row["sentence"], "stars": "good" if row["label"] else "bad"} for row in rows("sst2", 60, 0)]
+    files = {"train_file": write_jsonl(tmp_path / "train.jsonl", reviews[:48])}
+    files["validation_file"] = write_jsonl(tmp_path / "validation.jsonl", reviews[48:])
     own = files | {"columns": ["text=review", "label=stars"], "data_dir": None, "cache_dir": tmp_path / "cache"}
     line = options("custom-classification", tmp_path, model, tmp_path / "run", max_steps=30, **own)
     assert call(monkeypatch, "finetune", line) == 0
     results = read(tmp_path / "run" / "results.json")
     assert results["scores"]["validation"]["accuracy"] > 0.8
     assert read(tmp_path / "run" / "model" / "config.json")["id2label"] == {"0": "bad", "1": "good"}
-    only_good = [row for row in made if row["stars"] == "good"]
+    only_good = [row for row in reviews if row["stars"] == "good"]
     shown = {
         "model": tmp_path / "run" / "model",
         "validation_file": write_jsonl(tmp_path / "good.jsonl", only_good),
@@ -527,7 +530,9 @@ def test_your_own_data_with_your_own_columns(model, tmp_path, monkeypatch):
     # As a script, in whose directory there is a file with the name of a library.
     code, printed = finish(start("evaluate_model", command(shown)))
     assert code == 0, printed
-    assert read(tmp_path / "scored" / "results.json")["scores"]["validation"]["accuracy"] > 0.8
+    assert "macro f1 " in printed and "in brackets the most frequent answer" in printed
+    scores = read(tmp_path / "scored" / "results.json")["scores"]["validation"]
+    assert scores["accuracy"] > 0.8 and "f1" in scores, "files keep the key"
 
 
 @pytest.mark.parametrize("name", ["finetune", "evaluate_model", "sweep"])

@@ -11,8 +11,7 @@ from training_helpers import arguments, make_inputs, pretrain_here, read_losses
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
-from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 from hfbert_scratch.model.triton_attention import packed_attention
 from hfbert_scratch.training.batches import on_device
 from hfbert_scratch.training.cuda_graphs import RecordedPasses
@@ -28,8 +27,8 @@ builds_corpus = pytest.mark.skipif(
 GRAPHS = 4
 
 
-def squared_error(found, exact):
-    return sum(float((found[name] - exact[name]).square().sum()) for name in exact)
+def squared_error(actual, exact):
+    return sum(float((actual[name] - exact[name]).square().sum()) for name in exact)
 
 
 @pytest.mark.parametrize("case", [case for case in PACKABLE if case != "base"])
@@ -138,9 +137,9 @@ def test_gradients_are_as_near_to_float32_as_plain_ones(kind, recorded):
                 parameter.grad.zero_()
             for _ in range(2):  # two micro-batches
                 passes(inputs, {})
-            found = {name: parameter.grad for name, parameter in model.named_parameters()}
+            actual = {name: parameter.grad for name, parameter in model.named_parameters()}
             # The plain model's residual stream is float32, this one's bfloat16.
-            assert squared_error(found, wanted) ** 0.5 < 2 * error
+            assert squared_error(actual, wanted) ** 0.5 < 2 * error
     assert counters["stats"]["unique_graphs"] == {"swapped": 0, "layers": GRAPHS, "model": 1}[kind]
     assert not counters["graph_break"]
 
@@ -193,8 +192,8 @@ def test_the_triton_kernels_are_the_plain_attention(size, max_seqlen, dropout):
         out, _ = packed_attention(given, cu_seqlens.to(device), seeds.to(device), max_seqlen, dropout, size**-0.5)
         out.backward(gradient.to(device))
         results.append((out.detach().cpu().float(), given.grad.cpu().float()))
-    for found, wanted in zip(*results[::-1], strict=True):
-        assert (found - wanted).norm() < 0.01 * wanted.norm()
+    for actual, wanted in zip(*results[::-1], strict=True):
+        assert (actual - wanted).norm() < 0.01 * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", ["plain", "layers"])
@@ -234,8 +233,8 @@ def test_compiled_and_recorded_training_gives_the_same_losses(tmp_path, monkeypa
         assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / name, **common, **changes)) == 0
     plain = read_losses(tmp_path / "plain")
     for name in ("as by default", "whole"):
-        for found, expected in zip(read_losses(tmp_path / name), plain, strict=True):
-            assert found == pytest.approx(expected, rel=0.05), name
+        for actual, expected in zip(read_losses(tmp_path / name), plain, strict=True):
+            assert actual == pytest.approx(expected, rel=0.05), name
 
 
 @builds_corpus
@@ -247,5 +246,5 @@ def test_a_run_goes_on_as_it_began(tmp_path, monkeypatch, capsys):
     assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "parts", **common, max_time=1e-6)) == 75
     assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "parts", **common)) == 0
     assert "attention hfbert_unpadded" in capsys.readouterr().out
-    for found, expected in zip(read_losses(tmp_path / "parts"), read_losses(tmp_path / "whole"), strict=True):
-        assert found == pytest.approx(expected, rel=0.05)
+    for actual, expected in zip(read_losses(tmp_path / "parts"), read_losses(tmp_path / "whole"), strict=True):
+        assert actual == pytest.approx(expected, rel=0.05)

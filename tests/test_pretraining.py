@@ -26,12 +26,12 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from hfbert_scratch import HFBertForPreTraining
 from hfbert_scratch.corpus.arguments import PretrainingDataArguments
 from hfbert_scratch.corpus.dataset import Corpus
-from hfbert_scratch.model import gpu, modeling_hfbert
+from hfbert_scratch.model import gpu, layout_hfbert
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training import distributed as processes
 from hfbert_scratch.training import loop as training
+from hfbert_scratch.training.checkpoints import MANIFEST, write_checkpoint
 from hfbert_scratch.training.distributed import StopController
-from hfbert_scratch.training.run import Run
 
 
 # PyTorch 2.13 draws other first weights from a seed than 2.11: its trunc_normal_ was rewritten.
@@ -354,11 +354,17 @@ def test_options_train(run, tmp_path, options):
     assert all(loss == loss for loss in losses) and losses[-1] < losses[0]
 
 
-def test_a_run_from_before_an_argument_existed_goes_on_with_its_default(run, tmp_path, monkeypatch, capsys):
-    fixed = Run._fixed_arguments
-    with monkeypatch.context() as before:
-        before.setattr(Run, "_fixed_arguments", lambda self: {k: v for k, v in fixed(self).items() if k != "packing"})
-        assert run(tmp_path / "run", max_steps=10, max_time=1e-9) == 75
+def test_a_run_from_before_an_argument_existed_goes_on_with_its_default(run, tmp_path, capsys):
+    assert run(tmp_path / "run", max_steps=10, max_time=1e-9) == 75
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-1"
+
+    def before_packing(directory):
+        shutil.copytree(checkpoint, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        state = json.loads((directory / "training_state.json").read_text())
+        del state["settings"]["packing"]
+        (directory / "training_state.json").write_text(json.dumps(state))
+
+    write_checkpoint(checkpoint.parent, 1, before_packing, keep=1)
     capsys.readouterr()
     assert run(tmp_path / "run", max_steps=10, packing="true") == 6
     assert "packing: False there, True now" in capsys.readouterr().err
@@ -379,7 +385,7 @@ def test_recorded_passes_find_gradients_that_they_add_to(run, tmp_path, monkeypa
     monkeypatch.setattr(HFBertForPreTraining, "forward", watched)
     assert run(tmp_path / "plain", max_steps=5) == 0
     monkeypatch.setattr(training, "RecordedPasses", lambda compute, device: compute)
-    monkeypatch.setattr(training, "_check_cuda_graphs", lambda run: None)
+    monkeypatch.setattr(training, "check_cuda_graphs", lambda *_: None)
     places.clear()
     assert run(tmp_path / "graphs", max_steps=5, cuda_graphs="true") == 0
     assert places == [places[0]] * 10 and None not in places[0]
@@ -402,7 +408,7 @@ def test_a_run_that_recorded_its_passes_goes_on_where_none_can_be(run, tmp_path,
     """Recording changes no number: several GPUs, or a CPU, may continue what one GPU began."""
     with monkeypatch.context() as gpu_like:
         gpu_like.setattr(training, "RecordedPasses", lambda compute, device: compute)
-        gpu_like.setattr(training, "_check_cuda_graphs", lambda run: None)
+        gpu_like.setattr(training, "check_cuda_graphs", lambda *_: None)
         assert run(tmp_path / "run", max_steps=6, cuda_graphs="true", max_time=1e-9) == 75
     assert run(tmp_path / "run", max_steps=6) == 0
     assert run(tmp_path / "whole", max_steps=6) == 0
@@ -441,7 +447,7 @@ def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, m
     whole = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: whole(self, backend="aot_eager"))
     monkeypatch.setattr(training, "compile_layers", compiled)
-    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda device, dtype, size: dtype == torch.bfloat16)
+    monkeypatch.setattr(layout_hfbert, "has_varlen_kernel", lambda device, dtype, size: dtype == torch.bfloat16)
     monkeypatch.setattr(training, "on_device", watched)
     changes = {"precision": "bfloat16", "packing": "true", "compile": compile, "max_steps": 3, "hidden_size": 64}
     changes |= {"short_seq_prob": 0.9, "micro_batch_size": 2, "num_hidden_layers": 2}  # rows of many lengths
@@ -452,7 +458,8 @@ def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, m
 
 def test_time_of_earlier_launches_counts(monkeypatch):
     stopping = StopController(Accelerator(cpu=True), max_minutes=1, is_budget=True)
-    monkeypatch.setattr(processes.time, "monotonic", lambda: stopping._began + 12.0)
+    launched = time.monotonic() - stopping.seconds()
+    monkeypatch.setattr(processes.time, "monotonic", lambda: launched + 12.0)
     stopping.seconds_before = 18.0
     stopping.all_reduce({"num_items_in_batch": 1})
     assert stopping.time_used == pytest.approx(0.5)

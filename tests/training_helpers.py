@@ -59,9 +59,14 @@ def arguments(inputs: dict[str, Path], output: Path, **changes) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+def forget_accelerator() -> None:
+    """Forget the process's accelerator, as accelerate's own tests do: a new process would begin without one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def pretrain_here(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> int:
     """Run recipes/pretrain.py in this process; returns its exit code."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # what a new process would start with
+    forget_accelerator()
     monkeypatch.syspath_prepend(str(RECIPES))
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *command])
     try:

@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from .model.kernels_hfbert import IGNORED_LABEL
+from .model.layout_hfbert import PACKED_ARGUMENTS
 from .model.loading import open_model
-from .model.packing import PACKED_ARGUMENTS
 from .tasks import DataArguments, FeatureSettings, Task, collect_notes, get_task, summarize, summary_lines
 from .tasks.encoding import default_cache_dir
 from .tasks.squad import squad_features
@@ -76,6 +76,8 @@ class TaskData:
     def features(self, split: str, training: bool = False) -> datasets.Dataset:
         """Return the features of a split; one process makes them, the others read them from the cache.
 
+        With `in_memory` of the settings every process makes them for itself.
+
         Args:
             split: name of the split.
             training: encode for training, not for prediction.
@@ -85,7 +87,8 @@ class TaskData:
             OutputError: if the cache cannot be written.
         """
         if (split, training) not in self._features:
-            with _cache_lock(Path(str(self.settings.cache_dir))):
+            in_memory, cache = self.settings.in_memory, Path(str(self.settings.cache_dir))
+            with nullcontext() if in_memory else _cache_lock(cache):
                 self._features[split, training] = self.task.features(
                     self.raw[split], self.tokenizer, self.settings, training
                 )
@@ -233,7 +236,7 @@ def load_for_task(
     model, new = open_model(getattr(transformers, task.head), name, overrides, new_head=raw is not None)
     if raw is None and new:
         raise InputError(
-            f"--model {name} is not fine-tuned for {task.name}: it has no {new[0]}; run finetune.py first"
+            f"--model {name} is not fine-tuned for {task.name}: it has no {new[0]}; run hfbert finetune first"
         )
     return model, new
 

@@ -14,7 +14,7 @@ from .corpus.arguments import PretrainingDataArguments
 from .corpus.masking import collate
 from .corpus.segment_pairs import Cursor, Instances
 from .model.kernels_hfbert import IGNORED_LABEL
-from .model.packing import pack
+from .model.layout_hfbert import pack
 from .training.arguments import check_divides
 from .training.batches import StepBatch, local_micro_batches
 from .training.run import Progress, Run
@@ -210,6 +210,12 @@ class PretrainingEvaluation:
             metrics["eval_next_sentence_accuracy"] = pairs_right / pairs
         return metrics
 
+    def shorten(self, batches: int = 8) -> float:
+        """Evaluate on no more than `batches` batches of each process from now on; return how many times fewer."""
+        before = len(self.batches)
+        self.batches = self.batches[: batches * self.run.accelerator.num_processes]
+        return before / len(self.batches)
+
     def is_past_plateau(self, metrics: dict[str, float]) -> bool:
         """Tell whether the model clearly beats token counts: twice their accuracy, and half a nat less loss."""
         return (
@@ -227,6 +233,12 @@ class PretrainingEvaluation:
         if "eval_next_sentence_accuracy" in metrics:
             text += f", NSP accuracy {100 * metrics['eval_next_sentence_accuracy']:.1f} %"
         return text
+
+    def short(self, metrics: dict[str, float]) -> str:
+        """Describe the accuracy beside the unigram baseline in three words; `metrics` may be empty."""
+        accuracy = metrics.get("eval_masked_lm_accuracy")
+        shown = "?" if accuracy is None else f"{100 * accuracy:.1f} %"
+        return f"accuracy {shown} (unigram {100 * self.baseline['accuracy']:.1f} %)"
 
     def _sums(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch.pop("labels")

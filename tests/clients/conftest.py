@@ -54,16 +54,16 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def checkpoint(tokenizer, tmp_path_factory):
     """case → (directory of our checkpoint with its tokenizer, the model in eval mode)."""
-    made = {}
+    checkpoints = {}
 
     def get(case="pretraining"):
-        if case not in made:
+        if case not in checkpoints:
             directory = tmp_path_factory.mktemp("clients") / case
             model = make(case, vocab_size=len(tokenizer), max_position_embeddings=LIMIT)
             model.save_pretrained(directory)
             save_tokenizer(tokenizer, directory)
-            made[case] = directory, model
-        return made[case]
+            checkpoints[case] = directory, model
+        return checkpoints[case]
 
     return get
 
@@ -71,14 +71,14 @@ def checkpoint(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(checkpoint, tmp_path_factory):
     """(format, case) → the export of `checkpoint(case)`."""
-    made = {}
+    exports = {}
 
     def get(format, case="pretraining", **options):
         key = format, case, *options.items()
-        if key not in made:
+        if key not in exports:
             target = tmp_path_factory.mktemp("exports") / f"{format}-{case}"
-            made[key] = export(checkpoint(case)[0], target, format, **options)
-        return made[key]
+            exports[key] = export(checkpoint(case)[0], target, format, **options)
+        return exports[key]
 
     return get
 

@@ -22,10 +22,10 @@ def test_every_head(case, exported, checkpoint, agrees):
     for size, length in ((1, 1), (1, 9), (7, 50)):
         inputs = batch(case, size=size, length=max(2, length), labels=False)
         inputs = {name: tensor[..., :length] for name, tensor in inputs.items()}
-        found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        actual = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         ours = [part.numpy() for part in model(**inputs).to_tuple()]
         mask = inputs["attention_mask"].numpy().astype(bool)
-        for theirs, part in zip(found, ours, strict=True):
+        for theirs, part in zip(actual, ours, strict=True):
             real = mask if part.shape[: mask.ndim] == mask.shape else np.ones(len(part), dtype=bool)
             pairs.append((theirs[real], part[real]))
     agrees(f"ONNX Runtime {onnxruntime.__version__}", CASES[case][0], pairs, 1e-4)

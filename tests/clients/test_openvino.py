@@ -17,8 +17,8 @@ def test_features(hints, tolerance, exported, checkpoint, agrees):
     pairs = []
     for size, length in ((1, 9), (7, 50)):
         inputs = batch(size=size, length=length)
-        found = compiled({name: tensor.numpy() for name, tensor in inputs.items()})["last_hidden_state"]
+        actual = compiled({name: tensor.numpy() for name, tensor in inputs.items()})["last_hidden_state"]
         mask = inputs["attention_mask"].bool()
-        pairs.append((found[mask.numpy()], model(**inputs).last_hidden_state[mask]))
+        pairs.append((actual[mask.numpy()], model(**inputs).last_hidden_state[mask]))
     precision = "float32" if hints else "default precision"
     agrees(f"OpenVINO {openvino.__version__.split('-')[0]}", f"features, {precision}", pairs, tolerance)

@@ -21,12 +21,12 @@ def test_feature_extraction(checkpoint, features, sentences, agrees):
 def test_fill_mask(checkpoint, tokenizer, agrees):
     directory, model = checkpoint()
     fill = transformers.pipeline("fill-mask", model=str(directory), device="cpu")
-    found = fill("kala [MASK] fidu", top_k=5)
+    actual = fill("kala [MASK] fidu", top_k=5)
     inputs = tokenizer("kala [MASK] fidu", return_tensors="pt")
     position = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().item()
     best = model(**inputs).prediction_logits[0, position].softmax(0).topk(5)
-    assert [guess["token"] for guess in found] == best.indices.tolist()
-    agrees(VERSION, "pipeline fill-mask", [([guess["score"] for guess in found], best.values)], 1e-6)
+    assert [guess["token"] for guess in actual] == best.indices.tolist()
+    agrees(VERSION, "pipeline fill-mask", [([guess["score"] for guess in actual], best.values)], 1e-6)
 
 
 @torch.no_grad()
@@ -48,9 +48,9 @@ def test_token_classification(checkpoint, tokenizer, sentences, agrees):
     pairs = []
     for text in sentences:
         best = model(**tokenizer(text, return_tensors="pt")).logits[0, 1:-1].softmax(-1).max(-1)
-        found = tag(text)
-        assert [entry["entity"] for entry in found] == [f"LABEL_{index}" for index in best.indices]
-        pairs.append(([entry["score"] for entry in found], best.values))
+        actual = tag(text)
+        assert [entry["entity"] for entry in actual] == [f"LABEL_{index}" for index in best.indices]
+        pairs.append(([entry["score"] for entry in actual], best.values))
     agrees(VERSION, "pipeline token-classification", pairs, 1e-6)
 
 

@@ -143,7 +143,7 @@ def test_what_is_no_checkpoint_of_ours(tmp_path):
     for source, format, named in (
         (tmp_path / "none", "stock", "no checkpoint directory"),
         (tmp_path / "empty", "onnx", "it has no config.json"),
-        (tmp_path / "stock", "onnx", "convert it first: recipes/convert.py --to hfbert"),
+        (tmp_path / "stock", "onnx", "convert it first: hfbert convert --to hfbert"),
         (tmp_path / "stock", "stock", "it need not be converted"),
         (tmp_path / "ours", "gguf", "holds no tokenizer, which gguf needs"),
         (tmp_path / "ours", "onxx", "choose one of stock, onnx"),

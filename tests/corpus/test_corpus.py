@@ -20,6 +20,7 @@ from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import build_corpus
 from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.corpus.segment_pairs import SegmentPairSampler
+from hfbert_scratch.corpus.shards import DigestSet
 from hfbert_scratch.text.sentences import split_sentences
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError, OutputError
@@ -205,8 +206,8 @@ def test_errors_of_worker_processes_come_through(tmp_path, tokenizer, texts, err
 
 def test_split_follows_the_documents(tmp_path, tokenizer, texts):
     def validation(name, order, **options):
-        made = build(tmp_path, order, tokenizer, name, validation_share=0.2, **options)
-        rows = datasets.load_from_disk(str(made.directory))["validation"]
+        corpus = build(tmp_path, order, tokenizer, name, validation_share=0.2, **options)
+        rows = datasets.load_from_disk(str(corpus.directory))["validation"]
         return {tokenizer.decode(row["tokens"]) for row in rows}
 
     first = validation("a", texts)
@@ -239,36 +240,36 @@ def test_duplicates(tmp_path, tokenizer, texts):
 
 def test_digests_against_a_set():
     rng = np.random.default_rng(0)
-    digests, known = shards._DigestSet(), set()
+    digests, known = DigestSet(), set()
     for _ in range(200):
         batch = rng.integers(0, 3000, rng.integers(1, 60)).astype(np.uint64)
         new = digests.add(batch)
         for value, flag in zip(batch.tolist(), new.tolist(), strict=True):
             assert flag == (value not in known)
             known.add(value)
-    assert len(digests._runs) < 14
+    assert len(digests.runs) < 14
 
 
 def test_literal_special_tokens_stay_text(tmp_path, tokenizer, texts):
     marked = [texts[0] + " [SEP] ba [MASK] be [CLS][PAD]", *texts[1:30]]
-    made = build(tmp_path, marked, tokenizer, validation_share=0.0)
-    tokens = np.concatenate([made.split("train").tokens(0)])
+    corpus = build(tmp_path, marked, tokenizer, validation_share=0.0)
+    tokens = np.concatenate([corpus.split("train").tokens(0)])
     assert not np.isin(tokens, [0, 2, 3, 4]).any()
-    assert any("special tokens as text" in warning for warning in made.manifest["warnings"])
+    assert any("special tokens as text" in warning for warning in corpus.manifest["warnings"])
 
 
 def test_large_vocabulary_takes_four_bytes(tmp_path):
     vocabulary = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(70_000))]
     large = bert_tokenizer({token: i for i, token in enumerate(vocabulary)}, True)
-    made = build(tmp_path, [f"w{i} w{69_999 - i} w1\nw2 w3" for i in range(30)], large, validation_share=0.0)
-    tokens = made.split("train").tokens(0)
+    corpus = build(tmp_path, [f"w{i} w{69_999 - i} w1\nw2 w3" for i in range(30)], large, validation_share=0.0)
+    tokens = corpus.split("train").tokens(0)
     assert tokens.dtype == np.uint32 and tokens.max() == 70_004
 
 
 def test_other_segmenter(tmp_path, tokenizer, texts):
-    made = build(tmp_path, texts[:20], tokenizer, segmenter=str.split, validation_share=0.0)
-    assert made.manifest["splits"]["train"]["sentences"] == sum(len(text.split()) for text in texts[:20])
-    assert made.manifest["identity"]["segmenter"] == "str.split"
+    corpus = build(tmp_path, texts[:20], tokenizer, segmenter=str.split, validation_share=0.0)
+    assert corpus.manifest["splits"]["train"]["sentences"] == sum(len(text.split()) for text in texts[:20])
+    assert corpus.manifest["identity"]["segmenter"] == "str.split"
 
 
 def test_a_file_that_appears_during_the_build_is_not_part_of_it(tmp_path, tokenizer, texts):
@@ -280,8 +281,8 @@ def test_a_file_that_appears_during_the_build_is_not_part_of_it(tmp_path, tokeni
         return split_sentences(text)
 
     arguments = BuildArguments((str(tmp_path / "texts"),), "small")
-    made = build_corpus(arguments, tokenizer, tmp_path / "corpus", segmenter=segment)
-    assert [entry["name"] for entry in made.manifest["sources"]] == [str(source)]
+    corpus = build_corpus(arguments, tokenizer, tmp_path / "corpus", segmenter=segment)
+    assert [entry["name"] for entry in corpus.manifest["sources"]] == [str(source)]
 
 
 # ---------------------------------------------------------------------------------------------------- doomed corpora
@@ -357,10 +358,10 @@ def test_output_directory(tmp_path, tokenizer, texts):
 def test_sentences_that_are_mostly_cut_off_are_named(tmp_path, tokenizer, texts):
     endless = [" ".join(text.split()).replace(".", "") for text in documents(60, sentences=(20, 40))]
     endless = [f"{text[: len(text) // 2]}\n{text[len(text) // 2 :]}" for text in endless]
-    made = build(tmp_path, endless, tokenizer, "endless", max_seq_length=128)
-    rate = made.manifest["pairs"]["train"]["128"]["tokens_truncated_rate"]
+    corpus = build(tmp_path, endless, tokenizer, "endless", max_seq_length=128)
+    rate = corpus.manifest["pairs"]["train"]["128"]["tokens_truncated_rate"]
     assert any(
-        f"at length 128, {rate:.0%} of the tokens drawn are cut off" in text for text in made.manifest["warnings"]
+        f"at length 128, {rate:.0%} of the tokens drawn are cut off" in text for text in corpus.manifest["warnings"]
     )
     assert not any("cut off" in text for text in build(tmp_path, texts, tokenizer, "usual").manifest["warnings"])
 
@@ -371,12 +372,12 @@ def test_advice_for_small_corpora_leads_to_one_that_can_be_trained_on(tmp_path, 
     ):
         build(tmp_path, texts[:2], tokenizer, "two")
     for name, count, next_sentence in (("nonsp", 2, False), ("four", 4, True)):
-        made = build(tmp_path, texts[:count], tokenizer, name, no_nsp=not next_sentence)
+        corpus = build(tmp_path, texts[:count], tokenizer, name, no_nsp=not next_sentence)
         for split in ("train", "validation"):
-            pairs = SegmentPairSampler(made.split(split), max_seq_length=128, seed=0, next_sentence=next_sentence)
+            pairs = SegmentPairSampler(corpus.split(split), max_seq_length=128, seed=0, next_sentence=next_sentence)
             assert len(pairs.sample_buffer(0, 0)) > 0
     none = build(tmp_path, texts[:2], tokenizer, "none", validation_share=0.0)
-    assert "no document is held out, and pretrain.py needs some" in none.manifest["warnings"][0]
+    assert "no document is held out, and hfbert pretrain needs some" in none.manifest["warnings"][0]
     with pytest.raises(InputError, match="no split 'validation'.* from 4 documents or more .2 with --no_nsp"):
         none.split("validation")
 
@@ -385,8 +386,8 @@ def test_whole_words_that_are_single_ideographs_are_named(tmp_path, corpus, toke
     assert corpus.whole_word_note(tokenizer) is None
     chinese = ["孩子们走路去学校。水冷吗？我姐姐在看书。" + str(i) for i in range(20)]
     other = small_tokenizer(chinese)
-    made = build(tmp_path, chinese, other)
-    assert "continue a word (##), and 79% are ideographs" in made.whole_word_note(other)
+    corpus = build(tmp_path, chinese, other)
+    assert "continue a word (##), and 79% are ideographs" in corpus.whole_word_note(other)
 
 
 # ---------------------------------------------------------------------------------------------------- recipe
@@ -399,9 +400,9 @@ def test_recipe(tmp_path, tokenizer, texts):
     run = lambda *rest: subprocess.run([*map(str, [*command, *rest])], capture_output=True, text=True)  # noqa: E731
     done = run(tmp_path / "corpus", "--validation_share", "0.1")
     assert done.returncode == 0, done.stderr
-    assert "unigram entropy" in done.stdout and "length 128: instances" in done.stdout
-    made = Corpus.open(tmp_path / "corpus", tokenizer, 128)
-    assert len(SegmentPairSampler(made.split("validation"), max_seq_length=128, seed=0).sample_buffer(0, 0)) > 0
+    assert "unigram entropy" in done.stdout and " sequences of " in done.stdout.split("length 128: ")[1]
+    corpus = Corpus.open(tmp_path / "corpus", tokenizer, 128)
+    assert len(SegmentPairSampler(corpus.split("validation"), max_seq_length=128, seed=0).sample_buffer(0, 0)) > 0
     wrong = run(tmp_path / "corpus", "--validation_share", "0.2")
     assert wrong.returncode == 2
     assert "validation_share: 0.1 there, 0.2 now" in wrong.stderr and "Traceback" not in wrong.stderr

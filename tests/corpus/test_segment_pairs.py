@@ -9,7 +9,13 @@ from corpus_helpers import numbered_documents, random_lengths
 
 from hfbert_scratch.corpus import segment_pairs
 from hfbert_scratch.corpus.dataset import TokenizedDocuments
-from hfbert_scratch.corpus.segment_pairs import Cursor, Instances, SegmentPairSampler
+from hfbert_scratch.corpus.segment_pairs import (
+    Cursor,
+    Instances,
+    SegmentPairSampler,
+    sample_target_lengths,
+    truncate_pairs,
+)
 from hfbert_scratch.utils.errors import InputError
 
 
@@ -57,7 +63,7 @@ def reference_pass(sentence_lengths, max_seq_length, short_seq_prob, coin, rng):
             i += 1
 
 
-def drawn(pairs, epochs=1):
+def sample_epochs(pairs, epochs=1):
     """All rows of some passes, one shard after the other, with the shard's first token added."""
     parts = []
     for epoch in range(epochs):
@@ -90,7 +96,7 @@ def test_agrees_with_the_rules_in_plain_python(documents, lengths, max_seq_lengt
         [(len(a), len(b), label, chunk == 1, lost, chunk) for a, b, label, chunk, lost in rows], dtype=float
     )
     pairs = SegmentPairSampler(documents, max_seq_length=max_seq_length, seed=1, balanced_nsp=False)
-    got = drawn(pairs, epochs=12)
+    got = sample_epochs(pairs, epochs=12)
     ours = np.stack(
         [got.a_length, got.b_length, got.label, got.chunk_sentences == 1, got.num_truncated, got.chunk_sentences],
         axis=1,
@@ -109,8 +115,8 @@ def test_agrees_with_the_rules_in_plain_python(documents, lengths, max_seq_lengt
 
 def test_spans_partition_every_document(documents, lengths, monkeypatch):
     # Without truncation, which comes last, the spans are those the rules chose.
-    monkeypatch.setattr(segment_pairs, "_truncate", lambda a, la, b, lb, room, rng: (a, la, b, lb, np.zeros_like(la)))
-    rows = drawn(SegmentPairSampler(documents, max_seq_length=64, seed=7))
+    monkeypatch.setattr(segment_pairs, "truncate_pairs", lambda *spans: (*spans[:4], np.zeros_like(spans[1])))
+    rows = sample_epochs(SegmentPairSampler(documents, max_seq_length=64, seed=7))
     starts = document_starts(lengths)
     follows = rows.label == 0
     np.testing.assert_array_equal(rows.b_start[follows], (rows.a_start + rows.a_length)[follows])
@@ -124,7 +130,7 @@ def test_spans_partition_every_document(documents, lengths, monkeypatch):
 
 
 def test_random_b_is_from_another_document_and_uniform(documents, lengths):
-    rows = drawn(SegmentPairSampler(documents, max_seq_length=128, seed=2), epochs=3)
+    rows = sample_epochs(SegmentPairSampler(documents, max_seq_length=128, seed=2), epochs=3)
     starts = document_starts(lengths)
     a, b = (np.searchsorted(starts, start, "right") - 1 for start in (rows.a_start, rows.b_start))
     assert (a[rows.label == 1] != b[rows.label == 1]).all()
@@ -135,7 +141,7 @@ def test_random_b_is_from_another_document_and_uniform(documents, lengths):
 
 
 def test_lengths_and_truncation(documents):
-    rows = drawn(SegmentPairSampler(documents, max_seq_length=48, seed=2), epochs=3)
+    rows = sample_epochs(SegmentPairSampler(documents, max_seq_length=48, seed=2), epochs=3)
     assert (rows.a_length >= 1).all() and (rows.b_length >= 1).all()
     assert (rows.a_length + rows.b_length <= 45).all()
     assert ((rows.a_length + rows.b_length)[rows.num_truncated > 0] == 45).all()
@@ -145,7 +151,7 @@ def test_truncation_equals_token_by_token():
     rng = np.random.default_rng(0)
     a, b = rng.integers(1, 90, 20_000), rng.integers(1, 90, 20_000)
     zero = np.zeros_like(a)
-    a_start, a_left, b_start, b_left, lost = segment_pairs._truncate(zero, a, zero, b, 61, rng)
+    a_start, a_left, b_start, b_left, lost = truncate_pairs(zero, a, zero, b, 61, rng)
     for row in range(2000):
         la, lb = a[row], b[row]
         while la + lb > 61:
@@ -168,10 +174,10 @@ def test_balanced_and_short(tmp_path):
     for length in (64, 128):
         fair = SegmentPairSampler(documents, max_seq_length=length, seed=0, balanced_nsp=False)
         even = SegmentPairSampler(documents, max_seq_length=length, seed=0)
-        assert drawn(fair, 3).label.mean() > 0.53
-        assert drawn(even, 6).label.mean() == pytest.approx(0.5, abs=0.01)
+        assert sample_epochs(fair, 3).label.mean() > 0.53
+        assert sample_epochs(even, 6).label.mean() == pytest.approx(0.5, abs=0.01)
     rng = np.random.default_rng(0)
-    targets = segment_pairs._target_seq_lengths(200_000, 125, 0.1, rng)
+    targets = sample_target_lengths(200_000, 125, 0.1, rng)
     assert (targets < 125).mean() == pytest.approx(0.1 * 123 / 124, abs=0.003)
     assert targets.min() == 2 and targets.max() == 125
     assert targets[targets < 125].mean() == pytest.approx((2 + 124) / 2, abs=1)
@@ -181,7 +187,7 @@ def test_one_sentence_documents_only_give_not_next(tmp_path):
     documents = numbered_documents(tmp_path, [[12]] * 40)
     pairs = SegmentPairSampler(documents, max_seq_length=32, seed=0)
     assert pairs.not_next_probability == 0.0
-    assert (drawn(pairs).label == 1).all()
+    assert (sample_epochs(pairs).label == 1).all()
 
 
 def test_same_rows_for_any_batch_size_and_from_any_cursor(tmp_path):

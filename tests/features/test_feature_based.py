@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from corpus_helpers import small_tokenizer, words
 from helpers import make
 from task_helpers import write_jsonl
-from training_helpers import RECIPES
+from training_helpers import RECIPES, forget_accelerator
 
 from hfbert_scratch.features import word_vectors
 from hfbert_scratch.features.encoder import encode
@@ -46,14 +45,14 @@ NOTHING = "\u200b"
 @pytest.fixture(autouse=True)
 def fresh_process():
     """Begin as a new process would."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = small_tokenizer()
-    made.model_max_length = 40
-    return made
+    tokenizer = small_tokenizer()
+    tokenizer.model_max_length = 40
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +258,7 @@ def test_the_tagger_learns_and_leaves_its_results(data, tmp_path):
     assert lines[0].split(" ")[0] == NOTHING and len(lines[0].split(" ")) == 3
     assert not (tmp_path / "run" / "checkpoints").exists()
     written = (tmp_path / "run" / "log.jsonl").read_bytes()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     assert train_tagger(arguments(tmp_path / "run"), config(), data) == results
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == written, "nothing was trained again"
     with pytest.raises(InputError, match="made with other settings"):
@@ -268,12 +267,12 @@ def test_the_tagger_learns_and_leaves_its_results(data, tmp_path):
 
 def test_a_weighted_sum_finds_the_layer_that_knows(data, tmp_path):
     rng = np.random.default_rng(0)
-    made = {}
+    noise_vectors = {}
     for split, vectors in data.vectors.items():
         noise = [rng.normal(size=vectors.layers[0].shape).astype(np.float16) for _ in vectors.layers]
         noise[2] = vectors.layers[0]
-        made[split] = WordVectors(noise, vectors.offsets, vectors.known)
-    noisy = TaggingData(data.task, data.raw, made, "noise")
+        noise_vectors[split] = WordVectors(noise, vectors.offsets, vectors.known)
+    noisy = TaggingData(data.task, data.raw, noise_vectors, "noise")
     results = train_tagger(arguments(tmp_path, learning_rate=3e-2), config((1, 2, 3, 4), True), noisy)
     weights = results["layer_weights"]
     assert weights.keys() == {"1", "2", "3", "4"} and abs(sum(weights.values()) - 1) < 1e-6
@@ -282,7 +281,7 @@ def test_a_weighted_sum_finds_the_layer_that_knows(data, tmp_path):
 
 def test_a_stopped_run_continues_as_if_it_had_not_been(monkeypatch, data, tmp_path):
     whole = train_tagger(arguments(tmp_path / "whole", max_steps=30, eval_every=20, save_every=20), config(), data)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     score = type(data.task).score
 
     def stop(self, raw, predictions):
@@ -294,7 +293,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(monkeypatch, data, tmp_pa
     assert train_tagger(changed, config(), data) is None
     assert json.loads((tmp_path / "cut" / "record.json").read_text())["steps"] == 21
     monkeypatch.setattr(type(data.task), "score", score)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     continued = train_tagger(changed, config(), data)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert continued["scores"] == whole["scores"] and continued["best_step"] == whole["best_step"]

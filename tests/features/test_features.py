@@ -34,9 +34,9 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = small_tokenizer()
-    made.model_max_length = LIMIT
-    return made
+    tokenizer = small_tokenizer()
+    tokenizer.model_max_length = LIMIT
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +179,8 @@ def test_an_inference_copy_has_packed_layers_shared_embeddings_and_the_same_vect
     model = models[side]
     copied = inference_copy(model)
     expected = [f.vectors for f in encode(model, tokenizer, texts, layers=(0, 1, -1))]
-    found = [f.vectors for f in encode(copied, tokenizer, texts, layers=(0, 1, -1))]
-    for mine, theirs in zip(found, expected, strict=True):
+    actual = [f.vectors for f in encode(copied, tokenizer, texts, layers=(0, 1, -1))]
+    for mine, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=0)
     assert copied.get_input_embeddings().weight is model.get_input_embeddings().weight
     packed = [module for module in copied.modules() if isinstance(module, PackedLinear)]
@@ -287,7 +287,7 @@ def test_text_files_give_their_lines_and_pairs(tmp_path):
     [
         ("a.txt", b"", "holds no texts"),
         ("a.txt", b"good\nb\xffd\n", "line 2, byte 6, is not valid UTF-8"),
-        ("a.txt.gz", b"not gzip", "truncated or damaged"),
+        ("a.txt.gz", b"not gzip", "is not packed with gzip; take .gz from its name"),
         ("a.txt.gz", gzip.compress(b"good\n" * 50, mtime=0)[:-6], "truncated or damaged"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 is a list"),
@@ -492,8 +492,8 @@ def test_cls_of_a_left_to_right_model_is_the_vector_of_the_last_token(tokenizer,
     ours, stock = pair("base", vocab_size=len(tokenizer), left_to_right=True)
     ours.set_attn_implementation(attention)
     for model in (ours, stock):
-        found = encode(model, tokenizer, texts[:20], layers=layers, pooling="cls", batch_tokens=300)
-        for text, got in zip(texts, found, strict=False):
+        actual = encode(model, tokenizer, texts[:20], layers=layers, pooling="cls", batch_tokens=300)
+        for text, got in zip(texts, actual, strict=False):
             states = plain(stock, tokenizer, text).hidden_states
             expected = torch.stack([states[layer][0, -1] for layer in layers]).numpy()
             assert np.abs(got.vectors - expected).max() <= TOLERANCE

@@ -295,12 +295,12 @@ def test_ner_counts_every_type_and_is_strict_if_asked_to():
 )
 def test_ner_knows_the_ways_to_write_tags(tags, types):
     metric = load_metric("ner")
-    found = metric.compute(predictions=[tags], references=[tags], per_type=True)["types"]
-    assert {name: entry["support"] for name, entry in found.items()} == types
-    assert all(entry["f1"] == 1.0 for entry in found.values())
+    actual = metric.compute(predictions=[tags], references=[tags], per_type=True)["types"]
+    assert {name: entry["support"] for name, entry in actual.items()} == types
+    assert all(entry["f1"] == 1.0 for entry in actual.values())
     if "-" in tags[0]:
         strict = metric.compute(predictions=[tags], references=[tags], mode="strict", scheme="IOBES", per_type=True)
-        assert strict["types"] == found
+        assert strict["types"] == actual
 
 
 def test_classes_by_themselves():

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import flash_on_cpu  # noqa: F401 - registers kernels
 import numpy as np
 import pytest
 import torch
@@ -24,17 +23,12 @@ from helpers import (
 )
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers.activations import GELUActivation
 
-from hfbert_scratch.model import gpu, modeling_hfbert
+from hfbert_scratch.model import gpu
 from hfbert_scratch.model.gpu import compile_layers, keep_mask, train_on_gpu
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
-from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 from hfbert_scratch.model.triton_attention import kept_scores, murmur_mix, packed_attention
-
-
-@pytest.fixture
-def kernel_everywhere(monkeypatch):
-    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
 
 
 def packed_inputs(case, size=5, multiple_of=16):
@@ -101,10 +95,10 @@ def test_skipped_logits_leave_the_loss_alone(case):
         model = make(case, **NO_DROPOUT).train(training)
         inputs = prediction_batch(case)
         expected = model(**inputs)
-        found = model(**inputs, skip_logits=True)
-        torch.testing.assert_close(found.loss, expected.loss)
+        actual = model(**inputs, skip_logits=True)
+        torch.testing.assert_close(actual.loss, expected.loss)
         assert "prediction_logits" in expected or "logits" in expected
-        assert not {"prediction_logits", "logits"} & found.keys()
+        assert not {"prediction_logits", "logits"} & actual.keys()
 
 
 # ------------------------------------------------------------------------------------------------- dropout and GELU
@@ -144,12 +138,14 @@ def test_the_hash_is_the_finalizer_of_murmurhash3():
 
 def test_gelu_is_pytorchs():
     values = torch.cat([torch.randn(50_000), torch.linspace(-20, 20, 5_000), torch.zeros(1)]).bfloat16()
-    found, expected = (values.clone().requires_grad_() for _ in range(2))
-    ours, theirs = gpu._Gelu.apply(found), F.gelu(expected)
+    actual, expected = (values.clone().requires_grad_() for _ in range(2))
+    gelu = GELUActivation()
+    train_on_gpu(gelu)
+    ours, theirs = torch.compile(gelu, backend="eager")(actual), F.gelu(expected)
     for outputs in (ours, theirs):
         outputs.backward(torch.linspace(-1, 1, len(values)).bfloat16())
     torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=2**-8)  # a bit of bfloat16
-    torch.testing.assert_close(found.grad, expected.grad, atol=5e-6, rtol=2**-7)
+    torch.testing.assert_close(actual.grad, expected.grad, atol=5e-6, rtol=2**-7)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -159,8 +155,8 @@ def test_attention_on_joint_projections(dropout):
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     qkv = torch.randn(sum(lengths), 3, 2, 32)
     seeds, gradient = gpu.random_seeds(torch.device("cpu")), torch.randn(sum(lengths), 2, 32)
-    found, expected = (qkv.clone().requires_grad_() for _ in range(2))
-    out, _ = packed_attention(found, cu_seqlens, seeds, 128, dropout, 0.25)
+    actual, expected = (qkv.clone().requires_grad_() for _ in range(2))
+    out, _ = packed_attention(actual, cu_seqlens, seeds, 128, dropout, 0.25)
     out.backward(gradient)
     parts = []
     for start, length in zip(cu_seqlens.tolist(), lengths, strict=False):
@@ -169,7 +165,7 @@ def test_attention_on_joint_projections(dropout):
         parts.append(((query @ key.transpose(1, 2) * 0.25).softmax(-1) * keep @ value).transpose(0, 1))
     torch.cat(parts).backward(gradient)
     torch.testing.assert_close(out, torch.cat(parts), atol=2e-6, rtol=0)
-    torch.testing.assert_close(found.grad, expected.grad, atol=2e-6, rtol=0)
+    torch.testing.assert_close(actual.grad, expected.grad, atol=2e-6, rtol=0)
 
 
 INTERPRETED = """

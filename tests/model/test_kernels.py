@@ -11,8 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from hfbert_scratch import HFBertForPreTraining
 from hfbert_scratch.model import modeling_hfbert
-from hfbert_scratch.model.kernels_hfbert import HFBertDropout, TokenLayout, cross_entropy_sum, varlen_attention
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.kernels_hfbert import HFBertDropout, cross_entropy_sum, varlen_attention
+from hfbert_scratch.model.layout_hfbert import UNPADDED, TokenLayout
 
 
 # Padding at the end, at the start, in between, none at all, and rows of one length.
@@ -62,12 +62,12 @@ def test_unpadded_losses_and_gradients_are_the_padded_ones(case, checkpointing):
     if checkpointing:
         model.gradient_checkpointing_enable()
     inputs = batch(case)
-    found = []
+    actual = []
     for implementation in ("eager", UNPADDED):
         model.set_attn_implementation(implementation)
         outputs = model(**inputs)
-        found.append({"loss": outputs.loss.detach()} | gradients(model, outputs.loss))
-    assert_same(found[0], found[1], 2e-6)
+        actual.append({"loss": outputs.loss.detach()} | gradients(model, outputs.loss))
+    assert_same(actual[0], actual[1], 2e-6)
 
 
 # ------------------------------------------------------------------------------------------- what is read of the end
@@ -82,7 +82,7 @@ def test_vectors_that_will_be_read_are_those_of_the_whole_batch(attention, chang
     real = inputs["attention_mask"].flatten().nonzero().squeeze(1)
     weights = torch.randn(len(real) + 4, 32) / 10
     for read in (torch.cat([real.flip(0), real[[3, 0, 3, 3]]]), real[:1].int(), real[:0], ()):
-        found = []
+        actual = []
         for implementation, read_positions in (("eager", None), (attention, read)):
             model.set_attn_implementation(implementation)
             outputs = model(**inputs, read_positions=read_positions)
@@ -91,8 +91,8 @@ def test_vectors_that_will_be_read_are_those_of_the_whole_batch(attention, chang
                 states = states.flatten(0, 1)[read.long() if len(read) else real[:0]]
             pooled = outputs.pooler_output[inputs["attention_mask"][:, 0].bool()]
             loss = (states * weights[: len(states)]).sum() + pooled.sum()
-            found.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
-        assert_same(found[0], found[1], 1e-5)
+            actual.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
+        assert_same(actual[0], actual[1], 1e-5)
 
 
 def test_padding_that_is_read_is_0_without_padding_as_ever():
@@ -166,8 +166,8 @@ def test_unpadded_in_bfloat16_is_as_near_to_float32_as_the_padded_model():
         model.set_attn_implementation(implementation)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(**inputs).loss
-        found = gradients(model, loss)
-        errors[implementation] = sum(float((found[name] - exact[name]).square().sum()) for name in exact) ** 0.5
+        actual = gradients(model, loss)
+        errors[implementation] = sum(float((actual[name] - exact[name]).square().sum()) for name in exact) ** 0.5
     assert 0 < errors[UNPADDED] < 1.3 * errors["eager"]
 
 
@@ -176,8 +176,8 @@ def test_hidden_states_are_asked_for_in_the_padded_shape_and_attentions_are_refu
     inputs = batch()
     expected = model(**inputs, output_hidden_states=True).hidden_states
     model.set_attn_implementation(UNPADDED)
-    found = model(**inputs, output_hidden_states=True).hidden_states
-    for mine, theirs in zip(found, expected, strict=True):
+    actual = model(**inputs, output_hidden_states=True).hidden_states
+    for mine, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"set_attn_implementation\('eager'\)"):
         model(**inputs, output_attentions=True)
@@ -195,9 +195,9 @@ def test_embeddings_positions_and_ready_made_masks_in_place_of_the_defaults():
         model.set_attn_implementation("sdpa")
         expected = model(**given).last_hidden_state
         model.set_attn_implementation(UNPADDED)
-        found = model(**given).last_hidden_state
+        actual = model(**given).last_hidden_state
         real = inputs["attention_mask"].bool() if given is embedded else torch.ones(3, 12, dtype=torch.bool)
-        torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="does not fit max_position_embeddings=40"):
         model(input_ids=torch.ones(1, 41, dtype=torch.long))
 
@@ -228,12 +228,12 @@ def test_attention_with_dropout_is_the_plain_formula_with_the_same_probabilities
 
     weights = torch.randn(heads, length, length)
     (dropped.float() * weights).sum().backward()
-    found = [tensor.grad.clone() for tensor in (query, key, value)]
+    actual = [tensor.grad.clone() for tensor in (query, key, value)]
     for tensor in (query, key, value):
         tensor.grad = None
     plain = torch.einsum("hqk,khd->hqd", probabilities * kept / (1 - dropout), value[0].float())
     (plain * weights).sum().backward()
-    for mine, tensor in zip(found, (query, key, value), strict=True):
+    for mine, tensor in zip(actual, (query, key, value), strict=True):
         error = (mine.float() - tensor.grad.float()).norm() / tensor.grad.float().norm()
         assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
 
@@ -268,11 +268,11 @@ def test_dropout_keeps_the_stated_share_scaled_and_its_gradient_is_the_same_mask
     torch.manual_seed(1)
     dropout = HFBertDropout(0.1)
     values = torch.ones(1001, 997, dtype=dtype, requires_grad=True)
-    found = dropout(values)
-    kept = found != 0
+    actual = dropout(values)
+    kept = actual != 0
     # Five standard deviations of a million draws, and the 1/65536 to which the probability is met.
     assert abs(kept.double().mean().item() - 0.9) < 5 * (0.09 / kept.numel()) ** 0.5 + 2**-16
-    torch.testing.assert_close(found[kept], torch.full_like(found[kept], 1 / 0.9), atol=0, rtol=5e-3)
+    torch.testing.assert_close(actual[kept], torch.full_like(actual[kept], 1 / 0.9), atol=0, rtol=5e-3)
     # Neither rows nor columns, nor neighbours, which come from one random number, depend on each other.
     for dimension in (0, 1):
         means = kept.double().mean(dimension)
@@ -280,9 +280,9 @@ def test_dropout_keeps_the_stated_share_scaled_and_its_gradient_is_the_same_mask
     flat = kept.flatten().double() - 0.9
     for distance in (1, 2, 3, 4, 997):
         assert abs((flat[distance:] * flat[:-distance]).mean().item()) < 5 * 0.09 / flat.numel() ** 0.5
-    found.float().sum().backward()
+    actual.float().sum().backward()
     assert torch.equal(values.grad != 0, kept)
-    torch.testing.assert_close(values.grad[kept], found.detach()[kept], atol=0, rtol=0)
+    torch.testing.assert_close(values.grad[kept], actual.detach()[kept], atol=0, rtol=0)
 
 
 def test_dropout_is_a_function_of_the_seed_and_off_in_evaluation():
@@ -303,12 +303,12 @@ def test_cross_entropy_over_a_vocabulary_is_pytorchs(dtype):
     logits = (3 * torch.randn(70, 30522)).to(dtype).requires_grad_()
     labels = torch.randint(0, 30522, (70,))
     labels[::7] = -100
-    found = cross_entropy_sum(logits, labels)
-    found.backward()
+    actual = cross_entropy_sum(logits, labels)
+    actual.backward()
     gradient, logits.grad = logits.grad, None
     expected = F.cross_entropy(logits.float(), labels, reduction="sum")
     expected.backward()
-    torch.testing.assert_close(found, expected, atol=0, rtol=1e-6)
+    torch.testing.assert_close(actual, expected, atol=0, rtol=1e-6)
     torch.testing.assert_close(gradient, logits.grad, atol=1e-6, rtol=1e-5 if dtype == torch.float32 else 1e-2)
     for label in (30522, -1):
         labels[3] = label
@@ -325,17 +325,17 @@ def test_what_the_activation_puts_out_is_not_kept_and_the_gradients_are_the_same
             lambda module, args, output: storages.append(StorageWeakRef(output.untyped_storage()))
         )
 
-    def found():
+    def kept_and_gradients():
         storages.clear()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             loss = model(**batch("pretraining")).loss
         kept = [not storage.expired() for storage in storages]
         return kept, gradients(model, loss)
 
-    kept, once_more = found()
+    kept, once_more = kept_and_gradients()
     assert kept == [False, False]
     monkeypatch.setattr(modeling_hfbert, "recompute_gelu", lambda activated: nullcontext())
-    kept, plain = found()
+    kept, plain = kept_and_gradients()
     assert kept == [True, True]
     assert plain.keys() == once_more.keys()
     assert all(torch.equal(plain[name], once_more[name]) for name in plain)
@@ -390,10 +390,10 @@ def test_outputs_of_all_heads_are_the_padded_ones_in_evaluation():
         model.set_attn_implementation("sdpa")
         expected = tensors(model(**inputs))
         model.set_attn_implementation(UNPADDED)
-        found = tensors(model(**inputs))
+        actual = tensors(model(**inputs))
         real = inputs["attention_mask"].bool()
         for name, theirs in expected.items():
-            mine = found[name]
+            mine = actual[name]
             if theirs.shape[:2] == real.shape:
                 mine, theirs = mine[real], theirs[real]
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0, msg=f"{case} {name}")

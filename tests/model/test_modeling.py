@@ -24,9 +24,9 @@ from helpers import (
 from huggingface_hub.errors import StrictDataclassError
 
 import hfbert_scratch
-from hfbert_scratch.model import configuration_hfbert
-from hfbert_scratch.model.modeling_hfbert import UNPADDED, cross_entropy
-from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model import checks_hfbert
+from hfbert_scratch.model.kernels_hfbert import cross_entropy
+from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 
 
 TOLERANCE = 1e-5
@@ -335,9 +335,9 @@ def test_a_mask_of_pairs_is_the_mask_of_its_tokens_in_every_form(attention, left
                 keys = mask.bool()[:, None, None, :]
                 square = keys.expand(-1, 1, 12, -1)
                 for given in (keys, square, square[:, 0]):
-                    found = model(**inputs, attention_mask=form(given)).last_hidden_state[mask.bool()]
+                    actual = model(**inputs, attention_mask=form(given)).last_hidden_state[mask.bool()]
                     tolerance = TOLERANCE if precision == torch.float32 else 0.1
-                    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0, msg=f"{name}, {given.shape}")
+                    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0, msg=f"{name}, {given.shape}")
 
 
 BAD_MASKS = {
@@ -403,8 +403,8 @@ def test_logits_are_dense_unless_sparse_ones_are_asked_for_and_trained_with(case
     assert model(**inputs, masked_positions=static_positions(inputs["labels"], 11))[position].shape == shape
     unlabelled = batch(case, labels=False)
     assert model.train()(**unlabelled)[0].shape == shape
-    found = model(**inputs)[1]
-    assert (found.shape == shape) != sparse
+    actual = model(**inputs)[1]
+    assert (actual.shape == shape) != sparse
     if not sparse:
         stock = pair(case, **NO_DROPOUT)[1].train()
         torch.testing.assert_close(make(case, **NO_DROPOUT).train()(**inputs)[1], stock(**inputs)[1])
@@ -550,7 +550,7 @@ def test_fractions_are_refused_for_a_single_class_and_its_loss_of_zero_is_named(
     model.config.problem_type = "single_label_classification"
     with pytest.raises(ValueError, match="fractions would be cut"):
         model(**batch(labels=False), labels=torch.rand(3))
-    monkeypatch.setattr(configuration_hfbert.logger, "warning_once", named.append)
+    monkeypatch.setattr(checks_hfbert.logger, "warning_once", named.append)
     assert model(**batch(labels=False), labels=torch.zeros(3).long()).loss == 0  # as stock's
     assert "the loss is always 0" in named[0]
 
@@ -654,10 +654,10 @@ def test_trainer_predicts_what_it_does_for_stock(tmp_path):
     arguments = transformers.TrainingArguments(
         tmp_path, per_device_eval_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True
     )
-    found, expected = (
+    actual, expected = (
         transformers.Trainer(model, arguments).predict(rows).predictions for model in pair("pretraining")
     )
-    assert [part.shape for part in found] == [part.shape for part in expected]
+    assert [part.shape for part in actual] == [part.shape for part in expected]
 
 
 # ---------------------------------------------------------------------------------------------------- bad input

@@ -11,6 +11,7 @@ from training_helpers import arguments, make_inputs, pretrain_here
 
 from hfbert_scratch.model import onednn
 from hfbert_scratch.model.onednn import has_onednn, onednn_is_faster, onednn_speed, train_with_onednn
+from hfbert_scratch.training import run as training_run
 
 
 pytestmark = pytest.mark.skipif(not has_onednn(torch.device("cpu"), torch.float32), reason="no oneDNN in this PyTorch")
@@ -33,13 +34,13 @@ def test_inputs_of_any_shape(shape, bias):
     plain = nn.Linear(32, 48, bias=bias)
     fast = nn.Sequential(copy.deepcopy(plain))
     assert train_with_onednn(fast)
-    found = []
+    actual = []
     for module in (plain, fast):
         values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
         outputs = module(values)
         outputs.square().sum().backward()
-        found.append([outputs, values.grad, *(parameter.grad for parameter in module.parameters())])
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-5)
+        actual.append([outputs, values.grad, *(parameter.grad for parameter in module.parameters())])
+    torch.testing.assert_close(actual[0], actual[1], atol=1e-4, rtol=1e-5)
 
 
 def test_views_that_are_not_contiguous():
@@ -88,36 +89,35 @@ def test_only_plain_float32_layers():
 
 
 @pytest.fixture
-def seconds(monkeypatch):
-    """What the products of the two ways take, to be set; what was found before is forgotten."""
-    found = {"linear": 1.0, "_product": 1.0}
-    monkeypatch.setattr(onednn, "_seconds", lambda way: found[way.func.__name__])
-    onednn_speed.cache_clear()
-    yield found
-    onednn_speed.cache_clear()
+def set_speed(monkeypatch):
+    """Sets how many times as fast oneDNN was timed to be."""
+
+    def set_to(speed):
+        for module in (onednn, training_run):
+            monkeypatch.setattr(module, "onednn_speed", lambda: speed)
+
+    return set_to
 
 
-def test_the_faster_way_is_chosen_and_timed_once_a_process(seconds):
-    assert not onednn_is_faster(), "noise must not decide"
-    seconds["_product"] = 0.8
-    assert not onednn_is_faster(), "timed once a process"
-    onednn_speed.cache_clear()
-    assert onednn_is_faster()
+@pytest.mark.parametrize("speed, is_faster", [(1.0, False), (1.09, False), (1.25, True)])
+def test_the_faster_way_is_chosen_unless_noise_could_decide(set_speed, speed, is_faster):
+    set_speed(speed)
+    assert onednn_is_faster() is is_faster
 
 
 def test_timing_the_two_ways_gives_a_speed():
     onednn_speed.cache_clear()
     assert 0.05 < onednn_speed() < 20
+    assert onednn_speed() == onednn_speed() and onednn_speed.cache_info().misses == 1, "timed once a process"
 
 
-def test_a_run_that_goes_on_keeps_its_linear_layers(seconds, tmp_path, monkeypatch, capsys):
+def test_a_run_that_goes_on_keeps_its_linear_layers(set_speed, tmp_path, monkeypatch, capsys):
     inputs = make_inputs(tmp_path)
     common = {"onednn": "auto", "max_steps": 6}
-    seconds["_product"] = 0.5
+    set_speed(2.0)
     assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "run", **common, max_time=1e-9)) == 75
     assert "linear layers by oneDNN: oneDNN was timed to be 2.00 times as fast" in capsys.readouterr().out
-    seconds["_product"] = 2.0
-    onednn_speed.cache_clear()
+    set_speed(0.5)
     assert pretrain_here(monkeypatch, arguments(inputs, tmp_path / "run", **common)) == 0
     assert "linear layers by oneDNN: as the run began" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "record.json").read_text())["settings"]["onednn"] is True

@@ -1,6 +1,5 @@
 """Packed rows: the same outputs, losses and gradients as the padded batch, by every way of attention."""
 
-import flash_on_cpu  # noqa: F401 - registers kernels
 import pytest
 import torch
 from helpers import (
@@ -20,9 +19,7 @@ from transformers import DataCollatorWithFlattening
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hfbert_scratch.model import modeling_hfbert
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
-from hfbert_scratch.model.packing import pack
+from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 
 
 # On CPUs flex_attention has no backward pass. "kernel" is the operator of GPUs, with plain arithmetic as its kernel.
@@ -31,11 +28,11 @@ ALL = pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", U
 
 
 @pytest.fixture
-def attention(request, monkeypatch):
+def attention(request):
     """The name of an attention implementation."""
     if request.param != "kernel":
         return request.param
-    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
+    request.getfixturevalue("kernel_everywhere")
     return UNPADDED
 
 
@@ -101,11 +98,11 @@ def test_states_are_the_padded_ones(attention, left_to_right, multiple_of):
     with torch.no_grad():
         expected = model(**inputs)
         model.set_attn_implementation(attention)
-        found = model(**pack(inputs, 0, multiple_of))
-    states = rows_of(found.last_hidden_state, mask)
+        actual = model(**pack(inputs, 0, multiple_of))
+    states = rows_of(actual.last_hidden_state, mask)
     torch.testing.assert_close(states, expected.last_hidden_state * mask[..., None], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.pooler_output[:5], expected.pooler_output, atol=1e-5, rtol=0)
-    assert found.last_hidden_state.isfinite().all()
+    torch.testing.assert_close(actual.pooler_output[:5], expected.pooler_output, atol=1e-5, rtol=0)
+    assert actual.last_hidden_state.isfinite().all()
 
 
 @TRAINING
@@ -142,7 +139,7 @@ def test_places_of_a_row_that_will_be_read(attention, multiple_of):
     packed = pack(batch(size=5), 0, multiple_of)
     model.set_attn_implementation("eager")
     read = torch.tensor([40, 3, 3, 0, 17, 44])
-    found = []
+    actual = []
     for implementation, read_positions in (("eager", None), (attention, read)):
         model.set_attn_implementation(implementation)
         outputs = model(**packed, read_positions=read_positions)
@@ -150,8 +147,8 @@ def test_places_of_a_row_that_will_be_read(attention, multiple_of):
         states = states[0, read] if read_positions is None else states
         pooled = outputs.pooler_output[:5]
         loss = (states * torch.arange(32) / 32).sum() + pooled.sum()
-        found.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
-    assert_same(found[0], found[1], 1e-5)
+        actual.append({"states": states.detach(), "pooled": pooled.detach()} | gradients(model, loss))
+    assert_same(actual[0], actual[1], 1e-5)
 
 
 @ALL
@@ -162,26 +159,26 @@ def test_hidden_states_and_attentions_of_a_row(attention):
     with torch.no_grad():
         expected = model(**inputs, output_hidden_states=True).hidden_states
         model.set_attn_implementation(attention)
-        found = model(**pack(inputs, 0), output_hidden_states=True, output_attentions=attention == "eager")
+        actual = model(**pack(inputs, 0), output_hidden_states=True, output_attentions=attention == "eager")
         read = model(**pack(inputs, 0), output_hidden_states=True, read_positions=torch.tensor([3]))
-    for mine, theirs in zip(found.hidden_states, expected, strict=True):
+    for mine, theirs in zip(actual.hidden_states, expected, strict=True):
         torch.testing.assert_close(rows_of(mine, mask), theirs * mask[..., None], atol=1e-5, rtol=0)
-    assert read.hidden_states[-1].shape == found.hidden_states[-1].shape
+    assert read.hidden_states[-1].shape == actual.hidden_states[-1].shape
     if attention == "eager":
         numbers = mask.nonzero()[:, 0]
         apart = numbers[:, None] != numbers
-        assert all((part[..., apart] == 0).all() for part in found.attentions)
+        assert all((part[..., apart] == 0).all() for part in actual.attentions)
 
 
 def test_rows_made_by_transformers_collator():
     model = make("masked_lm").eval()
     texts = [[2, 11, 12, 13, 3], [2, 21, 3], [2, 31, 32, 3]]
-    made = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": ids} for ids in texts])
-    labels = made.pop("labels")
-    logits = model(**made).logits
+    flattened = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": ids} for ids in texts])
+    labels = flattened.pop("labels")
+    logits = model(**flattened).logits
     expected = torch.cat([model(torch.tensor([ids])).logits for ids in texts], dim=1)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-    assert torch.isfinite(model(**made, labels=labels).loss)
+    assert torch.isfinite(model(**flattened, labels=labels).loss)
 
 
 def test_an_attention_of_the_users_own_is_told_what_transformers_own_would_be():
@@ -241,11 +238,6 @@ def test_heads_that_compare_positions_or_rows_refuse_a_packed_row(case):
 
 
 # ------------------------------------------------------------------------------------------ nothing read, one graph
-
-
-@pytest.fixture
-def kernel_everywhere(monkeypatch):
-    monkeypatch.setattr(modeling_hfbert, "has_varlen_kernel", lambda *_: True)
 
 
 def meta_step(multiple_of: int = 32):

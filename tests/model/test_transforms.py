@@ -11,9 +11,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hfbert_scratch.model import onednn
-from hfbert_scratch.model.kernels_hfbert import HFBertDropout, TokenLayout, cross_entropy_sum, varlen_attention
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.kernels_hfbert import HFBertDropout, cross_entropy_sum, varlen_attention
+from hfbert_scratch.model.layout_hfbert import UNPADDED, TokenLayout
 from hfbert_scratch.model.onednn import has_onednn, train_with_onednn
 
 
@@ -56,8 +55,8 @@ def per_sample_gradients(model: nn.Module, inputs: dict[str, torch.Tensor], rand
 
 def one_sample_after_the_other(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
     rows = range(len(inputs["input_ids"]))
-    found = [functional_gradient(model, {name: value[row][None] for name, value in inputs.items()}) for row in rows]
-    return {name: torch.stack([gradients[name] for gradients in found]) for name in found[0]}
+    actual = [functional_gradient(model, {name: value[row][None] for name, value in inputs.items()}) for row in rows]
+    return {name: torch.stack([gradients[name] for gradients in actual]) for name in actual[0]}
 
 
 def functional_jvp(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
@@ -143,11 +142,11 @@ def test_what_is_derived_from_the_model_is_stocks(case, operation, training):
     ours, stock = pair(case, attn_implementation="eager", **WIDE)
     inputs = batch(case)
     del inputs["token_type_ids"]
-    found = OPERATIONS[operation](ours.train(training), inputs)
+    actual = OPERATIONS[operation](ours.train(training), inputs)
     expected = REFERENCES.get(operation, OPERATIONS[operation])(stock.train(training), inputs)
     if isinstance(expected, dict):
-        expected = {name: expected[name] for name in found}
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        expected = {name: expected[name] for name in actual}
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["base", "masked_lm", "question_answering"])
@@ -195,12 +194,12 @@ def test_a_model_with_dropout_unpadded_attention_and_onednn_can_be_transformed(o
     inputs = batch("masked_lm")
     del inputs["token_type_ids"]
     if operation == "jit.trace":
-        found = torch.jit.trace(ByPosition(model), tuple(inputs.values()), check_trace=False)(*inputs.values())
+        actual = torch.jit.trace(ByPosition(model), tuple(inputs.values()), check_trace=False)(*inputs.values())
     elif operation == "per-sample gradients":
-        found = per_sample_gradients(model, inputs, randomness="different")
+        actual = per_sample_gradients(model, inputs, randomness="different")
     else:
-        found = OPERATIONS[operation](model, inputs)
-    tensors = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
+        actual = OPERATIONS[operation](model, inputs)
+    tensors = actual.values() if isinstance(actual, dict) else actual if isinstance(actual, tuple) else [actual]
     assert all(tensor.isfinite().all() for tensor in tensors)
 
 
@@ -215,6 +214,7 @@ def kernels() -> dict[str, tuple[Callable, tuple[torch.Tensor, ...]]]:
     random = torch.Generator().manual_seed(0)
     labels = torch.tensor([3, -100, 4999, 0])
     linear = nn.Linear(6, 5)
+    train_with_onednn(linear)
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
     return {
         "dropout": (HFBertDropout(0.5).train(), (torch.randn(5, 7, generator=random),)),
@@ -224,7 +224,9 @@ def kernels() -> dict[str, tuple[Callable, tuple[torch.Tensor, ...]]]:
         ),
         "attention": attention(mask, 0.3),
         "onednn": (
-            onednn._Linear.apply,
+            lambda values, *parameters: functional_call(
+                linear, dict(zip(("weight", "bias"), parameters, strict=True)), (values,)
+            ),
             (torch.randn(2, 3, 6, generator=random), linear.weight.detach(), linear.bias.detach()),
         ),
     }

@@ -52,7 +52,7 @@ def test_a_repository_says_what_the_records_say_and_opens(kind, runs, tmp_path, 
     if kind == "pretraining":  # the demo's test opens such a one
         monkeypatch.setattr(repository, "check_loads", lambda *_: None)
     statements = card_arguments(
-        runs, tmp_path / "out", kind, power_watts=100.0, datasets=["me/texts"], data="Own texts."
+        runs, tmp_path / "out", kind, power_watts=100.0, datasets=["me/texts"], data="Own texts.", language=["la"]
     )
     run = open_run(statements.run)
     files = {str(path.relative_to(tmp_path / "out")) for path in build_repository(run, statements)}
@@ -92,6 +92,20 @@ def test_without_a_stated_power_there_is_no_estimate(runs, tmp_path):
     run = open_run(statements.run)
     assert carbon(run, statements) is None
     assert "the power drawn was not stated" in build_card(run, statements).content
+
+
+def test_what_nobody_said_is_not_made_up(runs, tmp_path):
+    """No language, and no title from the name of a folder; small numbers stay numbers."""
+    statements = card_arguments(runs, tmp_path / "x1")
+    run = open_run(statements.run)
+    card = build_card(run, statements)
+    assert "language" not in card.data.to_dict() and "The language of the texts was not stated." in card.content
+    assert "\n# BERT of 1 layers, width 32\n" in card.content and "# x1" not in card.content
+    tokens = run.record["corpus"]["splits"]["train"]["tokens"]
+    assert 1e4 < tokens < 1e6 and f" {tokens:,} tokens;" in card.content and "0.0 M" not in card.content
+    assert "\n# bert-own\n" in build_card(run, dataclasses.replace(statements, repo_id="me/bert-own")).content
+    tuned = card_arguments(runs, tmp_path / "x1", "mrpc")
+    assert "\n# BERT fine-tuned on mrpc\n" in build_card(open_run(tuned.run), tuned).content
 
 
 def test_the_start_of_a_finetuning_run_is_a_base_model_only_if_it_is_a_name(runs, tmp_path):

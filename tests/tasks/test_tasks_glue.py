@@ -300,7 +300,7 @@ def test_bad_rows(task, rows, message, tmp_path):
     [
         ("a.jsonl", b'{"sentence": "a", "label": 0}\n{"sentence"', r"a.jsonl: line 2 is not JSON"),
         ("a.jsonl", b"[1]", r"entry 0 is a int"),
-        ("a.jsonl", b'{"sentence": "\xff"}', r"not valid UTF-8 \(byte 14\)"),
+        ("a.jsonl", b'{"sentence": "\xff"}', r"line 1 is not valid UTF-8 \(byte 0xff\); .*iconv -f"),
         ("a.jsonl.gz", gzip.compress(b'{"sentence": "a", "label": 0}', mtime=0)[:-9], r"truncated or damaged"),
         ("a.csv", b"sentence,label\na,0,1\n", r"line 2 has 3 fields, but the header has 2"),
         ("a.csv", b'sentence,label\n"a,0\nb,1\n', r"quote left open"),
@@ -458,6 +458,84 @@ def test_a_number_is_one_class_however_it_is_written(tmp_path):
         assert raw["train"]["label"][:] == raw["validation"]["label"][:] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *[("0,5", "1", "2"), ("1,000", "2,500", "10"), ("1.234,5", "2"), ("50%", "75 %"), ("1e-3", "0,3")],
+        *[("1'000", "2"), ("1 000", "2"), ("1\u202f000", "2"), ("０，５", "１"), ("٠,٥", "١"), ("1_000", "2")],
+        ("0,5", "NA", "1"),
+    ],
+)
+def test_numbers_in_other_notations_are_named(labels, tmp_path):
+    path = str(write_csv(tmp_path / "a.csv", labelled(*labels)))
+    with pytest.raises(InputError, match="row [01]: label .* is not a number; write numbers with a decimal point"):
+        get_task("custom-regression").load(DataArguments(train_file=path))
+    task = get_task("custom-classification")
+    with pytest.raises(
+        InputError, match="'label' holds numbers such as .*decimal point.* list them all after --class"
+    ):
+        task.load(DataArguments(train_file=path))
+    raw = task.load(DataArguments(train_file=path, class_names=[*labels, "x"]))["train"]
+    assert raw["label"][:] == list(range(len(labels)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers"),
+    [
+        ((" 1 ", "2\u00a0", "1"), [1, 2, 1]),
+        (("１", "２", "１"), [1, 2, 1]),
+        (("١", "२", "1"), [1, 2, 1]),
+        (("１．５", "\u22122.5", "+1.5"), [1.5, -2.5, 1.5]),
+        (("1.50", "2e0", "1.5"), [1.5, 2, 1.5]),
+    ],
+)
+def test_digits_and_blanks_of_any_kind_are_numbers(labels, numbers, tmp_path):
+    path = str(write_csv(tmp_path / "a.csv", labelled(*labels)))
+    assert get_task("custom-regression").load(DataArguments(train_file=path))["train"]["label"][:] == numbers
+    if all(float(number).is_integer() for number in numbers):
+        raw = get_task("custom-classification").load(DataArguments(train_file=path))["train"]
+        assert [raw.features["label"].names[label] for label in raw["label"]] == list(map(str, numbers))
+    else:
+        with pytest.raises(InputError, match="fractional numbers such as"):
+            get_task("custom-classification").load(DataArguments(train_file=path))
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "message"),
+    [
+        ("custom-classification", [[1], [0]], r"holds lists or objects such as \[1\]; every row needs a single label"),
+        ("custom-regression", [[1.5]], r"holds lists or objects such as \[1.5\]; every row needs a single label"),
+        ("rte", [["entailment"]], r"holds lists or objects such as \['entailment'\]; every row needs a single"),
+        ("rte", [True, False], "'label' holds true and false; write entailment, not_entailment instead"),
+        ("rte", ["True", "false"], "'label' holds true and false; write entailment, not_entailment instead"),
+        ("rte", ["Entailment"], r"unknown label 'Entailment'; .*\(did you mean 'entailment'\?\)"),
+        ("rte", ["not-entailment"], r"unknown label 'not-entailment'; .*\(did you mean 'not_entailment'\?\)"),
+        ("custom-classification", [-1, 1], "1 class in column 'label'.*list them, as --class_names -1 0 1"),
+        ("custom-classification", [-1, 0, 1], "row 0 has no label.*list them, as --class_names -1 0 1"),
+        ("custom-regression", [float("inf")], "row 0: label inf is not a finite number"),
+    ],
+)
+def test_labels_of_the_wrong_kind(task, labels, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        load_rows(task, tmp_path, [GOOD | {"text": "a", "label": label} for label in labels], "train")
+
+
+def test_truth_values_are_the_same_classes_however_they_are_written(tmp_path):
+    task = get_task("custom-classification")
+    forms = [(True, False), ("True", "False"), ("true", "false"), ("TRUE", "FALSE"), (1, 0)]
+    for train, validation in itertools.product(forms, forms[:4]):
+        files = {"train_file": write_jsonl(tmp_path / "t.jsonl", labelled(*train))}
+        files |= {"validation_file": write_jsonl(tmp_path / "v.jsonl", labelled(*validation))}
+        raw = task.load(DataArguments(**{name: str(path) for name, path in files.items()}))
+        assert raw["train"]["label"][:] == raw["validation"]["label"][:] == [1, 0]
+
+
+def test_negative_numbers_are_classes_if_they_are_listed(tmp_path):
+    for labels in ((-1, 0, 1), ("-1", "0", "+1"), ("−1", "0.0", "1"), (-1.0, 0.0, 1.0)):
+        raw = load_rows("custom-classification", tmp_path, labelled(*labels), "train", class_names=["-1", "0", "1"])
+        assert raw["label"][:] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("missing", [None, float("nan"), "", -1])
 def test_missing_labels_are_counted_and_refused(missing, tmp_path):
     labels = (1, 2, missing, missing) if isinstance(missing, float | int | None) else ("1", "2", missing, missing)
@@ -605,28 +683,26 @@ def test_special_tokens_in_a_text_are_text(tokenizer):
     assert not {tokenizer.sep_token_id, tokenizer.mask_token_id} & set(ids.tolist())
 
 
-def test_a_second_run_does_not_tokenize(tmp_path, tokenizer, monkeypatch):
+def test_a_second_run_does_not_tokenize(tmp_path, tokenizer):
+    def kept():
+        """The finished features, and when they were written."""
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "features").glob("*.arrow")}
+
     raw = load_rows("rte", tmp_path, [GOOD] * 5)
     first = get_task("rte").features(raw, tokenizer, settings(tmp_path))
-
-    def fail(*args, **kwargs):
-        raise AssertionError("tokenized again")
-
-    import hfbert_scratch.tasks.encoding as module
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_encoder", fail)
-        raw = load_rows("rte", tmp_path, [GOOD] * 5)
-        again = get_task("rte").features(raw, tokenizer, settings(tmp_path))
-        assert again.to_list() == first.to_list()
-        for other in (settings(tmp_path, 32), dataclasses.replace(settings(tmp_path), max_query_length=5)):
-            with pytest.raises(AssertionError, match="tokenized again"):
-                get_task("rte").features(raw, tokenizer, other)
-        with pytest.raises(AssertionError, match="tokenized again"):
-            get_task("rte").features(raw, small_tokenizer(vocab_size=200), settings(tmp_path))
-        changed = load_rows("rte", tmp_path, [GOOD] * 4 + [GOOD | {"sentence2": "c"}])
-        with pytest.raises(AssertionError, match="tokenized again"):
-            get_task("rte").features(changed, tokenizer, settings(tmp_path))
+    (written,) = kept().items()
+    raw = load_rows("rte", tmp_path, [GOOD] * 5)
+    again = get_task("rte").features(raw, tokenizer, settings(tmp_path))
+    assert again.to_list() == first.to_list() and list(kept().items()) == [written]
+    for other in (settings(tmp_path, 32), dataclasses.replace(settings(tmp_path), max_query_length=5)):
+        before = kept()
+        get_task("rte").features(raw, tokenizer, other)
+        assert len(kept()) == len(before) + 1
+    get_task("rte").features(raw, small_tokenizer(vocab_size=200), settings(tmp_path))
+    assert len(kept()) == 4
+    changed = load_rows("rte", tmp_path, [GOOD] * 4 + [GOOD | {"sentence2": "c"}])
+    get_task("rte").features(changed, tokenizer, settings(tmp_path))
+    assert len(kept()) == 5 and written in kept().items()
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, tokenizer):
@@ -719,6 +795,30 @@ def test_prediction_file(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------- multiple choice
+
+
+def test_endings_may_stand_in_one_column(tmp_path, capsys):
+    lists = [
+        {"ctx_a": "a", "ctx_b": "b", "endings": ["c", "d", "e", "f"], "label": "1"},
+        {"sent1": "a", "sent2": "b", "endings": ["c", "d", "e", "f"], "label": 1.0},
+        {"sent1": "a", "sent2": "b", "endings": ["c", "d", "e", "f"], "label": 1, "ending4": "x"},
+    ]
+    for row in lists:
+        assert load_rows("swag", tmp_path, [row]).to_list() == [ENDINGS | {"label": 1}]
+    assert not get_task("swag").is_labelled(load_rows("swag", tmp_path, [lists[0] | {"label": ""}], "test"))
+    load_rows("swag", tmp_path, [ENDINGS | {"ending2": " "}])
+    assert "column 'ending2' is blank in 1 of 1 rows" in capsys.readouterr().out
+    for change, message in (
+        ({"endings": ["c", "d", "e"]}, "row 1: column 'endings' holds 3 endings; it must hold 4"),
+        ({"endings": None}, "row 1: column 'endings' holds None for a list; it must hold 4"),
+        ({"label": 4}, "row 1: unknown label 4; it must be 0, 1, 2, 3, the number of the right ending"),
+        ({"label": None}, "row 1 has no label"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_rows("swag", tmp_path, [lists[2], lists[2] | change])
+    for label in (True, "A", [1], [0, 1, 0, 0]):
+        with pytest.raises(InputError, match="holds true and false|unknown label 'A'|not one value a row"):
+            load_rows("swag", tmp_path, [lists[1] | {"label": label}])
 
 
 def test_swag_end_to_end(tmp_path, tokenizer):

@@ -169,6 +169,7 @@ LAYOUTS = {
     "indices and chunks": "1 Ann B-NP B-PER\n2 Lee I-NP I-PER\n3 lives B-VP O\n\n1 Rome B-NP B-LOC\n",
     "contractions": "# sent_id = 1\n# text = Ann Lee lives\n1\tAnn\tB-PER\n2-3\tLee lives\t_\n2\tLee\tI-PER\n"
     "3\tlives\tO\n3.1\tgone\t_\n\n1\tRome\tB-LOC\n",
+    "indices through the file": "1 Ann B-PER\n2 Lee I-PER\n3 lives O\n\n4 Rome B-LOC\n",
     "an empty last column": "Ann B-PER _\nLee I-PER _\nlives O _\n\nRome B-LOC _\n",
     "chunks before the tags": "Ann N B-NP I-PER\nLee N I-NP I-PER\nlives V B-VP O\n\nRome N B-NP I-LOC\n",
 }
@@ -184,6 +185,36 @@ def test_columns_as_projects_write_them(name, tmp_path):
     assert names == ["O", "B-LOC", "B-PER", "I-PER"]
     assert raw["tokens"][:] == PEOPLE
     assert [[names[tag] for tag in tags] for tags in raw["ner_tags"]] == PEOPLE_TAGS
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "train.TXT", "train.bio", "train.iob2"])
+def test_words_in_columns_may_have_any_suffix(name, tmp_path):
+    (tmp_path / name).write_text(LAYOUTS["comments, indices, nested tags"])
+    raw = get_task("custom-ner").load(DataArguments(train_file=str(tmp_path / name)))["train"]
+    assert raw["tokens"][:] == PEOPLE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 3 Ann B-PER\n4 7 Lee I-PER\n8 13 lives O\n", "column 1, .* holds only numbers; name the columns"),
+        ("d1 1 Ann B-PER\nd1 2 Lee I-PER\n\nd2 1 lives O\n", "holds one value for all words of a sentence"),
+        ("Ann B-PER\n\tO\nlives O\n", "line 2 has 1 columns, but those before have 2"),
+        ("Ann\tB-PER\nlives\t\n", "the tag '' is neither 'O' nor"),
+        ("word tag\nAnn B-PER\nlives O\n", "the tag 'tag' is neither 'O' nor .* header"),
+        ("Ann O\nlives O\n\n<doc>\n", "line 4 has 1 columns"),
+    ],
+)
+def test_columns_that_are_no_words_or_tags_are_named(text, message, tmp_path):
+    (tmp_path / "train.txt").write_text(text)
+    with pytest.raises(InputError, match=message):
+        get_task("custom-ner").load(DataArguments(data_dir=str(tmp_path)))
+
+
+def test_an_empty_word_between_tabs_is_a_word(tmp_path):
+    (tmp_path / "train.txt").write_text("Ann Lee\tB-PER\n\tO\nlives\tO\n\t\nRome\tB-LOC\n")
+    raw = get_task("custom-ner").load(DataArguments(data_dir=str(tmp_path)))["train"]
+    assert raw["tokens"][:] == [["Ann Lee", "", "lives"], ["Rome"]]
 
 
 def test_hash_signs_blanks_and_numbers_can_be_words(tmp_path):
@@ -256,7 +287,14 @@ def test_tags_that_are_numbers_need_names(tmp_path):
         TASK.load(data)
 
 
-@pytest.mark.parametrize("tags", [["O", "B-A", "tag"], ["O", "B-A", "0"], ["O", "b-a", "i-a"], ["O", "B_A", "I_A"]])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        *(["O", "B-A", other] for other in ("tag", "0", "o", "", "-", "_", "PER", "B-")),
+        *(["O", f"B{mark}A", f"I{mark}A"] for mark in "_:/|."),
+        *(["O", "b-a", "i-a"], ["O", "A-B", "A-I"], ["O", "A_B", "A_I"], ["o", "B-A", "I-A"], ["O", "B-A ", "O"]),
+    ],
+)
 def test_tags_that_are_no_tags_are_refused(tags, tmp_path):
     with pytest.raises(InputError, match=r"split train: the tag '.*' is neither 'O' nor a type with its prefix"):
         load_rows(tmp_path, [{"tokens": list("abc"), "ner_tags": tags}], "train", get_task("custom-ner"))

@@ -17,7 +17,6 @@ from task_helpers import settings, write_jsonl
 from training_helpers import read_losses
 
 from hfbert_scratch.tasks import TASKS, Task, get_task, register_task
-from hfbert_scratch.tasks.data import check_strings
 from hfbert_scratch.tasks.encoding import (
     INPUT_FEATURES,
     cached_map,
@@ -27,6 +26,7 @@ from hfbert_scratch.tasks.encoding import (
     with_special_tokens,
 )
 from hfbert_scratch.tasks.labels import label_maps
+from hfbert_scratch.tasks.tables import check_strings
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.errors import InputError
 

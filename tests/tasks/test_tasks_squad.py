@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from task_helpers import settings, write_jsonl
 
-from hfbert_scratch.tasks import Answers, DataArguments, get_task
+from hfbert_scratch.tasks import Answers, DataArguments, collect_notes, get_task
 from hfbert_scratch.tasks.squad_spans import answer_tokens, best_spans, max_context_windows, windows
 from hfbert_scratch.utils.errors import InputError
 
@@ -380,9 +380,50 @@ def test_questions_as_projects_write_them(name, content, tmp_path):
     assert get_task("custom-qa").load(DataArguments(train_file=str(tmp_path / name)))["train"].to_list() == FLAT
 
 
-def test_plausible_answers_are_no_answers(tmp_path):
-    raw = load_rows(tmp_path, [FLAT[0] | {"is_impossible": False}, FLAT[1] | {"is_impossible": True}], "train")
-    assert raw["answers"][:] == [FLAT[0]["answers"], {"text": [], "answer_start": []}]
+@pytest.mark.parametrize(
+    ("false", "true"),
+    [(False, True), ("false", "true"), ("False", "TRUE"), (0, 1), ("0", "1"), (None, 1.0), ("no", "yes")],
+)
+def test_plausible_answers_are_no_answers(false, true, tmp_path):
+    expected = [FLAT[0]["answers"], {"text": [], "answer_start": []}]
+    rows = [FLAT[0] | {"is_impossible": false}, FLAT[1] | {"is_impossible": true}]
+    assert load_rows(tmp_path, rows, "train")["answers"][:] == expected
+    marks = zip(PARAGRAPH["qas"], (false, true), strict=True)
+    paragraph = PARAGRAPH | {"qas": [question | {"is_impossible": mark} for question, mark in marks]}
+    assert load_rows(tmp_path, [paragraph], "train")["answers"][:] == expected
+
+
+def test_ids_and_answers_of_several_types_go_together(tmp_path):
+    one = question("It is ba be.", ("be", 9), name="c")
+    forms = [one["answers"], [{"text": "be", "answer_start": "9"}], {"text": "be", "answer_start": 9.0}]
+    forms.append(json.dumps(one["answers"]))
+    rows = [*FLAT, *(one | {"id": number, "answers": answers} for number, answers in enumerate(forms))]
+    raw = load_rows(tmp_path, rows, "train")
+    assert raw["id"][:] == ["a", "b", "0", "1", "2", "3"] and raw["answers"][2:] == [one["answers"]] * 4
+    qas = [*PARAGRAPH["qas"], {"id": "c", "question": "q", "answer": "be"}]
+    with pytest.raises(
+        InputError, match="1 questions have no field 'answers', while others have it; the first is 'c'"
+    ):
+        load_rows(tmp_path, [PARAGRAPH | {"qas": qas}], "train")
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "start", "count"),
+    [
+        ("café ba be", "be", 9, "bytes of UTF-8"),
+        ("東京は日本の首都", "首都", 18, "bytes of UTF-8"),
+        ("😀😀 ba be", "be", 8, "UTF-16 units"),
+        ("a\nb\nba be", "be", 9, "every line end as two characters"),
+        ("xx が ba be", "be", 9, "the characters of Unicode's form NFD"),
+        ("cafe\u0301 xe\u0301 xe\u0301 ba be", "be", 14, "the characters of Unicode's form NFC"),
+        ("xx ba be", "be", 7, "from 1"),
+    ],
+)
+def test_the_way_in_which_misplaced_answers_are_counted_is_named(context, text, start, count, tmp_path):
+    rows = [*FLAT, question(context, (text, start), name="c"), question("xx", ("yy", 0), name="d")]
+    with collect_notes() as notes:
+        load_rows(tmp_path, rows, "train")
+    assert f"at answer_start: c, d; in 1 of these, answer_start counts {count}" in notes.left_out[0]["reason"]
 
 
 @pytest.mark.parametrize("none", [([""], [-1]), ([""], [0]), ([" "], [3]), ([], []), ([None], [None])])
@@ -451,10 +492,31 @@ def test_answers_that_are_not_in_the_context(tmp_path, capsys):
         ([question("a", name="x"), question("b", name="x")], "id 'x' occurs more than once"),
         ([{"id": "x", "question": "q", "context": "c"}], "has no answers: it cannot serve as validation"),
         ([question("a") | {"context": None}], r"column 'context' is missing \(null\) in row 0"),
-        ([question("a") | {"answers": {"text": ["a"], "answer_start": []}}], "row 0: answers must hold as many"),
-        ([question("a") | {"answers": {"text": ["a"], "answer_start": ["?"]}}], "row 0: answers must hold as many"),
-        ([question("a") | {"answers": "a"}], "row 0: answers must hold as many"),
-        ([question("a") | {"answers": None}], "row 0: answers must hold as many"),
+        *(
+            (
+                [*FLAT, question("a", name="x") | {"answers": answers}],
+                f"question 'x': {message}.*; answers are written as",
+            )
+            for answers, message in (
+                (None, "answers is None, without the places"),
+                ("ba", "answers is 'ba', without the places"),
+                (["ba"], r"answers is \['ba'\], without the places"),
+                (5, "answers is 5, without the places"),
+                ("{'text': ['ba'], 'answer_start': [0]}", "answers is .*, without the places"),
+                ({"text": ["a"]}, "answers has no field 'answer_start', only 'text'"),
+                ({"answer_start": [0]}, "answers has no field 'text', only 'answer_start'"),
+                ({}, "answers has no field 'text', only none"),
+                ([{"text": "a", "start": 0}], "answers has no field 'answer_start', only 'text', 'start'"),
+                ({"text": ["a"], "answer_start": []}, "answers has 1 text, but 0 answer_start"),
+                ({"text": ["a", "b"], "answer_start": [0]}, "answers has 2 text, but 1 answer_start"),
+                ({"text": [5], "answer_start": [0]}, "the answer's text is 5, not a string"),
+                *(
+                    ({"text": ["a"], "answer_start": [start]}, "answer_start is .*, not a whole number")
+                    for start in ("?", "", 0.5, None, True, [0], 10**30, float("inf"), float("nan"))
+                ),
+            )
+        ),
+        ([FLAT[0] | {"is_impossible": "maybe"}], "line 1: is_impossible is 'maybe'; it must be true or false"),
         ([{"id": "x", "context": "c", "answers": None}], "no column 'question', only 'id', 'context', 'answers'"),
     ],
 )

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import unicodedata
@@ -63,7 +64,7 @@ def test_compressed(tmp_path, suffix, compression):
         with pytest.raises(InputError, match=rf"t{suffix}{compression} is truncated or damaged after \d+ bytes"):
             read(path)
         path.write_bytes(b"not compressed at all")
-        with pytest.raises(InputError, match="is truncated or damaged"):
+        with pytest.raises(InputError, match=rf"is not packed with .*; take {compression} from its name"):
             read(path)
 
 
@@ -181,6 +182,36 @@ def test_lines_that_end_with_cr_alone(tmp_path, monkeypatch, suffix):
     assert read(tmp_path / "u.jsonl") == ["a\nb\n", "a\rb\nc"]
     (tmp_path / "v.txt").write_bytes(b"a\rb\nc")
     assert read(tmp_path / "v.txt") == ["a\rb\nc"]
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff", "\u2060 ", "\u00a0", "\u2028", "\x0c", "\u3000\u200b"])
+def test_a_line_without_a_visible_character_is_blank(tmp_path, blank):
+    path = tmp_path / "t.txt"
+    path.write_text(f"{blank}\none\n{blank}\ntwo\n{blank}\n{blank}\nthr{blank}ee\n{blank}", newline="")
+    assert read(path) == ["one\n", "two\n", f"thr{blank}ee\n"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1e"])
+def test_a_file_without_line_ends_but_other_separators_is_named(tmp_path, separator):
+    path = tmp_path / "t.txt"
+    path.write_text(separator.join(f"line {number}" for number in range(11)))
+    code = f"U+{ord(separator):04X}"
+    with pytest.raises(InputError, match=rf"has no line ends, but 10 times {re.escape(code)}; .* < FILE") as error:
+        read(path)
+    command = re.search(r'python -c "(.*)" <', str(error.value))[1]
+    done = subprocess.run([sys.executable, "-c", command], input=path.read_bytes(), capture_output=True, check=True)
+    assert done.stdout.decode().splitlines() == [f"line {number}" for number in range(11)]
+    path.write_text(separator.join("ab") + "\n")
+    assert len(read(path)) == 1
+    path.write_text(separator * 100)
+    assert read(path) == []
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.csv", "t.tsv.gz", "T.JSON"])
+def test_rows_are_not_read_as_plain_text(tmp_path, name):
+    (tmp_path / name).write_bytes(b"a")
+    with pytest.raises(InputError, match=r"holds rows, not plain text; write it as .jsonl .* or name it .txt"):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
@@ -313,6 +344,37 @@ def test_a_200_mb_line_in_bounded_memory(tmp_path):
         ("约３．１４です．次は“走。”）好｡", ["约３．１４です．", "次は“走。”）", "好｡"]),
         ("Např. škola. Šest. Він є. їх є. Є", ["Např. škola.", "Šest.", "Він є. їх є.", "Є"]),
         ("วันนี้อากาศดีมากทุกคน เด็ก ๆ เล่นน้ำ", ["วันนี้อากาศดีมากทุกคน", "เด็ก ๆ เล่นน้ำ"]),
+        (
+            "One.\0 Two.\u200f \u202bThree.\u200b\u202c Four",
+            ["One.\0", "Two.\u200f", "\u202bThree.\u200b\u202c", "Four"],
+        ),
+        # A full stop that also abbreviates, with no blank after it.
+        ("پی۔ٹی۔وی دیکھو۔وہ قلم ہے۔کیا؟ہاں۔", ["پی۔ٹی۔وی دیکھو۔", "وہ قلم ہے۔", "کیا؟", "ہاں۔"]),
+        ("ڈاکٹر اے۔ پی۔ جے کلام ۳۔۵ ماہ رہے۔ گئے۔", ["ڈاکٹر اے۔ پی۔ جے کلام ۳۔۵ ماہ رہے۔", "گئے۔"]),
+        ("Ｊ．Ｒ．Ｒ．トールキン．次", ["Ｊ．Ｒ．Ｒ．トールキン．", "次"]),
+        ("د. أحمد ذهب. عاد. נפגש עם ד. כהן. כן.", ["د. أحمد ذهب.", "عاد.", "נפגש עם ד. כהן.", "כן."]),
+        # Marks that Unicode does not call sentence terminal, and other marks typed for those of a script.
+        ("ගියා෴ඔහු ආවා෴ එයයි෴", ["ගියා෴", "ඔහු ආවා෴", "එයයි෴"]),
+        ("བོད་རེད། །ང་ཡོད།། །།ད་༔ན་", ["བོད་རེད། །", "ང་ཡོད།། །།", "ད་༔", "ན་"]),
+        ("दोहा गाया॥ १॥ फिर॥२॥अंत। ३. अब", ["दोहा गाया॥ १॥", "फिर॥२॥", "अंत।", "३.", "अब"]),
+        ("Բարեւ: Ինչպես ես: մոտ 12:30 Լավ:", ["Բարեւ:", "Ինչպես ես: մոտ 12:30 Լավ:"]),
+        ("ሰላም ነው:: እሺ::አዎ 3::4", ["ሰላም ነው::", "እሺ::", "አዎ 3::4"]),
+        ("ត្រី សាច់ ។ល។ ទៅ។គាត់មក។", ["ត្រី សាច់ ។ល។", "ទៅ។", "គាត់មក។"]),
+        ("なに!?ほんと?そう。Yahoo!知恵袋 什么?走", ["なに!?", "ほんと?", "そう。", "Yahoo!知恵袋 什么?", "走"]),
+        ("走……然后。……我不知道。", ["走……然后。", "……我不知道。"]),
+        # A quotation ends a sentence only where the sentence does not go on behind it.
+        ("「行く。」と言った。「帰る。」彼は去った。", ["「行く。」と言った。", "「帰る。」", "彼は去った。"]),
+        ("「行く。帰る！」って。｢待て｡｣ところが来た", ["「行く。", "帰る！」って。", "｢待て｡｣", "ところが来た"]),
+        (
+            "彼は「行け！？」、『え？』という。「はい。」はい。",
+            ["彼は「行け！？」、『え？』という。", "「はい。」", "はい。"],
+        ),
+        ("「痛い！」。なぜ？と聞く。（第1版。）を読む", ["「痛い！」。", "なぜ？と聞く。", "（第1版。）を読む"]),
+        ("“走吧。”妈妈说。“好？”她问道，“嗯。”我知道。", ["“走吧。”妈妈说。", "“好？”她问道，“嗯。”", "我知道。"]),
+        ("他问“为什么？”的时候，“好。”的确。", ["他问“为什么？”的时候，“好。”", "的确。"]),
+        ('"가자." 라고 했다. "응." 그는 갔다.', ['"가자." 라고 했다.', '"응."', "그는 갔다."]),
+        ("Er rief: „Los.“ Dann ging er. »Halt!« Sie", ["Er rief: „Los.“", "Dann ging er.", "»Halt!«", "Sie"]),
+        ("Il dit : « Va. » Puis il part. « Oui », dit-il.", ["Il dit : « Va. »", "Puis il part.", "« Oui », dit-il."]),
     ],
 )
 def test_sentences(text, expected):
@@ -328,7 +390,15 @@ def test_every_mark_that_unicode_calls_sentence_terminal_ends_a_sentence():
 
 
 def test_sentences_lose_nothing_but_blanks():
-    for text in [*documents(20), "x" * 35_000, "ab " * 20_000, "... ! ? . A " * 50, "。" * 50, "กขค " * 9]:
+    for text in [
+        *documents(20),
+        "x" * 35_000,
+        "." * 200_000,
+        "ab " * 20_000,
+        "... ! ? . A " * 50,
+        "。" * 50,
+        "กขค " * 9,
+    ]:
         sentences = split_sentences(text)
         assert "".join("".join(sentences).split()) == "".join(text.split())
         assert all(0 < len(sentence) <= MAX_SENTENCE and sentence == sentence.strip() for sentence in sentences)

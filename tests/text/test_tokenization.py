@@ -213,7 +213,10 @@ def test_vocab_txt_and_tokenizer_json_must_be_the_same(saved):
     assert load_tokenizer(saved).tokenize("new york") == ["new york"]
 
 
-@pytest.mark.parametrize("name", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+CASE_SETTINGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+
+
+@pytest.mark.parametrize("name", CASE_SETTINGS)
 def test_configuration_and_tokenizer_json_must_say_the_same(saved, name):
     def change(content):
         content[name] = not content[name]
@@ -247,6 +250,117 @@ def test_a_vocabulary_is_not_lower_cased_for_want_of_a_statement(tmp_path, capsy
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
     load_tokenizer(tmp_path)
     assert "it lower-cases and strips accents; if that is not meant" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: b"\xef\xbb\xbf" + data, "vocab.txt begins with a byte order mark"),
+        (
+            lambda data: data.replace(b"\na\n", b"\na \n"),
+            "line 7 is 'a '; every line must be one token, without blanks",
+        ),
+        (lambda data: data.replace(b"\n", b" \n"), r"line 1 is '\[PAD\] '; every line must be one token"),
+        (lambda data: data.replace(b"\n", b"\t7\n"), r"line 1 is '\[PAD\]\\t7'; every line must be one token"),
+        (
+            lambda data: data.replace(b"\n", b"\r"),
+            r"line 1 is '\[PAD\]\\r\[UNK\].{0,40}'; every line must be one token",
+        ),
+        (lambda data: data.replace(b"[MASK]", b"[mask]"), r"the vocabulary lacks \[MASK\]"),
+        (lambda data: data + b"\xc2\xa0\n", "line 401 is blank"),
+        (lambda data: data.decode().encode("utf-16"), "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("serialized", [True, False])
+def test_a_vocabulary_that_is_no_list_of_tokens_is_refused(saved, change, message, serialized):
+    if not serialized:
+        (saved / "tokenizer.json").unlink()
+    (saved / "vocab.txt").write_bytes(change((saved / "vocab.txt").read_bytes()))
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(saved)
+
+
+def test_line_ends_of_a_vocabulary_do_not_matter(saved, tokenizer):
+    data = (saved / "vocab.txt").read_bytes()
+    for same in (data.replace(b"\n", b"\r\n"), data.rstrip(b"\n")):
+        (saved / "vocab.txt").write_bytes(same)
+        assert tokenizer_hash(load_tokenizer(saved)) == tokenizer_hash(tokenizer)
+        (saved / "tokenizer.json").rename(saved / "other.json")
+        assert tokenizer_hash(load_tokenizer(saved)) == tokenizer_hash(tokenizer)
+        (saved / "other.json").rename(saved / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({name: "false"}, f'{name} is "false"; it must be true or false') for name in CASE_SETTINGS),
+        ({"do_lower_case": None}, "do_lower_case is null; it must be true or false"),
+        *(
+            ({"model_max_length": value}, "model_max_length is .*; it must be a number of tokens")
+            for value in (0, -1, "512")
+        ),
+        ({"cls_token": "[SEP]"}, r"the cls_token is '\[SEP\]', although the vocabulary has \[CLS\]"),
+        ({"pad_token": "a"}, r"the pad_token is 'a', although the vocabulary has \[PAD\]"),
+        ({"cls_token": None}, r"has no cls_token \(\[CLS\]\).*as {\"cls_token\": \"\[CLS\]\"}"),
+        ({"mask_token": "<mask>"}, "the mask_token <mask> is not in the vocabulary"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(saved, settings, message):
+    edit(saved / "tokenizer_config.json", lambda content: content.update(settings))
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(saved)
+    (saved / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(saved)
+
+
+def test_tokens_of_another_file_contradict_the_vocabulary(saved):
+    (saved / "special_tokens_map.json").write_text('{"cls_token": "[SEP]"}')
+    with pytest.raises(InputError, match=r"the cls_token is '\[SEP\]', although the vocabulary has \[CLS\]"):
+        load_tokenizer(saved)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("normalizer", {"type": "NFC"}),
+        ("normalizer", None),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("model", {"continuing_subword_prefix": "@@"}),
+    ],
+)
+def test_rules_that_no_setting_expresses_need_another_class(saved, part, change):
+    def write(content):
+        content[part] = content[part] | change if part == "model" else change
+
+    edit(saved / "tokenizer.json", write)
+    with pytest.raises(
+        InputError, match='not load what is written: .*set "tokenizer_class": "PreTrainedTokenizerFast"'
+    ):
+        load_tokenizer(saved)
+    edit(saved / "tokenizer_config.json", lambda content: content.update(tokenizer_class="PreTrainedTokenizerFast"))
+    written = json.loads((saved / "tokenizer.json").read_text())[part]
+    assert json.loads(load_tokenizer(saved).backend_tokenizer.to_str())[part] == written
+
+
+def test_a_class_that_reads_none_of_the_vocabulary_is_named(saved):
+    (saved / "tokenizer.json").unlink()
+    for name in ("RobertaTokenizer", "AlbertTokenizer"):
+        edit(saved / "tokenizer_config.json", lambda content, name=name: content.update(tokenizer_class=name))
+        with pytest.raises(InputError, match=rf'loads a {name}, with \d+ \w+ tokens, not the 400 .*"BertTokenizer"'):
+            load_tokenizer(saved)
+    (saved / "tokenizer_config.json").unlink()
+    (saved / "config.json").write_text('{"model_type": "roberta"}')
+    with pytest.raises(InputError, match="loads a RobertaTokenizer"):
+        load_tokenizer(saved)
+
+
+def test_files_of_another_algorithm_are_named(tmp_path):
+    for name, algorithm in (("spiece.model", "SentencePiece"), ("merges.txt", "BPE"), ("vocab.json", "BPE")):
+        (tmp_path / name).mkdir()
+        ((tmp_path / name) / name).write_text("{}")
+        with pytest.raises(InputError, match=f"holds a {algorithm} tokenizer; only WordPiece ones are supported"):
+            load_tokenizer(tmp_path / name)
 
 
 @pytest.mark.parametrize(("options", "lowers"), [({}, "true"), ({"lowercase": False}, "false")])

@@ -9,7 +9,7 @@ from training_helpers import arguments, make_inputs, pretrain_here
 from transformers import BertConfig, BertForMaskedLM
 
 from hfbert_scratch.model import attention
-from hfbert_scratch.model.modeling_hfbert import UNPADDED
+from hfbert_scratch.model.layout_hfbert import UNPADDED
 from hfbert_scratch.training import accelerator
 from hfbert_scratch.training import run as run_module
 from hfbert_scratch.training.accelerator import fastest_precision
@@ -73,16 +73,16 @@ def test_a_peak_from_a_datasheet_stays(monkeypatch):
 
 def test_training_a_stock_model_takes_the_attention_that_is_timed_faster(monkeypatch):
     model = BertForMaskedLM(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
-    monkeypatch.setattr(attention, "_fastest_padded_attention", lambda dtype, dropout: f"{dtype} {dropout}")
+    monkeypatch.setattr(attention, "fastest_padded_attention", lambda dtype, dropout: f"{dtype} {dropout}")
     assert attention.fastest_attention(model, CPU, torch.bfloat16, 0.1, training=True) == "torch.bfloat16 0.1"
     assert attention.fastest_attention(model, CPU, torch.bfloat16, 0.0) == "sdpa"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_timing_attention_moves_no_random_numbers(dtype):
-    attention._fastest_padded_attention.cache_clear()
+    attention.fastest_padded_attention.cache_clear()
     before = torch.get_rng_state()
-    assert attention._fastest_padded_attention(dtype, 0.1) in ("eager", "sdpa")
+    assert attention.fastest_padded_attention(dtype, 0.1) in ("eager", "sdpa")
     assert torch.equal(torch.get_rng_state(), before)
 
 

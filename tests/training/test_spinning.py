@@ -1,6 +1,7 @@
 """Threads that wait for each other spin for a shorter time beside other work: when, and that no number changes."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,15 +13,19 @@ from hfbert_scratch.training.spinning import Spinning
 CPU = torch.device("cpu")
 
 
+def cpu_times(busy):
+    return SimpleNamespace(user=busy, nice=0.0, system=0.0)
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """Two threads on two cores, with a clock and other work that tests set."""
     state = {"now": 100.0, "busy": 0.0, "own": 0.0}
-    for name in spinning._USERS_OWN:
+    for name in spinning.USERS_OWN:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(spinning, "_cores", lambda: [0, 1])
-    monkeypatch.setattr(spinning, "_mapped_files", lambda: ["/lib/libgomp.so.1"])
-    monkeypatch.setattr(spinning, "_busy_seconds", lambda cores: state["busy"])
+    monkeypatch.setattr(spinning.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(spinning, "mapped_files", lambda: ["/lib/libgomp.so.1"])
+    monkeypatch.setattr(spinning.psutil, "cpu_times", lambda percpu: [cpu_times(state["busy"]), cpu_times(0.0)])
     monkeypatch.setattr(spinning.time, "monotonic", lambda: state["now"])
     monkeypatch.setattr(spinning.time, "process_time", lambda: state["own"])
     threads = torch.get_num_threads()
@@ -57,7 +62,7 @@ def test_other_work_shortens_it_and_its_end_restores_it(machine):
     assert not waiting.is_short and not helpers()
 
 
-@pytest.mark.parametrize("name", spinning._USERS_OWN)
+@pytest.mark.parametrize("name", spinning.USERS_OWN)
 def test_what_the_user_set_stays(machine, monkeypatch, name):
     monkeypatch.setenv(name, "1")
     assert not Spinning(CPU).possible
@@ -68,7 +73,7 @@ def test_where_no_thread_waits_or_another_library_decides(machine, monkeypatch):
     torch.set_num_threads(1)
     assert not Spinning(CPU).possible
     torch.set_num_threads(2)
-    monkeypatch.setattr(spinning, "_mapped_files", lambda: ["/lib/libomp.so"])
+    monkeypatch.setattr(spinning, "mapped_files", lambda: ["/lib/libomp.so"])
     waiting = Spinning(CPU)
     later(machine, own=1.0, others=1.0)
     assert not waiting.possible and waiting.look() is None
@@ -86,5 +91,5 @@ def test_no_bit_changes(machine):
 
 
 def test_this_machine_can_be_read(monkeypatch):
-    cores = spinning._cores()
-    assert cores and spinning._busy_seconds(cores) >= 0
+    cores = spinning.usable_cores()
+    assert cores and spinning.busy_seconds(cores) >= 0

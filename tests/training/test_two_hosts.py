@@ -23,10 +23,10 @@ pytestmark = [
 @pytest.fixture
 def hosts():
     subprocess.run([SCRIPT, "down"], check=True)
-    made = subprocess.run([SCRIPT, "up"], capture_output=True, text=True)
-    if made.returncode:
+    setup = subprocess.run([SCRIPT, "up"], capture_output=True, text=True)
+    if setup.returncode:
         subprocess.run([SCRIPT, "down"], check=True)
-        pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
+        pytest.skip(f"network namespaces cannot be made here: {setup.stderr.strip()}")
     yield
     subprocess.run([SCRIPT, "down"], check=True)
 

@@ -1,5 +1,6 @@
 """Command lines from dataclasses: bounds and choices, groups and defaults in the help, suggestions, YAML defaults."""
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 
@@ -40,8 +41,11 @@ def shown(capsys, cls=ChildArguments) -> str:
         (["--share", "1"], "share is 1.0; it must be at least 0 and below 1"),
         (["--mode", "slow"], "mode is slow; it must be auto, fast or exact"),
         (["--layers", "-1", "-13"], "layers is [-1, -13]; it must be at least -12"),
-        (["--stepps", "3"], "unknown argument '--stepps'; did you mean 'steps'?"),
-        (["--debugg"], "unknown argument '--debugg'; did you mean 'debug'?"),
+        (["--stepps", "3"], "unknown argument '--stepps'; did you mean '--steps'?"),
+        (["--debugg"], "unknown argument '--debugg'; did you mean '--debug'?"),
+        (["--lr", "3"], "unknown argument '--lr'; see --help for the known ones"),
+        (["--name", "a"], "unknown argument '--name'; did you mean '--names'?"),
+        (["--gpus=1"], "unknown argument '--gpus'; see --help for the known ones"),
         (["--xyzzy=1"], "unknown argument '--xyzzy'; see --help for the known ones"),
         (["more"], "unknown argument 'more'"),
     ],
@@ -93,8 +97,39 @@ def test_the_spelling_with_hyphens_is_accepted_and_not_shown(capsys):
 
     assert parse_arguments(Spelled, ["--max-length", "4"]).max_length == 4
     assert "--max-length" not in shown(capsys, Spelled)
-    with pytest.raises(InputError, match="unknown argument '--max-lenght'; did you mean 'max_length'"):
+    with pytest.raises(InputError, match="unknown argument '--max-lenght'; did you mean '--max_length'"):
         parse_arguments(Spelled, ["--max-lenght", "4"])
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("per-device-train-batch-size", "micro_batch_size"),
+        ("num_train_epochs", "max_steps"),
+        ("eval_steps", "eval_every"),
+        ("model_name_or_path", "model"),
+        ("workers", "num_proc"),
+        ("seq_length", "max_seq_length"),
+        ("batch", "micro_batch_size"),
+        ("optim", "optimizer"),
+        ("sise", "size"),
+    ],
+)
+def test_other_programs_names_and_parts_of_names_lead_to_ours(word, meant):
+    names = "learning_rate micro_batch_size max_steps eval_every model num_proc max_seq_length optimizer size corpus"
+    options = dataclasses.make_dataclass("Options", [(name, str, argument("", help="")) for name in names.split()])
+    with pytest.raises(InputError, match=f"unknown argument '--{word}'; did you mean '--{meant}'"):
+        parse_arguments(options, [f"--{word}", "1"])
+
+
+def test_the_shipped_configurations_are_named(capsys, tmp_path):
+    for name in ("base", "tiny"):
+        (tmp_path / f"{name}.yaml").write_text("steps: 3")
+    with pytest.raises(SystemExit):
+        parse_arguments(BaseArguments, ["--help"], configs=tmp_path)
+    assert "or one of: base, tiny" in " ".join(capsys.readouterr().out.split())
+    assert parse_arguments(BaseArguments, ["--config", "tiny"], configs=tmp_path).steps == 3
 
 
 def test_a_field_that_is_not_given_is_no_option(capsys):

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..model.configuration_hfbert import wrapper_mapping
+from ..model.checks_hfbert import wrapper_mapping
 from ..model.loading import PICKLE, SAFETENSORS, is_local, read_config, shard_names
 from ..utils.errors import InputError, one_line
 

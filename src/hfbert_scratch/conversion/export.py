@@ -134,7 +134,7 @@ def _refuse_stock(source: str | Path) -> None:
     if config.is_file():
         fields = read_json(config, "the model's configuration")
         if isinstance(fields, dict) and fields.get("model_type") == "bert":
-            raise InputError(f"{source} is a stock bert checkpoint; convert it first: recipes/convert.py --to hfbert")
+            raise InputError(f"{source} is a stock bert checkpoint; convert it first: hfbert convert --to hfbert")
 
 
 def _our_model(source: str | Path, architecture: str) -> transformers.PreTrainedModel:

@@ -4,8 +4,6 @@ Both use the original's parameter names, so only config.json changes, and the od
 ends by loading both directories and comparing the outputs of the two models.
 """
 
-import inspect
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from ..model import configuration_hfbert, kernels_hfbert, modeling_hfbert
+from ..model import modeling_hfbert
 from ..model.configuration_hfbert import HEADS, HFBertConfig
 from ..utils.directories import atomic_directory
 from ..utils.errors import InputError, one_line
@@ -151,8 +149,6 @@ def from_stock(source: str | Path, target: str | Path) -> Conversion:
     with atomic_directory(target) as directory:
         config.architectures = [name]
         config.save_pretrained(directory)
-        for module in (configuration_hfbert, kernels_hfbert, modeling_hfbert):
-            shutil.copy(inspect.getfile(module), directory)
         save_file(checkpoint.tensors, directory / "model.safetensors", metadata={"format": "pt"})
         checkpoint.notes += copy_tokenizer(checkpoint.directory, directory, config.max_position_embeddings)
         stock_name = _stock_architecture(checkpoint, name)

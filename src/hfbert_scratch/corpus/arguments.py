@@ -24,7 +24,7 @@ class BuildArguments:
     text_column: str = argument("text", help="field or column with the text in .jsonl, .parquet and data sets")
     encoding_errors: str = argument("strict", help="strict: refuse bytes that are not UTF-8; replace: put U+FFFD")
     validation_share: float = argument(
-        0.01, help="share of the documents held out, chosen by hash; 0: none, which pretrain.py refuses"
+        0.01, help="share of the documents held out, chosen by hash; 0: none, which hfbert pretrain refuses"
     )
     max_seq_length: int = argument(512, help="longest sequence training will ask for, special tokens included")
     no_nsp: bool = argument(False, help="build for pretraining without next-sentence pairs")

@@ -314,7 +314,7 @@ def sample_pairs(
     # Step k takes the k-th chunk of every document with sentences left; d is the number of these documents.
     alive = np.arange(len(first_sentences))  # (d,) document numbers
     begin, stop = first_sentences, shard.documents[1:]  # (d,) sentence numbers: next to use, end of the document
-    target_seq_length = _target_seq_lengths(len(alive), max_num_tokens, short_seq_prob, rng)  # (d,)
+    target_seq_length = sample_target_lengths(len(alive), max_num_tokens, short_seq_prob, rng)  # (d,)
     steps: list[tuple[np.ndarray, ...]] = []
     while len(alive):
         # The chunk ends with the sentence that reaches the target length, or with the document.
@@ -343,7 +343,7 @@ def sample_pairs(
     other_end = np.minimum(token_offsets.searchsorted(enough), shard.documents[other + 1])
     b_start = token_offsets[np.where(label, other_begin, a_end)]
     b_length = token_offsets[np.where(label, other_end, end)] - b_start
-    a_start, a_length, b_start, b_length, num_truncated = _truncate(
+    a_start, a_length, b_start, b_length, num_truncated = truncate_pairs(
         a_start, a_length, b_start, b_length, max_num_tokens, rng
     )
     return SampledSpans(a_start, a_length, b_start, b_length, label, num_truncated, chunk_sentences=end - begin)
@@ -359,7 +359,7 @@ def sample_spans(
     """
     document_starts = shard.sentences[shard.documents[:-1]]  # (documents,)
     lengths = shard.sentences[shard.documents[1:]] - document_starts
-    target_seq_lengths = _target_seq_lengths(len(lengths), max_num_tokens, short_seq_prob, rng)
+    target_seq_lengths = sample_target_lengths(len(lengths), max_num_tokens, short_seq_prob, rng)
     # The first span has 1 … target length tokens; a document that fits into one span stays whole.
     heads = np.where(lengths > target_seq_lengths, 1 + _uniform(target_seq_lengths, rng), lengths)
     counts = 1 + -(-(lengths - heads) // target_seq_lengths)  # (documents,) spans of each
@@ -372,7 +372,7 @@ def sample_spans(
     return SampledSpans(begin, stop - start, begin, zeros, zeros, num_truncated=zeros, chunk_sentences=zeros)
 
 
-def _target_seq_lengths(
+def sample_target_lengths(
     documents: int, max_num_tokens: int, short_seq_prob: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw the target length of every document, (documents,): `max_num_tokens`, or uniform from 2 to it."""
@@ -385,7 +385,7 @@ def _uniform(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (rng.random(len(counts)) * counts).astype(np.int64)
 
 
-def _truncate(
+def truncate_pairs(
     a_start: np.ndarray,
     a_length: np.ndarray,
     b_start: np.ndarray,

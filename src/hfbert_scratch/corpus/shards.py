@@ -61,27 +61,27 @@ class BuildStats:
     seconds: float = 0.0
 
 
-class _DigestSet:
+class DigestSet:
     """A growing set of 64-bit document digests, as sorted runs of falling length: 8 bytes per document.
 
     The probability that two different documents among 10⁸ share a digest, so that one is dropped, is 0.0003.
     """
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []
+        self.runs: list[np.ndarray] = []
 
     def add(self, digests: np.ndarray) -> np.ndarray:
         """Add `digests` and return a mask of the new ones (of equal ones the first), (digests,) bool."""
         values, first = np.unique(digests, return_index=True)
         known = np.zeros(len(values), dtype=bool)
-        for run in self._runs:
+        for run in self.runs:
             place = np.minimum(np.searchsorted(run, values), len(run) - 1)
             known |= run[place] == values
-        self._runs.append(values[~known])
-        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
-            last = self._runs.pop()
-            self._runs[-1] = np.sort(np.concatenate([self._runs[-1], last]))
-        self._runs = [run for run in self._runs if len(run)]
+        self.runs.append(values[~known])
+        while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
+            last = self.runs.pop()
+            self.runs[-1] = np.sort(np.concatenate([self.runs[-1], last]))
+        self.runs = [run for run in self.runs if len(run)]
         new = np.zeros(len(digests), dtype=bool)
         new[first[~known]] = True
         return new
@@ -140,7 +140,7 @@ def _chunks(
     arguments: BuildArguments, sources: list[TextSource], stats: BuildStats, size: int
 ) -> Iterator[tuple[list[bytes], np.ndarray]]:
     """Yield the new documents of every `size` bytes of text, and their digests, (documents,) uint64."""
-    known = _DigestSet()
+    known = DigestSet()
     texts = read_documents(
         sources,
         text_column=arguments.text_column,

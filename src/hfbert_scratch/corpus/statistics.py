@@ -83,6 +83,24 @@ def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: b
     return described
 
 
+def corpus_lines(manifest: dict[str, Any]) -> list[str]:
+    """Say what a corpus holds: a line for each split, and one for each length of sequences."""
+    lines = [
+        f"{name}: {split['documents']:,} documents, {split['sentences']:,} sentences, {split['tokens']:,} tokens; "
+        f"unigram entropy {split['unigram_entropy']:.2f} nats; the most frequent token is "
+        f"{split['unigram_accuracy']:.1%} of all"
+        for name, split in manifest["splits"].items()
+    ]
+    for length, entry in manifest["pairs"]["train"].items():
+        pairs = f"; {entry['not_next_rate']:.1%} are not-next pairs" if "not_next_rate" in entry else ""
+        lines.append(
+            f"length {length}: {entry['instances']:,} sequences of {entry['mean_length']:.1f} tokens on average, "
+            f"{entry['padding_rate']:.1%} padding; {entry['tokens_truncated_rate']:.1%} of the tokens drawn are cut "
+            f"off{pairs}"
+        )
+    return lines
+
+
 def check_corpus(manifest: dict[str, Any]) -> list[str]:
     """Check a described corpus.
 
@@ -139,7 +157,7 @@ def _warnings(manifest: dict[str, Any], next_sentence: bool, single: float) -> l
     train, rate = manifest["splits"]["train"], manifest["duplicate_rate"]
     warnings = []
     if "validation" not in manifest["splits"]:
-        warnings.append("no document is held out, and pretrain.py needs some: see --validation_share")
+        warnings.append("no document is held out, and hfbert pretrain needs some: see --validation_share")
     if train["documents"] < 10:
         warnings.append(f"only {train['documents']} documents in the train split")
     if next_sentence and single > 0.2:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from .configuration_hfbert import HFBertConfig
-from .modeling_hfbert import UNPADDED
+from .layout_hfbert import UNPADDED
 
 
 def fastest_attention(
@@ -33,11 +33,11 @@ def fastest_attention(
         return UNPADDED
     if not training:
         return "sdpa"
-    return _fastest_padded_attention(dtype, dropout)
+    return fastest_padded_attention(dtype, dropout)
 
 
 @cache
-def _fastest_padded_attention(dtype: torch.dtype, dropout: float) -> str:
+def fastest_padded_attention(dtype: torch.dtype, dropout: float) -> str:
     """Time both passes of stock attention on the CPU, a padded batch of the base size: "eager" or "sdpa".
 
     The two take turns, and the best of each counts. PyTorch's fused attention must be beaten by more than chance.

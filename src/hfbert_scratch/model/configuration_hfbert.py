@@ -1,24 +1,19 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
-"""HFBert's configuration: BERT's field names and defaults, the published sizes, and the checks of inputs and labels.
+"""HFBert's configuration: BERT's field names and defaults, their checks, and the published sizes.
 
-Fields are validated when a configuration is made, inputs by the `check_…` functions, which modeling_hfbert.py calls.
-The three files travel with every checkpoint and import nothing else of this package; this one imports neither of the
-other two.
+This file travels with every checkpoint and imports nothing else of this package.
 """
 
 import difflib
 import math
 import os
-import re
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch.autograd import forward_ad
-from torch.nn.attention.flex_attention import BlockMask
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
@@ -28,12 +23,21 @@ try:
 except ImportError:
     raise ImportError(
         "HFBert's code needs transformers 5.17 or newer; for older ones, its publisher can make a stock bert "
-        "checkpoint of the same weights: recipes/convert.py --to stock"
+        "checkpoint of the same weights: hfbert convert --to stock"
     ) from None
 
 logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
+
+# The code beside every checkpoint; each file imports only those before it.
+TRAVELLING_FILES = (
+    "configuration_hfbert.py",
+    "checks_hfbert.py",
+    "layout_hfbert.py",
+    "kernels_hfbert.py",
+    "modeling_hfbert.py",
+)
 
 # Auto class → our class: the single source of the exports, the Auto registration and every config.json's auto_map.
 HEADS = {
@@ -57,12 +61,6 @@ SIZES = {
     "base": (12, 768),
     "large": (24, 1024),
 }
-
-# Prefixes that wrappers put before the names of weights: DistributedDataParallel, torch.compile, FSDP1, a Lightning
-# module's attribute, PEFT.
-WRAPPED = re.compile(
-    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|model|base_model\.model)\.)+|_orig_mod\.|_fsdp_wrapped_module\."
-)
 
 # Far above any BERT, far below what would exhaust memory before the first clear message.
 MAX_SIZES = {
@@ -157,7 +155,7 @@ class HFBertConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save config.json and the code it names, also for a user's subclass or without a model."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        for name in ("configuration_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py"):
+        for name in TRAVELLING_FILES:
             source, target = Path(__file__).with_name(name), Path(save_directory, name)
             if source.is_file() and not (target.exists() and source.samefile(target)):
                 shutil.copyfile(source, target)
@@ -226,272 +224,13 @@ def is_transformed() -> bool:
     )
 
 
-def wrapper_mapping(names: Collection[str]) -> dict[str, str]:
-    """Return from_pretrained's `key_mapping` that takes a wrapper's prefix off the names of weights; {} without one.
-
-    Of an unknown wrapper the prefix is what stands before the name of the word embeddings.
-    """
-    matches = [match for name in sorted(names) for match in WRAPPED.finditer(name)]
-    mapping = {("" if match.start() else "^") + re.escape(match[0]): "" for match in matches}
-    known = [WRAPPED.sub("", name) for name in names]
-    anchor = "embeddings.word_embeddings.weight"
-    prefixes = {name.removesuffix(anchor) for name in known if name.endswith(anchor)}
-    prefix = re.sub(r"(^|\.)bert\.$", r"\1", prefixes.pop()) if len(prefixes) == 1 else ""
-    if prefix:
-        has_heads = any(name.startswith(f"{prefix}bert.") for name in known)
-        mapping[f"^{re.escape(prefix)}"] = "" if has_heads else "bert."
-    return mapping
-
-
-def check_weight_names(encoder: Collection[str], missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Refuse `unexpected` names if most of the `encoder`'s weights are `missing`, which would only be warned about.
-
-    `encoder` names them without "bert." and without the pooler's.
-    """
-    lost = {name.removeprefix("bert.") for name in missing} & set(encoder)
-    wrapped = sorted(filter(WRAPPED.search, unexpected))
-    if not unexpected or not (2 * len(lost) > len(encoder) or (missing and wrapped)):
-        return
-    first, mapping = min(wrapped or unexpected), wrapper_mapping(unexpected)
-    lack = f"{len(missing)} weights would be random, {len(lost)} of the encoder's {len(encoder)}"
-    if mapping:
-        fault = f"a wrapper of the model named the checkpoint's weights ({first}), and {lack}; open it with "
-        raise ValueError(f"{fault}from_pretrained(..., key_mapping={mapping})")
-    raise ValueError(f"the checkpoint's weights ({first}) do not belong to its config.json: {lack}")
-
-
-def check_tensors(**arguments: Any) -> None:
-    """Refuse lists, NumPy arrays and the like by the argument's name; flex attention's BlockMask passes."""
-    for name, value in arguments.items():
-        if not isinstance(value, torch.Tensor | BlockMask | None):
-            raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor: torch.as_tensor({name})")
-
-
-def check_cu_seqlens(
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    shape: torch.Size,
-    device: torch.device,
-    attention_mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return a packed row's cu_seq_lens_q on `device`; check its numbers on the CPU only, where reading is free."""
-    check_tensors(cu_seq_lens_q=cu_seqlens)
-    if shape[0] != 1:
-        raise ValueError(
-            f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; concatenate "
-            "its sequences to shape (1, tokens)"
-        )
-    if attention_mask is not None:
-        raise ValueError("a packed row has no padding: leave out attention_mask beside cu_seq_lens_q")
-    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.long, torch.int32):
-        raise ValueError(
-            f"cu_seq_lens_q is of {cu_seqlens.dtype} and shape {tuple(cu_seqlens.shape)}; it must be of "
-            "torch.int32 and shape (sequences + 1,)"
-        )
-    cu_seqlens = cu_seqlens.to(device)
-    if device.type == "cpu" and not is_transformed():
-        lengths = cu_seqlens.diff()
-        if cu_seqlens[0] != 0 or cu_seqlens[-1] != shape[1] or lengths.min() < 0 or lengths.max() > max_seqlen:
-            raise ValueError(
-                f"cu_seq_lens_q is {cu_seqlens.tolist()}; it must rise from 0 to the row's {shape[1]} tokens in "
-                f"steps of at most {max_seqlen} (max_length_q, or else max_position_embeddings)"
-            )
-    return cu_seqlens
-
-
-def check_read_positions(
-    read_positions: Any, pooled: torch.Tensor | None, shape: torch.Size, device: torch.device
-) -> torch.Tensor:
-    """Return positions in the flattened batch, (count,) on `device`, from a tensor or ()."""
-    if isinstance(read_positions, tuple) and not read_positions:
-        return torch.empty(0, dtype=torch.long, device=device)
-    check_tensors(read_positions=read_positions)
-    if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
-        raise ValueError(
-            f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
-            "torch.long and shape (count,): positions in the flattened batch, row · sequence_length + column"
-        )
-    read_positions = read_positions.to(device, torch.long)
-    if device.type == "cpu" and not is_transformed():
-        pooled = torch.arange(shape[0], device=device) * shape[1] if pooled is None else pooled
-        lowest, highest = (int(bound) for bound in torch.cat([pooled, read_positions]).aminmax())
-        if lowest < 0 or highest >= shape.numel():
-            raise ValueError(
-                f"read_positions go from {lowest} to {highest}; the batch of shape {tuple(shape)} has positions "
-                f"0 … {shape.numel() - 1}"
-            )
-    return read_positions
-
-
-def check_masked_positions(masked_positions: torch.Tensor, labels: torch.Tensor) -> None:
-    """Refuse columns of the wrong type or shape or, on the CPU, outside the labels."""
-    is_integer = masked_positions.dtype in (torch.long, torch.int32)
-    if not is_integer or masked_positions.dim() != 2 or len(masked_positions) != len(labels):
-        raise ValueError(
-            f"masked_positions is of {masked_positions.dtype} and shape {tuple(masked_positions.shape)}; it must be "
-            f"of torch.long and shape ({len(labels)}, predictions): columns of the labels"
-        )
-    if masked_positions.device.type == "cpu" and masked_positions.numel() and not is_transformed():
-        lowest, highest = (int(bound) for bound in masked_positions.aminmax())
-        if lowest < 0 or highest >= labels.shape[1]:
-            raise ValueError(
-                f"masked_positions go from {lowest} to {highest}; the labels have columns 0 … {labels.shape[1] - 1}"
-            )
-
-
-def check_attention_mask(mask: torch.Tensor | BlockMask | None, shape: torch.Size, num_heads: int) -> None:
-    """Refuse a mask of the wrong shape or, where values can be read, with wrong numbers."""
-    if not isinstance(mask, torch.Tensor):
-        return
-    (batch_size, length), sizes = shape, tuple(mask.shape)
-    pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
-    allowed = ((1, batch_size), (1, num_heads), (1, length), (length,))
-    fits = len(pairs) == 4 and all(size in choices for size, choices in zip(pairs, allowed, strict=True))
-    if sizes != (batch_size, length) and not fits:
-        raise ValueError(
-            f"attention_mask has shape {sizes}, the input {tuple(shape)}; a mask is (batch_size, sequence_length) or "
-            f"(batch_size, sequence_length, sequence_length), with a dimension for the {num_heads} heads or without"
-        )
-    if mask.dtype == torch.bool or is_transformed() or mask.device.type not in ("cpu", "cuda"):
-        return
-    if mask.is_floating_point() and len(sizes) != 2:
-        if bool(((mask == 0) | (mask == 1)).all() & (mask == 1).any()):
-            raise ValueError(
-                f"attention_mask of {mask.dtype} and shape {sizes} holds 0 and 1, and would be added to the scores; "
-                "pass attention_mask.bool(), True where a token sees another"
-            )
-    elif mask.device.type == "cpu" and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"attention_mask of {mask.dtype} and shape {sizes} holds other numbers than 1 for tokens and 0 for padding"
-        )
-
-
-def check_inputs(
-    config: HFBertConfig,
-    ids: dict[str, torch.Tensor | None],
-    inputs_embeds: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-) -> tuple[torch.Size, torch.device]:
-    """Return shape (batch_size, sequence_length) and device; refuse inputs that are not 2-D or disagree."""
-    check_tensors(**ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-    input_ids = ids["input_ids"]
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("give exactly one of input_ids and inputs_embeds")
-    tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-    if tokens.dim() != 2:
-        name, shape = "input_ids", "(batch_size, sequence_length)"
-        if inputs_embeds is not None:
-            tokens, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
-        raise ValueError(
-            f"{name} must have shape {shape}, got {tuple(tokens.shape)}; add the batch dimension with {name}[None]"
-        )
-    if tokens.numel() == 0:
-        raise ValueError(f"the input holds no tokens: its shape is {tuple(tokens.shape)}")
-    if inputs_embeds is not None and inputs_embeds.shape[2] != config.hidden_size:
-        raise ValueError(
-            f"inputs_embeds hold vectors of {inputs_embeds.shape[2]} numbers, and hidden_size is {config.hidden_size}"
-        )
-    # One row of positions or segments serves every sequence; a mask must be given per sequence.
-    shapes = (tokens.shape, (1, tokens.shape[1]), (tokens.shape[1],))
-    for name, tensor in ids.items():
-        if tensor is not None and tensor.shape not in shapes:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(tokens.shape)}")
-        if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
-            raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
-    for name, tensor in (*ids.items(), ("attention_mask", attention_mask)):
-        # PyTorch reads any memory for it, where it does not fail.
-        if isinstance(tensor, torch.Tensor) and tensor.is_meta and not tokens.is_meta:
-            raise ValueError(f"{name} is on the meta device, which holds no numbers, the input on {tokens.device}")
-    check_attention_mask(attention_mask, tokens.shape, config.num_attention_heads)
-    return tokens.shape, tokens.device
-
-
-def index_error_message(
-    config: HFBertConfig, ids: dict[str, torch.Tensor | None], word_embeddings: torch.nn.Module
-) -> str:
-    """Build the message for an id without an embedding. Called only after the lookup failed, on the CPU."""
-    fields = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
-    for name, tensor in ids.items():
-        field = fields.get(name, "max_position_embeddings")
-        size = getattr(config, field)
-        table = getattr(word_embeddings, "weight", None)
-        if name == "input_ids" and table is not None and table.shape[0] != size:
-            return (
-                f"the word embeddings hold {table.shape[0]} tokens and vocab_size is {size}; resize both with "
-                "model.resize_token_embeddings(number of tokens)"
-            )
-        if tensor is None:
-            continue
-        bad = (tensor < 0) | (tensor >= size)
-        if bad.any():
-            place = bad.nonzero()[0].tolist()
-            return f"{name}{place} is {int(tensor[bad][0])}; it must be 0 … {size - 1} ({field} {size})"
-    return "an id has no embedding"
-
-
-def check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int) -> None:
-    """Refuse any other number of labels."""
-    if labels.numel() != expected:
-        raise ValueError(
-            f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}"
-        )
-
-
-def check_class_ids(labels: torch.Tensor) -> None:
-    """Refuse fractions, which would be cut to integers."""
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"the labels are of {labels.dtype}; they must be integers, as of torch.long")
-
-
-def check_label_shape(labels: torch.Tensor, tokens: torch.Tensor) -> None:
-    """Refuse labels in another shape than the tokens, such as transposed: they would train the wrong tokens."""
-    if labels.shape != tokens.shape[:2]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(tokens.shape[:2])}")
-
-
-def check_no_decoder_inputs(config: HFBertConfig, kwargs: dict[str, Any]) -> None:
-    """Refuse the arguments of decoders, which an encoder would ignore silently."""
-    if kwargs.get("is_causal") not in (None, config.left_to_right):
-        raise ValueError(
-            f"is_causal={kwargs['is_causal']} contradicts left_to_right={config.left_to_right}, and some attention "
-            "implementations would ignore it: set config.left_to_right before the model is made"
-        )
-    for name in ("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{name} is for decoders, and HFBert is an encoder: leave it out, or use stock bert")
-
-
-def check_not_packed(task: str, kwargs: dict[str, Any]) -> None:
-    """Refuse packed rows in heads whose softmax is over several vectors of a row."""
-    if kwargs.get("cu_seq_lens_q") is not None:
-        raise ValueError(f"{task} takes padded batches, not packed rows: leave out cu_seq_lens_q")
-
-
-def check_problem_type(problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Refuse labels of another problem than the configuration's, which a checkpoint remembers."""
-    num_labels = logits.shape[-1]
-    wanted, expected, fault = f"{num_labels} numbers for each example", logits.numel(), None
-    if problem_type == "single_label_classification":
-        wanted, expected = "one class id for each example, as of torch.long", logits.shape[0]
-        if labels.is_floating_point():
-            fault = "fractions would be cut"
-        elif num_labels == 1 and not torch.compiler.is_compiling():  # stock computes it too
-            logger.warning_once("one class alone: the loss is always 0; set config.problem_type to 'regression'")
-    elif problem_type == "multi_label_classification":
-        wanted = f"{num_labels} numbers from 0 to 1 for each example"
-        if labels.device.type == "cpu" and not is_transformed() and ((labels < 0) | (labels > 1)).any():
-            fault = f"they go from {labels.min()} to {labels.max()}"
-    elif problem_type != "regression":
-        fault, wanted = "there is no such problem", "nothing"
-    if labels.numel() != expected:
-        fault = f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape "
-        fault += f"{tuple(logits.shape)}"
-    if fault is not None:
-        raise ValueError(
-            f"labels of {labels.dtype} and shape {tuple(labels.shape)} are not config.problem_type="
-            f"{problem_type!r}, which takes {wanted}: {fault}; set config.problem_type to 'regression', "
-            "'single_label_classification' or 'multi_label_classification', as the labels are"
-        )
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype autocast uses for matrix products on `device` now, or None where it is off."""
+    # The meta device has no autocast and raises when asked. torch.amp.is_autocast_available would say so, but
+    # Dynamo of PyTorch 2.11 cannot trace it and breaks the graph in every layer.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 HFBertConfig.register_for_auto_class()

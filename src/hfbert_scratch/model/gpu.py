@@ -15,7 +15,8 @@ from torch import nn
 from transformers.activations import GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .kernels_hfbert import HFBertDropout, autocast_dtype
+from .configuration_hfbert import autocast_dtype
+from .kernels_hfbert import HFBertDropout
 from .modeling_hfbert import (
     HFBertEmbeddings,
     HFBertLMPredictionHead,

@@ -13,11 +13,14 @@ from .onednn import PackedLinear, has_onednn
 
 
 def inference_copy(encoder: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A copy in eval mode, in `dtype` (default: the encoder's) and with the fastest attention for it; yours stays as
-    it is.
+    """Copy an encoder for inference: in eval mode, in `dtype` and with the fastest attention for it.
 
-    On a CPU its linear layers are packed. Parameters that keep their type are shared, not copied. Under autocast every
-    batch would cast every weight anew.
+    On a CPU the copy's linear layers are packed. Parameters that keep their type are shared. (Under autocast every
+    batch would cast every weight again.)
+
+    Args:
+        encoder: stays as it is.
+        dtype: of the copy; None for the encoder's.
     """
     dtype = encoder.dtype if dtype is None else dtype
     memo: dict[int, Any] = {}
@@ -29,11 +32,11 @@ def inference_copy(encoder: PreTrainedModel, dtype: torch.dtype | None = None) -
     for parameter in encoder.parameters():
         if parameter.dtype == dtype:
             memo[id(parameter)] = parameter
-    made: Any = copy.deepcopy(encoder, memo)  # its `to` is decorated, which hides the signature
-    made = made.to(dtype).eval()
-    for module in made.modules():
+    copied: Any = copy.deepcopy(encoder, memo)  # its `to` is decorated, which hides the signature
+    copied = copied.to(dtype).eval()
+    for module in copied.modules():
         dense, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
         if isinstance(dense, PackedLinear) and isinstance(activation, GELUActivation):
             dense.activation, module.intermediate_act_fn = "gelu", nn.Identity()
-    choose_attention(made)
-    return made
+    choose_attention(copied)
+    return copied

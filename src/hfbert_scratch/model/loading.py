@@ -20,7 +20,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
-from .configuration_hfbert import MAX_SIZES, WRAPPED
+from .checks_hfbert import WRAPPED
+from .configuration_hfbert import MAX_SIZES
 
 
 # Limits of configuration fields without a limit of their own. Layers are built one by one, even without memory.
@@ -113,7 +114,7 @@ def wrapper_note(names: Iterable[str]) -> str:
     wrapped = sorted(filter(WRAPPED.search, names))
     if not wrapped:
         return ""
-    return f"; a wrapper of the model named its weights ({wrapped[0]}): recipes/convert.py writes them without"
+    return f"; a wrapper of the model named its weights ({wrapped[0]}): hfbert convert writes them without"
 
 
 def check_directory(name: str | Path) -> None:
@@ -148,7 +149,7 @@ def check_directory(name: str | Path) -> None:
     elif (directory / PICKLE).is_file() or (directory / f"{PICKLE}.index.json").is_file():
         raise InputError(
             f"{directory} holds its weights as a pickle ({PICKLE}), which is not read here; "
-            "recipes/convert.py --to hfbert makes safetensors of it"
+            "hfbert convert --to hfbert makes safetensors of it"
         )
     else:
         raise InputError(f"{directory} is not a checkpoint: it has no {SAFETENSORS}")

@@ -2,9 +2,9 @@
 """BERT (Devlin et al. 2018) in the order of the forward pass: embeddings, layers, pooler, heads.
 
 One file with all heads, as in transformers. Parameter names are those of the original and of stock `bert`, so
-checkpoints of either load here and ours load there. Fast attention, dropout and losses are in kernels_hfbert.py,
-checks of the inputs in configuration_hfbert.py. The three files travel with every checkpoint and import nothing else
-of this package.
+checkpoints of either load here and ours load there. Beside this file: checks of inputs and checkpoints
+(checks_hfbert.py), packed rows, batches without padding and attention masks (layout_hfbert.py), fast attention,
+dropout and losses (kernels_hfbert.py). They travel with every checkpoint and import nothing else of this package.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,9 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -37,43 +35,30 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_hfbert import (
-    HEADS,
-    HFBertConfig,
-    check_class_ids,
-    check_cu_seqlens,
+from .checks_hfbert import (
+    check_choices,
     check_inputs,
     check_label_shape,
-    check_masked_positions,
-    check_no_decoder_inputs,
+    check_length,
     check_not_packed,
     check_problem_type,
-    check_read_positions,
+    check_projection,
+    check_span,
     check_tensors,
     check_weight_names,
     index_error_message,
-    is_transformed,
+    take_stock_output_bias,
 )
+from .configuration_hfbert import HEADS, HFBertConfig, autocast_dtype
 from .kernels_hfbert import (
-    IGNORED_LABEL,
-    UNPADDED,
     HFBertDropout,
-    QuerySubset,
-    TokenLayout,
-    UnpaddedLayout,
-    at_least_float32,
-    autocast_dtype,
+    classification_loss,
     cross_entropy,
-    first_positions,
-    has_varlen_kernel,
-    loss_denominator,
-    pair_mask,
-    real_tokens,
+    predicted_positions,
     recompute_gelu,
-    select_queries,
-    sequence_numbers,
-    states_at,
+    span_loss,
 )
+from .layout_hfbert import QuerySubset, select_queries, states_at, token_layout
 
 
 class HFBertEmbeddings(nn.Module):
@@ -110,19 +95,9 @@ class HFBertEmbeddings(nn.Module):
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
-    def default_positions(
-        self, sequence_length: int, device: torch.device, cu_seqlens: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return 0, 1, 2 …, (1, sequence_length), from 0 again at each of the `cu_seqlens` of a packed row."""
-        if cu_seqlens is not None:
-            starts = cu_seqlens[sequence_numbers(cu_seqlens, sequence_length)]
-            return (torch.arange(sequence_length, device=cu_seqlens.device) - starts)[None]
-        limit = self.position_ids.shape[1]
-        if sequence_length > limit:
-            raise ValueError(
-                f"a sequence of {sequence_length} tokens does not fit max_position_embeddings={limit}: "
-                f"truncate it (tokenizer(..., truncation=True, max_length={limit}))"
-            )
+    def default_positions(self, sequence_length: int, device: torch.device) -> torch.Tensor:
+        """Return 0, 1, 2 …, (1, sequence_length)."""
+        check_length(sequence_length, self.position_ids.shape[1])
         if self.position_ids.is_meta:  # weights assigned to a model of the meta device leave its buffers there
             return torch.arange(sequence_length, device=device)[None]
         return self.position_ids[:, :sequence_length]
@@ -186,15 +161,9 @@ class HFBertSelfAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        dropout = self.dropout.p if self.training else 0.0
         output, probabilities = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         return output.reshape(query_states.shape), probabilities
 
@@ -443,23 +412,14 @@ class HFBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     @staticmethod
-    def _load_pretrained_model(
-        model: "HFBertPreTrainedModel",
-        state_dict: dict[str, torch.Tensor] | None,
-        checkpoint_files: list[str] | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def _load_pretrained_model(model: Any, *args: Any, **kwargs: Any) -> Any:
         """Load, but refuse weights with other names: transformers would initialise the encoder at random."""
-        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-        info = loaded[0]
+        loaded = PreTrainedModel._load_pretrained_model(model, *args, **kwargs)
         encoder = [name for name, _ in model.base_model.named_parameters() if not name.startswith("pooler.")]
-        check_weight_names(encoder, info.missing_keys, info.unexpected_keys)
+        check_weight_names(encoder, loaded[0].missing_keys, loaded[0].unexpected_keys)
         return loaded
 
-    def _encode(
-        self, *inputs: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
-    ) -> BaseModelOutputWithPooling:
+    def _encode(self, *inputs: torch.Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Return the base model's output by name, also where the user asked for tuples."""
         return getattr(self, self.base_model_prefix)(*inputs, return_dict=True, **kwargs)
 
@@ -536,13 +496,13 @@ class HFBertModel(HFBertPreTrainedModel):
         Raises:
             ValueError: if shapes disagree, ids have no embedding, or a sequence exceeds the position table.
         """
-        check_no_decoder_inputs(self.config, kwargs)
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        shape, device = check_inputs(self.config, ids, inputs_embeds, attention_mask)
-        layout = self._token_layout(shape, device, attention_mask, read_positions, kwargs)
+        shape, device = check_inputs(self.config, ids, inputs_embeds, attention_mask, kwargs)
+        # The layout of a padded batch changes nothing; those of packed rows and of batches without padding do.
+        layout = token_layout(self, shape, device, attention_mask, read_positions, kwargs)
         attention_kwargs = kwargs | layout.attention_kwargs()
         if position_ids is None:
-            position_ids = self.embeddings.default_positions(shape[1], device, layout.packed_cu_seqlens)
+            position_ids = layout.default_positions(self.embeddings, device)
         else:
             position_ids = position_ids.view(-1, shape[1])
             attention_kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
@@ -552,109 +512,11 @@ class HFBertModel(HFBertPreTrainedModel):
         except IndexError as error:
             ids["position_ids"] = position_ids
             raise ValueError(index_error_message(self.config, ids, self.get_input_embeddings())) from error
-        attention_mask = self._attention_mask(hidden_states, attention_mask, layout)
+        attention_mask = layout.attention_mask(self.config, hidden_states, attention_mask, self.training)
         hidden_states = self.encoder(hidden_states, attention_mask, **attention_kwargs).last_hidden_state
         last_hidden_state, pooled_states = layout.restore(hidden_states)
         pooler_output = self.pooler(pooled_states) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooler_output)
-
-    def _token_layout(
-        self,
-        shape: torch.Size,
-        device: torch.device,
-        attention_mask: torch.Tensor | None,
-        read_positions: torch.Tensor | tuple[()] | None,
-        kwargs: dict[str, Any],
-    ) -> TokenLayout:
-        """Check packed rows and read positions; leave the padding out if the attention is UNPADDED and can."""
-        cu_seqlens, max_seqlen = kwargs.get("cu_seq_lens_q"), 0
-        if cu_seqlens is not None:
-            max_seqlen = kwargs.get("max_length_q") or min(shape[1], self.config.max_position_embeddings)
-            cu_seqlens = check_cu_seqlens(cu_seqlens, max_seqlen, shape, device, attention_mask)
-        pooled = self._pooled_positions(shape, device, attention_mask, cu_seqlens)
-        if read_positions is not None:
-            read_positions = check_read_positions(read_positions, pooled, shape, device)
-        layout = TokenLayout(shape, pooled, read_positions, cu_seqlens, max_seqlen)
-        if self.config._attn_implementation != UNPADDED:
-            return layout
-        if kwargs.get("output_attentions"):
-            raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")
-        dtype = autocast_dtype(device) or self.dtype
-        has_kernel = has_varlen_kernel(device, dtype, self.config.hidden_size // self.config.num_attention_heads)
-        keeps_shapes = kwargs.get("output_hidden_states") or is_transformed()
-        is_pair_mask = attention_mask is not None and len(attention_mask.shape) != 2
-        if is_pair_mask or (keeps_shapes and (cu_seqlens is None or not has_kernel)):
-            return layout
-        layout = layout.unpadded(attention_mask, device, has_kernel)
-        # A causal mask depends on the positions of all queries.
-        if read_positions is not None and not kwargs.get("output_hidden_states") and not self.config.left_to_right:
-            layout.confine_last_layer(device)
-        return layout
-
-    def _pooled_positions(
-        self,
-        shape: torch.Size,
-        device: torch.device,
-        attention_mask: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """Return the position of each sequence's first token in the flattened batch or, left to right, of its last.
-
-        None for the first of each row.
-        """
-        if cu_seqlens is not None:
-            # An empty last sequence starts after the row: clamp. Its vector means nothing.
-            positions = cu_seqlens[1:] - 1 if self.config.left_to_right else cu_seqlens[:-1]
-            return positions.to(torch.long).clamp(min=0, max=shape[1] - 1)
-        if not self.config.left_to_right:
-            return None
-        begins = first_positions(shape, device)
-        if not isinstance(attention_mask, torch.Tensor):
-            return begins + shape[1] - 1
-        columns = torch.arange(shape[1], device=device)
-        return begins + (real_tokens(attention_mask.to(device)) * columns).amax(1)
-
-    def _attention_mask(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, layout: TokenLayout
-    ) -> Any:
-        """Return the mask in the form the attention implementation takes."""
-        if isinstance(layout, UnpaddedLayout):
-            return None
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() != 2:
-            return pair_mask(attention_mask, hidden_states, self.config)
-        if self.config.left_to_right:
-            # By position: no cache, which transformers renamed in 5.24.
-            return create_causal_mask(
-                self.config, hidden_states, attention_mask, None, and_mask_function=layout.same_sequence()
-            )
-        # Dropping an all-ones mask allows faster kernels, but reading the mask synchronises a GPU: not in training.
-        may_skip = not (self.training and hidden_states.device.type != "cpu") and not is_transformed()
-        return create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            and_mask_function=layout.same_sequence(),
-            allow_is_bidirectional_skip=may_skip,
-        )
-
-
-def _stock_output_bias(
-    state_dict: dict[str, torch.Tensor] | None, checkpoint_files: list[str] | None
-) -> torch.Tensor | None:
-    """Return the output bias under stock's second name, cls.predictions.decoder.bias; None if there is none."""
-    name = "cls.predictions.decoder.bias"
-    if state_dict is not None:
-        return state_dict.get(name)
-    for file in checkpoint_files or ():
-        if file.endswith(".safetensors"):
-            with safe_open(file, framework="pt") as tensors:
-                if name in tensors.keys():  # noqa: SIM118, it is no dictionary
-                    return tensors.get_tensor(name)
-        elif file.endswith(".bin"):
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-            if name in tensors:
-                return tensors[name]
-    return None
 
 
 class HFBertMaskedPrediction(HFBertPreTrainedModel):
@@ -664,26 +526,10 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"position_ids", r"cls\.predictions\.decoder\.bias"]
 
     @staticmethod
-    def _load_pretrained_model(
-        model: "HFBertMaskedPrediction",
-        state_dict: dict[str, torch.Tensor] | None,
-        checkpoint_files: list[str] | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
         """Load, taking the output bias that stock computes with where a file holds two."""
         loaded = HFBertPreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-        stock_bias = _stock_output_bias(state_dict, checkpoint_files)
-        if stock_bias is not None:
-            predictions = model.cls.predictions
-            device, size = predictions.transform.dense.bias.device, len(predictions.bias)
-            if len(stock_bias) != size or device.type == "meta":
-                raise ValueError(
-                    f"the checkpoint holds a second output bias, cls.predictions.decoder.bias, of {len(stock_bias)} "
-                    f"numbers, which does not fit one of {size} on {device}; convert it first (recipes/convert.py)"
-                )
-            predictions.bias = nn.Parameter(stock_bias.to(device, predictions.bias.dtype))
-            predictions.bias._is_hf_initialized = True
+        if take_stock_output_bias(model.cls.predictions, state_dict, checkpoint_files):
             loaded[0].missing_keys.discard("cls.predictions.bias")
         return loaded
 
@@ -734,20 +580,20 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         The loss is computed at the predicted positions. With skip_logits or config.sparse_prediction no others meet
         the vocabulary.
         """
-        self._check_sizes()
+        decoder = getattr(getattr(self.cls, "predictions", None), "decoder", None)
+        if isinstance(decoder, HFBertOutputProjection):
+            check_projection(decoder)
         if labels is None:
             outputs = self._encode(*inputs, **kwargs)
             return outputs, self._logits(outputs), None
         input_ids, *_, inputs_embeds = inputs
-        check_tensors(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, labels=labels, masked_positions=masked_positions
-        )
+        check_tensors(labels=labels, masked_positions=masked_positions)
+        check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is not None:  # else HFBertModel raises
             check_label_shape(labels, tokens)
-            check_class_ids(labels)
             labels = labels.to(tokens.device, torch.long)
-        positions, targets = self._predicted(labels, masked_positions)
+        positions, targets = predicted_positions(labels, masked_positions)
         sparse = positions is not None and (skip_logits or (self.training and self.config.sparse_prediction))
         outputs = self._encode(*inputs, read_positions=positions if sparse else None, **kwargs)
         if skip_logits:
@@ -760,44 +606,11 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         """Return the logits of every head by one call of `cls`, so that hooks on it act as on stock's."""
         raise NotImplementedError
 
-    def _check_sizes(self) -> None:
-        """Refuse a head whose vocabulary was not resized together with the embeddings."""
-        predictions = getattr(self.cls, "predictions", None)
-        decoder = getattr(predictions, "decoder", None)
-        if not isinstance(decoder, HFBertOutputProjection) or decoder.bias is None:
-            return
-        weight, bias = decoder.weight, decoder.bias
-        if weight.is_meta and not bias.is_meta:  # PyTorch computes with whatever memory it finds
-            raise ValueError(
-                "cls.predictions.decoder.weight is on the meta device, which holds no numbers, and its bias is not: "
-                "call model.tie_weights() behind model.to('meta')"
-            )
-        if weight.dim() == 2 and weight.shape[0] != bias.shape[0]:
-            raise ValueError(
-                f"the word embeddings hold {weight.shape[0]} tokens and the output bias {bias.shape[0]}; resize the "
-                "model with its head, model.resize_token_embeddings(number of tokens), not its encoder alone"
-            )
-
     def _prediction_loss(
         self, states: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
         """Compute the MLM loss of (…, hidden_size) vectors; compiled as one graph it stores no float32 logits."""
         return cross_entropy(self.cls.predictions.loss_logits(states), targets, num_items)
-
-    @staticmethod
-    def _predicted(
-        labels: torch.Tensor, masked_positions: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return the predicted positions in the flattened batch, (count,) or None for all, and their targets."""
-        if masked_positions is not None:
-            check_masked_positions(masked_positions, labels)
-            index = masked_positions.to(labels.device, torch.long)
-            rows = torch.arange(len(labels), device=labels.device)[:, None] * labels.shape[1]
-            return (index + rows).flatten(), labels.gather(1, index).flatten()
-        if is_transformed():  # a recorded graph cannot hold a number known at run time only
-            return None, labels
-        index = (labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
-        return index, labels.flatten()[index]
 
 
 class HFBertForPreTraining(HFBertMaskedPrediction):
@@ -1033,15 +846,7 @@ class HFBertForSequenceClassification(HFBertClassifier):
         check_problem_type(problem_type, logits, labels)
         if self.config.problem_type is None:
             self.config.problem_type = problem_type
-        if problem_type == "single_label_classification":
-            return cross_entropy(logits, labels, num_items)
-        logits = at_least_float32(logits)
-        labels = labels.to(logits.device, logits.dtype).reshape(logits.shape)
-        if problem_type == "regression":
-            total = F.mse_loss(logits, labels, reduction="sum")
-        else:
-            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-        return total / loss_denominator(num_items, labels.numel(), total.device)
+        return classification_loss(problem_type, logits, labels, num_items)
 
 
 class HFBertForTokenClassification(HFBertClassifier):
@@ -1079,17 +884,11 @@ class HFBertForMultipleChoice(HFBertClassifier):
         super().__init__(config, 1)
 
     def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
-        input_ids, *_, inputs_embeds = inputs
-        check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds)
-        ids = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-        if ids is None or ids.dim() != 3:
-            shape = None if ids is None else tuple(ids.shape)
-            raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
+        batch_size, num_choices = check_choices(input_ids=inputs[0], inputs_embeds=inputs[-1])
         check_not_packed("multiple choice", kwargs)
-        # HFBertModel refuses what is no tensor.
-        flat = (tensor.flatten(0, 1) if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs)
+        flat = (value.flatten(0, 1) if isinstance(value, torch.Tensor) else value for value in inputs)
         outputs, logits = super()._predict(*flat, **kwargs)
-        return outputs, logits.view(ids.shape[:2])
+        return outputs, logits.view(batch_size, num_choices)
 
 
 class HFBertForQuestionAnswering(HFBertPreTrainedModel):
@@ -1127,24 +926,14 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         Raises:
             ValueError: for one of the two labels without the other, packed rows, or as `HFBertModel.forward`.
         """
-        if (start_positions is None) != (end_positions is None):
-            raise ValueError("give both start_positions and end_positions, or neither")
-        check_tensors(start_positions=start_positions, end_positions=end_positions)
+        check_span(start_positions, end_positions)
         check_not_packed("question answering", kwargs)
         outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
         loss = None
         if start_positions is not None:
-            length = start_logits.shape[1]
-
-            def within(positions: torch.Tensor) -> torch.Tensor:
-                check_class_ids(positions)
-                return positions.long().clamp(min=0).masked_fill(positions >= length, IGNORED_LABEL)
-
-            start_loss = cross_entropy(start_logits, within(start_positions), None)
-            end_loss = cross_entropy(end_logits, within(end_positions), None)
-            loss = (start_loss + end_loss) / 2
+            loss = (span_loss(start_logits, start_positions) + span_loss(end_logits, end_positions)) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..training.throughput import clock
 from ..utils.arguments import argument
 from ..utils.errors import InputError, one_line
+from ..utils.quantities import count_text
 from .finished_run import PIPELINES, FinishedRun
 
 
@@ -43,13 +44,13 @@ _SETTINGS = {
 class CardArguments:
     """A person's statements about a run; everything else comes from its records."""
 
-    run: str = argument(help="directory of a finished run of pretrain.py or finetune.py")
+    run: str = argument(help="directory of a finished run of `hfbert pretrain` or `hfbert finetune`")
     output_dir: str = argument(help="the repository folder to write, new or empty")
     license: str = argument(help="the Hub's identifier of the model's licence: apache-2.0, mit, cc-by-4.0, other…")
     repo_id: str | None = argument(None, help="OWNER/NAME on the Hub; the card loads the model by it")
-    title: str | None = argument(None, help="the card's heading; default: the repository's name")
+    title: str | None = argument(None, help="the card's heading; default: --repo_id's name, else the kind of model")
     summary: str = argument("", help="a sentence or two on the model's purpose")
-    language: list[str] = argument(["en"], help="of the texts")
+    language: list[str] = argument([], help="codes of the texts' languages: en, de…; without it the card names none")
     datasets: list[str] = argument([], help="data sets of the Hub it was trained on; a known task's is added")
     data: str = argument("", help="origin of the training texts, and their licence")
     limits: str = argument("", help="uses to avoid, beside those that the record shows")
@@ -77,11 +78,6 @@ class CardArguments:
         """The argument of from_pretrained in the card."""
         return self.repo_id or self.output_dir
 
-    @property
-    def heading(self) -> str:
-        """The card's heading."""
-        return self.title or Path(self.name).name
-
     def energy(self, hours: float) -> float:
         """Return kWh drawn in `hours`. Needs power_watts."""
         assert self.power_watts is not None
@@ -104,6 +100,7 @@ def build_card(run: FinishedRun, arguments: CardArguments, pictures: bool = True
         template_path=str(TEMPLATE),
         run=run,
         arguments=arguments,
+        heading=heading(run, arguments),
         origin=_origin(run),
         settings=[
             (label, run.settings[name]) for name, label in _SETTINGS.items() if run.settings.get(name) is not None
@@ -112,10 +109,19 @@ def build_card(run: FinishedRun, arguments: CardArguments, pictures: bool = True
         pictures=run.plots if pictures else [],
         duration=clock(run.record["seconds"]),
         carbon=carbon(run, arguments),
-        millions=_millions,
+        count=count_text,
     )
     card.content += "\n"  # Jinja drops the template's last line end
     return card
+
+
+def heading(run: FinishedRun, arguments: CardArguments) -> str:
+    """Return the title that was given, the repository's name on the Hub, or the kind of the model."""
+    if arguments.title or arguments.repo_id:
+        return arguments.title or str(arguments.repo_id).rpartition("/")[2]
+    if run.results is not None:
+        return f"BERT fine-tuned on {run.results['task']}"
+    return f"BERT of {run.config['num_hidden_layers']} layers, width {run.config['hidden_size']}"
 
 
 def card_data(run: FinishedRun, arguments: CardArguments) -> ModelCardData:
@@ -127,14 +133,14 @@ def card_data(run: FinishedRun, arguments: CardArguments) -> ModelCardData:
     optional: dict[str, Any] = {} if emissions is None else {"co2_eq_emissions": emissions}
     return ModelCardData(
         license=arguments.license,
-        language=arguments.language,
+        language=arguments.language or None,
         library_name="transformers",
         pipeline_tag=PIPELINES[run.head],
         tags=["bert", "hfbert-scratch", "custom_code", *([run.results["task"]] if run.results else ["pretraining"])],
         datasets=datasets or None,
         metrics=list(dict.fromkeys(result.metric for result in results)),
         base_model=arguments.base_model or (start if is_name else None),
-        model_name=arguments.heading,
+        model_name=heading(run, arguments),
         eval_results=[
             EvalResult(
                 task_type=PIPELINES[run.head],
@@ -184,7 +190,3 @@ def _origin(run: FinishedRun) -> str:
     if run.results is not None:
         return f"fine-tuned on {run.results['task']} from {run.start_name}"
     return "pretrained from scratch" if run.start is None else f"pretrained further from {run.start_name}"
-
-
-def _millions(count: float, digits: int = 1) -> str:
-    return f"{count / 1e6:.{digits}f}"

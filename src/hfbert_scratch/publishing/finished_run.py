@@ -125,8 +125,9 @@ class FinishedRun:
         if self.results is None:
             return _pretraining_results(self.record)
         main, task = self.results["main_metric"], self.results["task"]
+        label, baselines = get_task(task).metric_label, self.results["majority_baseline"]
         results = [
-            Result(metric, f"{task} {metric}", split, value, self.results["majority_baseline"][split].get(metric))
+            Result(metric, f"{task} {label(metric)}", split, value, baselines[split].get(metric))
             for split, scores in self.results["scores"].items()
             for metric, value in scores.items()
             if metric != "loss"

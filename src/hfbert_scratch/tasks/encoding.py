@@ -35,7 +35,7 @@ INPUT_FEATURES = {
 class FeatureSettings:
     """Settings that turn the rows of a task into features.
 
-    All but `num_proc` and `cache_dir` change the features.
+    All but `num_proc`, `cache_dir` and `in_memory` change the features.
 
     Args:
         max_seq_length: longest input, in tokens, special tokens included.
@@ -44,6 +44,7 @@ class FeatureSettings:
         document_context: fill up every sentence with the sentences around it (NER).
         num_proc: processes for tokenization.
         cache_dir: directory of the finished features; None: beside the data sets of `datasets`.
+        in_memory: write no features to the cache.
 
     Raises:
         InputError: if a number is too small.
@@ -55,6 +56,7 @@ class FeatureSettings:
     document_context: bool = False
     num_proc: int = 1
     cache_dir: str | None = None
+    in_memory: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("max_seq_length", 8), ("doc_stride", 1), ("max_query_length", 1), ("num_proc", 1)):
@@ -108,7 +110,7 @@ def cached_map(
     derived: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> datasets.Dataset:
-    """Map a function over batches of rows, and keep the result on disk.
+    """Map a function over batches of rows, and keep the result on disk, or in memory if the settings say so.
 
     The cache key is made of the data, the tokenizer, the settings, the options, and the source of the module in which
     the function stands.
@@ -118,7 +120,7 @@ def cached_map(
         function: called as `function(batch, indices, tokenizer=…, settings=…, **options, **derived)`; returns columns.
         features: the types of the columns it returns.
         tokenizer: passed on to the function.
-        settings: passed on to the function; `num_proc` and `cache_dir` are not part of the key.
+        settings: passed on to the function; `num_proc`, `cache_dir` and `in_memory` are not part of the key.
         derived: arguments that follow from `raw`, and so are not part of the key.
         **options: further arguments, all of them part of the key.
 
@@ -129,7 +131,7 @@ def cached_map(
         OutputError: if the cache cannot be written.
     """
     key_settings = dataclasses.asdict(settings)
-    del key_settings["num_proc"], key_settings["cache_dir"]
+    del key_settings["num_proc"], key_settings["cache_dir"], key_settings["in_memory"]
     key = datasets.fingerprint.Hasher.hash(
         [
             raw._fingerprint,
@@ -143,7 +145,12 @@ def cached_map(
     )
     directory = Path(settings.cache_dir or default_cache_dir())
     with writing(f"the feature cache {directory}", "name another by --cache_dir"):
-        directory.mkdir(parents=True, exist_ok=True)
+        file = directory / f"{key}.arrow"
+        place: dict[str, Any] = {"cache_file_name": str(file), "load_from_cache_file": True}
+        if not settings.in_memory:
+            directory.mkdir(parents=True, exist_ok=True)
+        elif not file.is_file():
+            place = {"keep_in_memory": True}
         return raw.map(
             function,
             batched=True,
@@ -151,9 +158,8 @@ def cached_map(
             remove_columns=raw.column_names,
             features=features,
             num_proc=settings.num_proc if settings.num_proc > 1 else None,
-            cache_file_name=str(directory / f"{key}.arrow"),
             new_fingerprint=key,
-            load_from_cache_file=True,
+            **place,
             fn_kwargs={"tokenizer": tokenizer, "settings": settings} | options | dict(derived or {}),
             desc="features",
         )

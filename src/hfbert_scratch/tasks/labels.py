@@ -1,6 +1,8 @@
 """Classes: their names in the data, the ids of labels, and the classes of a model's outputs."""
 
+import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,18 +11,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..utils.errors import InputError
-from .data import check_single
 from .notes import warn
+from .tables import check_single
 
 
 # Plain decimal numbers only: "1e3" and "nan" may be names.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+# Numbers in other notations: with a decimal comma, thousands in groups, a per cent sign, or an exponent.
+_OTHER_NUMBER = re.compile(
+    r"[+-]?(\d+|\d{1,3}([., '’_]\d{3})+)([.,]\d*)?(e[+-]?\d+)?\s?[%‰]?", re.ASCII | re.IGNORECASE
+)
+PLAIN_NUMBERS = (
+    "write numbers with a decimal point, and without groups of thousands, per cent signs and units, as 1234.5"
+)
 _NO_CLASS = -2
+_TRUTH = {"true": True, "false": False}
+# Marks for "no label"; they are classes where the data do not say otherwise.
+_NO_LABEL = ("", "na", "n/a", "nan", "none", "null")
 
 
 def as_number(value: Any) -> int | float | None:
     """Return the number that `value` is or spells, an int if it is whole; None for anything else."""
     if isinstance(value, str):
+        value = _plain(value)
         if not _NUMBER.fullmatch(value):
             return None
         whole, _, fraction = value.partition(".")
@@ -30,9 +43,36 @@ def as_number(value: Any) -> int | float | None:
     return int(value) if isinstance(value, int) else None
 
 
+def _plain(text: str) -> str:
+    """Return a text without blanks around it, with ASCII digits and signs, as a number is written."""
+    return unicodedata.normalize("NFKC", "".join(map(_ascii_digit, text))).replace("\u2212", "-").strip()
+
+
+def _ascii_digit(character: str) -> str:
+    return str(unicodedata.decimal(character)) if character.isdecimal() else character
+
+
 def is_missing(value: Any) -> bool:
     """Return whether a label is null, empty, or NaN."""
     return value is None or value == "" or value != value
+
+
+def _means_no_label(name: str) -> bool:
+    return name.strip(" -_?").casefold() in _NO_LABEL
+
+
+def as_float(value: Any) -> float | None:
+    """Return the number that a label of a regression is or spells, NaN for none; None for anything else."""
+    if is_missing(value):
+        return math.nan
+    if isinstance(value, str):
+        value = _plain(value)
+        if "_" in value:  # Python's own notation
+            return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def distinct_classes(values: pa.ChunkedArray, location: str = "column 'label'") -> list[str]:
@@ -48,21 +88,33 @@ def distinct_classes(values: pa.ChunkedArray, location: str = "column 'label'") 
         The names of the classes.
 
     Raises:
-        InputError: if the labels are fractional numbers.
+        InputError: if the labels are fractional numbers, or in a notation of measured quantities.
     """
     labels = [value for value in pc.unique(values).to_pylist() if not is_missing(value)]
+    _refuse_measures([value for value in labels if not _means_no_label(str(value))], location)
     numbers = [as_number(value) for value in labels]
     if any(number is None for number in numbers):
         return sorted({str(value) for value in labels})
-    fractional = next(
-        (value for value, number in zip(labels, numbers, strict=True) if isinstance(number, float)), None
-    )
-    if fractional is not None:
-        raise InputError(
-            f"{location} holds fractional numbers such as {fractional!r}; predict them as numbers with --task "
-            "custom-regression, or give every class a name that is not a number"
-        )
     return [str(number) for number in sorted(set(numbers)) if number >= 0]  # type: ignore[type-var, operator]
+
+
+def _refuse_measures(labels: list[Any], location: str) -> None:
+    """Raise InputError if all labels are numbers, but some fractional or in a notation of measured quantities."""
+    numbers = [as_number(value) for value in labels]
+    for value, number in zip(labels, numbers, strict=True):
+        if number is None and not (isinstance(value, str) and _OTHER_NUMBER.fullmatch(_plain(value))):
+            return
+    for value, number in zip(labels, numbers, strict=True):
+        if isinstance(number, float):
+            raise InputError(
+                f"{location} holds fractional numbers such as {value!r}; predict them as numbers with --task "
+                "custom-regression, or give every class a name that is not a number"
+            )
+        if number is None:
+            raise InputError(
+                f"{location} holds numbers such as {value!r}; to predict them as numbers with --task "
+                f"custom-regression, {PLAIN_NUMBERS}; if they are classes, list them all after --class_names"
+            )
 
 
 def class_ids(
@@ -101,7 +153,10 @@ def class_ids(
             allowed += f" or 0 … {len(names) - 1}"
         if are_unnamed(names):
             remedy = "; name the model's classes in their order with --model_classes"
-        raise InputError(f"{location}, row {row}: unknown label {values[row].as_py()!r}; it must be {allowed}{remedy}")
+        label = values[row].as_py()
+        alike = [name for name in names if _folded(name) == _folded(label)]
+        hint = f" (did you mean {alike[0]!r}?)" if alike else ""
+        raise InputError(f"{location}, row {row}: unknown label {label!r}; it must be {allowed}{hint}{remedy}")
     return result
 
 
@@ -109,25 +164,43 @@ def _class_id(value: Any, places: Mapping[str, int], by_position: bool) -> int:
     """Return the id of a label, −1 for a missing one (null, empty, NaN, negative), or _NO_CLASS."""
     if is_missing(value):
         return -1
-    if isinstance(value, str) and value in places:
-        return places[value]
-    number = as_number(value)
+    if str(value) in places and not (by_position and isinstance(value, int)):
+        return places[str(value)]
+    truth = _truth(value)
+    number = as_number(value if truth is None else truth)
     if number is None or isinstance(number, float):
         return _NO_CLASS
     if number < 0:
-        return -1
+        return -1 if by_position else places.get(str(number), -1)
     if by_position:
         return number if number < len(places) else _NO_CLASS
-    return places.get(str(number), _NO_CLASS)
+    spellings = [str(number)] if truth is None else [str(number), str(truth), str(truth).lower(), str(truth).upper()]
+    return next((places[spelling] for spelling in spellings if spelling in places), _NO_CLASS)
 
 
-def refuse_unlabelled(missing: np.ndarray, split: str, location: str) -> bool:
+def _truth(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else _TRUTH.get(str(value).casefold())
+
+
+def refuse_booleans(values: pa.ChunkedArray, names: Sequence[str], location: str) -> None:
+    """Raise InputError for true and false as labels of a task with named classes: which is which, nobody says."""
+    if any(_truth(value) is not None for value in pc.unique(values).to_pylist()) and not any(map(_truth, names)):
+        raise InputError(f"{location}: column 'label' holds true and false; write {', '.join(names)} instead")
+
+
+def _folded(label: Any) -> str:
+    """Return a label without differences of case, blanks, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", " ", str(label)).strip().casefold()
+
+
+def refuse_unlabelled(missing: np.ndarray, split: str, location: str, remedy: str = "") -> bool:
     """Return whether a split is labelled.
 
     Args:
         missing: (rows,) bool, rows without a label.
         split: name of the split; only a test split may lack all labels.
         location: the split, for messages.
+        remedy: end of the message for labels that are missing in some rows.
 
     Raises:
         InputError: if labels are missing elsewhere, or in some rows only.
@@ -140,7 +213,7 @@ def refuse_unlabelled(missing: np.ndarray, split: str, location: str) -> bool:
         raise InputError(f"{location} has no labels: it cannot serve as {split}; to predict it, name it --test_file")
     raise InputError(
         f"{location}, row {int(np.argmax(missing))} has no label, while other rows have one; label or remove its "
-        f"{int(missing.sum())} rows without (null, empty or negative)"
+        f"{int(missing.sum())} rows without (null, empty or negative){remedy}"
     )
 
 
@@ -154,7 +227,7 @@ def warn_of_similar(names: Iterable[str], location: str) -> None:
         if len(group) > 1:
             warn(f"{location}: the classes {', '.join(map(repr, group))} differ only in case or blanks; are they one?")
     for name in names:
-        if name.strip(" -_?").casefold() in ("", "na", "n/a", "nan", "none", "null") and len(names) > 2:
+        if _means_no_label(name) and len(names) > 2:
             warn(f"{location}: {name!r} is taken for a class; if it means that there is no label, remove its rows")
 
 

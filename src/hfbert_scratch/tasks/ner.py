@@ -12,11 +12,22 @@ import pyarrow.compute as pc
 
 from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
-from .data import SUFFIXES, Columns, check_single, format_suffix, read_file
 from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, token_ids
 from .labels import are_unnamed, check_user_classes, label_maps, match_model_classes, warn_of_similar
-from .ner_files import OUTSIDE, TAG, is_tagged, list_column, offsets, read_columns, refuse_numbers, tag_ids, tags_of
+from .ner_files import (
+    OUTSIDE,
+    TAG,
+    is_in_columns,
+    is_tagged,
+    list_column,
+    offsets,
+    read_columns,
+    refuse_numbers,
+    tag_ids,
+    tags_of,
+)
 from .notes import warn
+from .tables import SUFFIXES, Columns, check_single, format_suffix, read_file
 from .task import Defaults, Task, metric_scores, write_lines
 
 
@@ -58,7 +69,7 @@ class NerTask(Task):
     # Loading.
 
     def read(self, path: Path, columns: Columns) -> pa.Table:
-        if format_suffix(path) in SUFFIXES:
+        if format_suffix(path) in SUFFIXES and not (format_suffix(path) == ".tsv" and is_in_columns(path, columns)):
             return read_file(path, columns, self.optional_columns)
         # The user names the columns of such a file by their numbers.
         user_columns = {role: names[0] for role, names in columns.items() if names != self.columns[role]}

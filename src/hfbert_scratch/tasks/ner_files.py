@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..utils.errors import InputError, one_line
-from .data import check_single, read_text
 from .labels import as_number, class_ids
 from .notes import leave_out, warn
+from .tables import Columns, check_single, read_text
 
 
 OUTSIDE = "O"
 TAG = re.compile(r"O|[BIESLUM]-\S+")
-# Prefixes that some files have, but that are not supported.
-_LOOSE_TAG = re.compile(r"[BIESLUMbieslum][-_].+")
+# Prefixes and suffixes that some files have, but that are not supported.
+_LOOSE_TAG = re.compile(r"[BIESLUMW][-_:/.|](?P<prefixed>.+)|(?P<suffixed>.+)[-_:/.|][BIESLUMW]", re.IGNORECASE)
 # The number of a word in its sentence; CoNLL-U's numbers of contractions and omitted words, which are not words.
 _INDEX = re.compile(r"\d+")
 _NO_WORD = re.compile(r"\d+[-.]\d+")
@@ -54,6 +54,12 @@ def to_iob2(tags: list[str]) -> list[str]:
         result.append(f"B-{tag[2:]}" if begins else tag)
         previous = tag
     return result
+
+
+def is_in_columns(path: Path, columns: Columns) -> bool:
+    """Return whether a .tsv holds a word on every line, not a header that names the task's columns."""
+    header = read_text(path).lstrip().partition("\n")[0].split("\t")
+    return not {name.casefold() for name in columns["tokens"]} & {name.strip().casefold() for name in header}
 
 
 def read_columns(path: Path, user_columns: Mapping[str, str]) -> pa.Table:
@@ -94,10 +100,11 @@ def _parse(text: str, path: Path) -> tuple[list[list[Line]], list[int], list[str
     try:
         return _sentences(text, path, _split_at_blanks)
     except InputError:
-        # Tabs separate the columns if words contain blanks.
+        # Tabs separate the columns if words contain blanks, or fields are empty.
         with suppress(InputError):
-            if "\t" in text:
-                return _sentences(text, path, _split_at_tabs)
+            sentences, documents, comments = _sentences(text, path, _split_at_tabs)
+            if sentences and len(sentences[0][0].fields) > 1:
+                return sentences, documents, comments
         raise
 
 
@@ -107,7 +114,8 @@ def _split_at_blanks(line: str) -> list[str]:
 
 
 def _split_at_tabs(line: str) -> list[str]:
-    return [field.strip(" \r") for field in line.strip("\t\r").split("\t")]
+    fields = [field.strip(" \r") for field in line.split("\t")]
+    return fields if any(fields) else [""]
 
 
 def _sentences(
@@ -161,6 +169,8 @@ def _layout(sentences: list[list[Line]], user_columns: Mapping[str, str], path: 
     values = [{line.fields[column] for line in lines} for column in range(width)]
     indexed = _is_indexed(sentences) and (width > 2 or not _are_tags(values[-1]))
     tokens = 1 if indexed else 0
+    if width > 2 and "tokens" not in user_columns:
+        _refuse_unlikely_words([[line.fields[tokens] for line in sentence] for sentence in sentences], tokens, path)
     tags = _tag_column(values, tokens, indexed)
     for role, column in user_columns.items():
         if not column.isdecimal() or not 1 <= int(column) <= width:
@@ -179,7 +189,10 @@ def _layout(sentences: list[list[Line]], user_columns: Mapping[str, str], path: 
 
 
 def _is_indexed(sentences: list[list[Line]]) -> bool:
-    """Return whether the first column counts the words of every sentence, all from 0 or all from 1."""
+    """Return whether the first column counts the words, of every sentence or of all, from 0 or from 1."""
+    every = [line.fields[0] for lines in sentences for line in lines]
+    if len(every) > 1 and every in ([str(number + first) for number in range(len(every))] for first in (0, 1)):
+        return True
     firsts = set()
     for lines in sentences:
         numbers = [line.fields[0] for line in lines if not _NO_WORD.fullmatch(line.fields[0])]
@@ -189,6 +202,18 @@ def _is_indexed(sentences: list[list[Line]]) -> bool:
         if [int(number) for number in numbers] != list(range(int(numbers[0]), int(numbers[0]) + len(numbers))):
             return False
     return firsts in ({0}, {1}) and max(map(len, sentences)) > 1
+
+
+def _refuse_unlikely_words(sentences: list[list[str]], column: int, path: Path) -> None:
+    """Raise InputError if a column of words holds numbers only, or the same word all through every sentence."""
+    numbers = all(word.isdecimal() for words in sentences for word in words)
+    repeated = all(len(set(words)) == 1 for words in sentences) and max(map(len, sentences)) > 1
+    if numbers or repeated:
+        what = "only numbers" if numbers else "one value for all words of a sentence"
+        raise InputError(
+            f"{path}: column {column + 1}, from which the words would be read, holds {what}; name the columns of "
+            "words and tags, as --columns tokens=2 ner_tags=3"
+        )
 
 
 def _are_tags(values: set[str]) -> bool:
@@ -235,7 +260,10 @@ def list_column(table: pa.Table, name: str, location: str) -> pa.ListArray:
     """Return a column of lists as one array; raise InputError for any other column and for nulls."""
     column = table.column(name)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise InputError(f"{location}: column {name!r} holds {one_line(column.type)}, not lists; use jsonl or parquet")
+        raise InputError(
+            f"{location}: column {name!r} holds {one_line(column.type)}, not lists; row 0 is {column[0].as_py()!r}; "
+            'write lists, as ["Ann", "Lee"], in jsonl or parquet'
+        )
     if column.null_count:
         raise InputError(
             f"{location}: column {name!r} is missing (null) in row {pc.index(column.is_null(), True).as_py()}"
@@ -280,11 +308,16 @@ def tags_of(tags: dict[str, pa.Array], task: str) -> list[str]:
     """
     split = next((split for split in ("train", "validation") if split in tags), None)
     if split is None:
-        raise InputError(f"{task} needs a split with tags, or a model that names its classes")
+        raise InputError(
+            f"{task} needs a split with tags (name their column: --columns ner_tags=NAME), or a model that names its "
+            "classes"
+        )
     names = sorted({str(tag) for tag in pc.unique(tags[split]).drop_null().to_pylist()}, key=_by_type)
     odd = [name for name in names if not TAG.fullmatch(name)]
-    kinds = Counter(name[2:].casefold() for name in names if _LOOSE_TAG.fullmatch(name))
-    if odd and (len(odd) < len(names) - (OUTSIDE in names) or max(kinds.values(), default=1) > 1):
+    matches = [match for name in names if (match := _LOOSE_TAG.fullmatch(name))]
+    kinds = Counter((match["prefixed"] or match["suffixed"]).casefold() for match in matches)
+    loose = max(kinds.values(), default=1) > 1 or any(name != name.strip() for name in odd)
+    if odd and (len(odd) < len(names) - (OUTSIDE in names) or loose):
         raise InputError(
             f"{task}, split {split}: the tag {odd[0]!r} is neither {OUTSIDE!r} nor a type with its prefix, as B-PER; "
             "correct it, or check whether it stands in a header, a comment or another column (--columns ner_tags=…)"

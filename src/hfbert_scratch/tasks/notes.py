@@ -1,16 +1,17 @@
 """Notes of a task's data: warnings and left-out rows, printed at once and collected for the run's record."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..utils.environment import is_first_process
+
 
 @dataclass
 class Notes:
-    """Rows that were left out, each with its reason, and warnings, in the order in which they came up."""
+    """Left-out rows, each with its reason, and warnings, in order."""
 
     left_out: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -36,7 +37,7 @@ def collect_notes() -> Iterator[Notes]:
 
 def _print(text: str) -> None:
     # There is no process group yet when data are read.
-    if not int(os.environ.get("RANK", "0")):
+    if is_first_process():
         print(f"warning: {text}")
 
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from ..utils.errors import InputError
-from .data import Columns, check_single, check_strings, read_file
 from .encoding import (
     INPUT_FEATURES,
     FeatureSettings,
@@ -26,7 +25,9 @@ from .encoding import (
     with_special_tokens,
 )
 from .labels import (
+    PLAIN_NUMBERS,
     are_unnamed,
+    as_float,
     as_number,
     check_user_classes,
     class_ids,
@@ -34,11 +35,16 @@ from .labels import (
     is_missing,
     label_maps,
     match_model_classes,
+    refuse_booleans,
     refuse_unlabelled,
     warn_of_similar,
 )
 from .notes import leave_out, warn
+from .tables import Columns, check_strings, read_file, warn_of_blanks
 from .task import Task, metric_scores, write_predicted
+
+
+_OR_LIST_NEGATIVE = "; if negative numbers are classes, list them, as --class_names -1 0 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,8 @@ class SequenceTask(Task):
         for split, table in tables.items():
             if "label" not in table.column_names and not split.startswith("test"):
                 raise InputError(
-                    f"split {split} of {self.name} has no label column; to predict it, name it --test_file"
+                    f"split {split} of {self.name} has no label column; name yours: --columns label=NAME; to predict "
+                    "the split, name it --test_file"
                 )
         check_user_classes(self.name, user_classes, self.classes)
         if self.is_regression:
@@ -101,13 +108,13 @@ class SequenceTask(Task):
         if split is None:
             raise InputError(f"{self.name} needs a split with labels, or a model that names its classes")
         location = f"split {split}: column 'label'"
-        names = distinct_classes(check_single(tables[split].column("label"), location), location)
+        names = distinct_classes(_single_labels(tables[split].column("label"), location), location)
         if _is_nli(names):
             names = [name for name in names if name != _NO_GOLD]
         if len(names) < 2:
             raise InputError(
-                f"split {split}: {len(names)} class in column 'label'; at least 2 are needed (negative numbers are no "
-                "labels; give such classes names)"
+                f"split {split}: {len(names)} class in column 'label'; at least 2 are needed (a negative number is no "
+                f"label{_OR_LIST_NEGATIVE})"
             )
         warn_of_similar(names, location)
         return names
@@ -123,6 +130,7 @@ class SequenceTask(Task):
         for text in self.texts:
             if text in table.column_names:
                 columns[text] = check_strings(table.column(text), f"{location}: column {text!r}")
+                warn_of_blanks(columns[text], f"{location}: column {text!r}")
                 features[text] = datasets.Value("string")
         if "label" in table.column_names:
             label = table.column("label")
@@ -131,8 +139,13 @@ class SequenceTask(Task):
                 labelled = refuse_unlabelled(np.isnan(values), split, location)
                 features |= {"label": datasets.Value("float32")} if labelled else {}
             else:
+                label = _single_labels(label, f"{location}: column 'label'")
+                if self.classes:
+                    refuse_booleans(label, names, location)
                 values = class_ids(label, names, location, by_position=by_position, remedy=remedy)
-                labelled = refuse_unlabelled(values < 0, split, location)
+                labelled = refuse_unlabelled(
+                    values < 0, split, location, _OR_LIST_NEGATIVE if not self.classes else ""
+                )
             if labelled:
                 columns["label"] = pa.array(values)
         if not self.is_regression:
@@ -143,19 +156,19 @@ class SequenceTask(Task):
 
     def _numbers(self, label: pa.ChunkedArray, location: str) -> np.ndarray:
         """Return the labels as numbers, (rows,), NaN for none; the Hub's −1 for STS-B means none."""
-        values = np.empty(len(label))
-        for row, value in enumerate(label.to_pylist()):
-            try:
-                values[row] = np.nan if value is None or value == "" else float(value)
-            except (TypeError, ValueError):
-                raise InputError(f"{location}, row {row}: label {value!r} is not a number") from None
+        numbers = [as_float(value) for value in _single_labels(label, f"{location}: column 'label'").to_pylist()]
+        if None in numbers:
+            row = numbers.index(None)
+            raise InputError(f"{location}, row {row}: label {label[row].as_py()!r} is not a number; {PLAIN_NUMBERS}")
+        values = np.array(numbers, dtype=np.float64)
         low, high = self.score_range
         if low == 0:
             values[values == -1] = np.nan
         outside = (values < low) | (values > high) | np.isinf(values)
         if outside.any():
             row = int(np.argmax(outside))
-            raise InputError(f"{location}, row {row}: label {values[row]:g} is outside {low:g} … {high:g}")
+            allowed = f"is outside {low:g} … {high:g}" if np.isfinite(values[row]) else "is not a finite number"
+            raise InputError(f"{location}, row {row}: label {values[row]:g} {allowed}")
         return values
 
     def is_labelled(self, raw: datasets.Dataset) -> bool:
@@ -243,6 +256,10 @@ class SequenceTask(Task):
         self.require_labels(raw)
         return metric_scores("glue", self.metric, self._ids(raw, predictions), raw["label"][:])
 
+    def metric_label(self, metric: str) -> str:
+        """Tell the mean over the classes from the F1 of the second of two classes, as GLUE has it."""
+        return "macro f1" if metric == "f1" and self.metric == "classification" else metric
+
     def _ids(self, raw: datasets.Dataset, predictions: list[str] | list[float]) -> list[int] | list[float]:
         places = {name: number for number, name in enumerate(self.class_names(raw))}
         return predictions if self.is_regression else [places[name] for name in predictions]  # type: ignore[index, return-value]
@@ -270,6 +287,16 @@ class SequenceTask(Task):
     ) -> list[Path]:
         """Write `predictions_<split>.tsv`: a header, then index and class or number."""
         return write_predicted(directory, split, predictions)
+
+
+def _single_labels(label: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
+    """Return the labels if every row has one value."""
+    if pa.types.is_nested(label.type):
+        raise InputError(
+            f"{location} holds lists or objects such as {label[0].as_py()!r}; every row needs a single label, not in "
+            "a list (several labels per text are not supported)"
+        )
+    return label
 
 
 _NLI_CLASSES = {"entailment", "neutral", "contradiction"}

@@ -18,11 +18,29 @@ import torch.nn.functional as F
 
 from ..metrics.squad_scoring import best_threshold, score_v2
 from ..utils.errors import InputError
-from .data import Columns, check_single, check_strings, columns_of_rows, json_rows, read_file, table_of
 from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, plain_backend, token_ids
 from .notes import leave_out, warn
-from .squad_files import check_answers, has_text, is_nested, locate, nested_rows, without_plausible_answers
+from .squad_files import (
+    check_answers,
+    explain_misplaced,
+    has_text,
+    is_nested,
+    locate,
+    nested_rows,
+    without_plausible_answers,
+)
 from .squad_spans import N_BEST_SIZE, Answers, Span, answer_tokens, best_spans, max_context_windows, n_best, windows
+from .tables import (
+    Columns,
+    check_single,
+    check_strings,
+    columns_of_rows,
+    format_suffix,
+    json_rows,
+    read_file,
+    table_of,
+    warn_of_blanks,
+)
 from .task import Defaults, Task, metric_scores, write_lines
 
 
@@ -59,13 +77,23 @@ class SquadTask(Task):
     # Loading.
 
     def read(self, path: Path, columns: Columns) -> pa.Table:
-        if not {".json", ".jsonl"} & {*path.suffixes[-2:]}:
+        if format_suffix(path) not in (".json", ".jsonl", ".ndjson"):
             return read_file(path, columns, self.optional_columns)
         rows = json_rows(path)
         if is_nested(rows):
-            return table_of(nested_rows(rows, str(path)), str(path))
-        rows = without_plausible_answers(rows, columns["answers"])
-        return table_of(columns_of_rows(rows, columns, self.optional_columns), str(path))
+            values = nested_rows(rows, str(path))
+        else:
+            rows = without_plausible_answers(rows, columns["answers"])
+            values = columns_of_rows(rows, columns, self.optional_columns)
+        ids = values.get("id", range(len(rows)))
+        if "id" in values:
+            values["id"] = [str(i) if isinstance(i, int) else i for i in ids]
+        if "answers" in values:
+            # Before Arrow sees them, which demands one type. Hidden answers may be null.
+            given = [(i, answers) for i, answers in zip(ids, values["answers"], strict=True) if answers is not None]
+            checked = iter(check_answers([answers for _, answers in given], [i for i, _ in given], str(path)))
+            values["answers"] = [None if answers is None else next(checked) for answers in values["answers"]]
+        return table_of(values, str(path))
 
     def validate(
         self, tables: dict[str, pa.Table], model_classes: Sequence[str] | None, user_classes: Sequence[str] = ()
@@ -77,6 +105,8 @@ class SquadTask(Task):
         columns: dict[str, Any] = {
             name: check_strings(table.column(name), f"{location}: column {name!r}") for name in ("question", "context")
         }
+        for name, texts in columns.items():
+            warn_of_blanks(texts, f"{location}: column {name!r}")
         if "id" in table.column_names:
             ids = check_single(table.column("id"), f"{location}: column 'id'")
             columns["id"] = check_strings(ids.cast(pa.string()), f"{location}: column 'id'")
@@ -92,7 +122,7 @@ class SquadTask(Task):
         if column is not None and split.startswith("test") and not any(map(has_text, column)):
             column = None  # hidden answers come as nulls, or as empty lists in every row
         if column is not None:
-            answers = check_answers(column, location)
+            answers = check_answers(column, columns["id"].to_pylist(), location)
             if split == "train":
                 answers = _located(answers, columns["context"].to_pylist(), location)
             features["answers"] = {
@@ -120,10 +150,13 @@ class SquadTask(Task):
         if not bad:
             return raw
         ids = ", ".join(raw[row]["id"] for row in bad[:5])
+        first = [(raw[row]["context"], raw[row]["answers"]) for row in bad]
+        why = explain_misplaced((context, a["text"][0], a["answer_start"][0]) for context, a in first)
         if not good:
-            raise InputError(f"{location}: no answer stands in its context at its answer_start (ids {ids} …)")
+            raise InputError(f"{location}: no answer stands in its context at its answer_start (ids {ids} …){why}")
         leave_out(
-            len(bad), f"{location}: left out {len(bad)} rows whose answer is not in the context at answer_start: {ids}"
+            len(bad),
+            f"{location}: left out {len(bad)} rows whose answer is not in the context at answer_start: {ids}{why}",
         )
         return raw.select(good)
 

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from ..utils.errors import InputError
-from .data import Columns, check_strings
 from .encoding import (
     INPUT_FEATURES,
     FeatureSettings,
@@ -21,27 +20,36 @@ from .encoding import (
     token_ids,
     with_special_tokens,
 )
-from .labels import class_ids, refuse_unlabelled
+from .labels import class_ids, refuse_booleans, refuse_unlabelled
 from .notes import warn
+from .tables import Columns, check_single, check_strings, warn_of_blanks
 from .task import Defaults, Task, metric_scores, write_predicted
 
 
 CHOICES = 4
-_TEXTS = ("sent1", "sent2", *(f"ending{number}" for number in range(CHOICES)))
+_ENDINGS = tuple(f"ending{number}" for number in range(CHOICES))
+_TEXTS = ("sent1", "sent2", *_ENDINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwagTask(Task):
     """A sentence and the beginning of the next → which of four endings follows.
 
-    Every choice is a pair of texts: `sent1`, and `sent2` with the ending. Features are nested: input_ids and
-    token_type_ids are lists of four lists.
+    Every choice is a pair of texts: `sent1`, and `sent2` with the ending. The data have the endings in four columns,
+    or in one with lists of four, as HellaSwag. Features are nested: input_ids and token_type_ids are lists of four
+    lists.
     """
 
     head: ClassVar[str] = "AutoModelForMultipleChoice"
     can_pack: ClassVar[bool] = False
+    optional_columns: ClassVar[frozenset[str]] = frozenset({"label", "endings", *_ENDINGS})
 
-    columns: Columns = field(default_factory=lambda: {name: (name,) for name in (*_TEXTS, "label")})
+    columns: Columns = field(
+        default_factory=lambda: (
+            {name: (name,) for name in (*_ENDINGS, "label", "endings")}
+            | {"sent1": ("sent1", "ctx_a"), "sent2": ("sent2", "ctx_b")}
+        )
+    )
     main_metric: str = "accuracy"
 
     def validate(
@@ -51,17 +59,25 @@ class SwagTask(Task):
 
     def _dataset(self, split: str, table: pa.Table) -> datasets.Dataset:
         location = f"{self.name}, split {split}"
+        table = _with_ending_columns(table, location)
         columns: dict[str, Any] = {
             name: check_strings(table.column(name), f"{location}: column {name!r}") for name in _TEXTS
         }
+        for name in ("sent1", *_ENDINGS):
+            warn_of_blanks(columns[name], f"{location}: column {name!r}")
         features: dict[str, Any] = {name: datasets.Value("string") for name in _TEXTS}
         if "label" in table.column_names:
             names = [str(number) for number in range(CHOICES)]
-            labels = class_ids(table.column("label"), names, location, by_position=True)
+            label = check_single(table.column("label"), f"{location}: column 'label'")
+            refuse_booleans(label, names, location)
+            labels = class_ids(label, names, location, by_position=False, remedy=", the number of the right ending")
             if refuse_unlabelled(labels < 0, split, location):
                 columns["label"], features["label"] = pa.array(labels), datasets.Value("int64")
         elif not split.startswith("test"):
-            raise InputError(f"{location} has no label column; to predict it, name it --test_file")
+            raise InputError(
+                f"{location} has no label column; name yours: --columns label=NAME; to predict the split, name it "
+                "--test_file"
+            )
         return make_dataset(columns, datasets.Features(features))
 
     def check_training(self, raw: datasets.Dataset) -> None:
@@ -128,6 +144,26 @@ class SwagTask(Task):
     ) -> list[Path]:
         """Write `predictions_<split>.tsv`: a header, then index and number of the ending."""
         return write_predicted(directory, split, predictions)
+
+
+def _with_ending_columns(table: pa.Table, location: str) -> pa.Table:
+    """Split a column of lists of endings into one column each; raise InputError if any lacks one."""
+    lacking = [name for name in _ENDINGS if name not in table.column_names]
+    if lacking and "endings" not in table.column_names:
+        raise InputError(
+            f"{location} has no column {lacking[0]!r}, nor 'endings' with lists of {CHOICES}; name yours: --columns "
+            f"{lacking[0]}=NAME"
+        )
+    if not lacking:
+        return table
+    lists = table.column("endings").to_pylist()
+    for row, endings in enumerate(lists):
+        if not isinstance(endings, list) or len(endings) != CHOICES:
+            count = f"{len(endings)} endings" if isinstance(endings, list) else f"{endings!r} for a list"
+            raise InputError(f"{location}, row {row}: column 'endings' holds {count}; it must hold {CHOICES}")
+    for number, name in enumerate(_ENDINGS):
+        table = table.append_column(name, pa.array([endings[number] for endings in lists]))
+    return table
 
 
 def swag_features(

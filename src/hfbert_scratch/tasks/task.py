@@ -20,8 +20,9 @@ from ..metrics import load_metric
 from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
 from ..utils.files import write_text, writing
-from .data import Columns, DataArguments, find_files, load_hub, read_file
+from .data import DataArguments, find_files, load_hub
 from .encoding import FeatureSettings
+from .tables import Columns, read_file
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,10 @@ class Task(ABC):
         Raises:
             InputError: for an unlabelled split.
         """
+
+    def metric_label(self, metric: str) -> str:
+        """Name a metric of `score` for people, where its key leaves something open."""
+        return metric
 
     def report(self, raw: datasets.Dataset, predictions: Any) -> dict[str, Any]:
         """Score every class of a labelled split, as {"classes": {name: {"precision": …}}}; empty without classes."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
 from .rows import open_parquet, parse_row, require_column
-from .streams import decode, open_file, read_lines, read_pieces
+from .streams import COMPRESSIONS, decode, open_file, read_lines, read_pieces
 
 
 # A longer document (a file without blank lines, one huge line) is cut into several, so that memory stays bounded and
@@ -26,15 +26,29 @@ MAX_DOCUMENT = 1 << 22
 MAX_LINE = 1 << 20
 
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ENCODING_ERRORS = ("strict", "replace")
 
 # Ends of error messages.
 _SEE_COLUMN, _OR_REPLACE = "; see --text_column", ", or use --encoding_errors replace"
 
-# Lines of white space only. Except for a file's first lines, the line end before them makes the search fast.
-_LEADING_BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
-_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+# Files of rows, which as plain text would be read with their syntax.
+_ROWS = (".json", ".csv", ".tsv")
+# White space other than LF, and characters without a width.
+_BLANK = r"[\t\x0b-\r\x1c- \x85\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff]"
+_ONLY_BLANK = re.compile(rf"{_BLANK}+")
+# Lines of blanks only. Except for a file's first lines, the line end before them makes the search fast.
+_LEADING_BLANK_LINES = re.compile(rf"(?:{_BLANK}*\n)+")
+_BLANK_LINES = re.compile(rf"\n(?:{_BLANK}*\n)+")
+# Other characters that can separate lines, and how often they must occur to be taken for that in a file without LF.
+_SEPARATORS = {
+    "\u2028": "U+2028",
+    "\u2029": "U+2029",
+    "\x85": "U+0085",
+    "\x0b": "U+000B",
+    "\x0c": "U+000C",
+    "\x1e": "U+001E",
+}
+_MIN_SEPARATORS = 10
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
@@ -166,7 +180,11 @@ def read_documents(
 
 
 def file_source(path: Path) -> TextSource:
-    """Tell the format and compression of a file by its suffixes; raise InputError for packed Parquet."""
+    """Tell the format and compression of a file by its suffixes.
+
+    Raises:
+        InputError: for packed Parquet, and rows in a format that is not read.
+    """
     suffix, compression = path.suffix.lower(), None
     if suffix in COMPRESSIONS:
         compression = COMPRESSIONS[suffix]
@@ -174,6 +192,11 @@ def file_source(path: Path) -> TextSource:
     kind = FORMATS.get(suffix, "text")
     if kind == "parquet" and compression:
         raise InputError(f"{path}: Parquet compresses by itself; unpack the file first")
+    if suffix in _ROWS:
+        raise InputError(
+            f"{path} holds rows, not plain text; write it as .jsonl (an object on every line) or .parquet, or name it "
+            ".txt to read it as it is"
+        )
     return TextSource(str(path), kind, compression)
 
 
@@ -216,7 +239,10 @@ def _read_text(source: TextSource, errors: str, stats: ReadStats) -> Iterator[st
             line = number + data.count(b"\n", 0, start)
             return f"{source.name}: byte {offset + start}{unpacked}, line {line},"
 
-        for index, part in enumerate(_between_blank_lines(decode(data, where, errors, _OR_REPLACE))):
+        text = decode(data, where, errors, _OR_REPLACE)
+        if number == 1:
+            _refuse_other_separators(text, source.name)
+        for index, part in enumerate(_between_blank_lines(text)):
             if index and held:
                 yield "".join(held)
                 held, size = [], 0
@@ -246,9 +272,22 @@ def _between_blank_lines(text: str) -> list[str]:
         parts.append(text[begin : blank.start() + 1])
         begin = blank.end()
     last_line = text.rfind("\n", begin) + 1
-    if text[max(begin, last_line) :].isspace():
+    if _ONLY_BLANK.fullmatch(text, max(begin, last_line)):
         return [*parts, text[begin:last_line], ""]
     return [*parts, text[begin:]]
+
+
+def _refuse_other_separators(text: str, name: str) -> None:
+    """Raise InputError if the beginning of a file has no LF, but many of another separator between its words."""
+    if "\n" in text:
+        return
+    for separator, code in _SEPARATORS.items():
+        count = text.count(separator)
+        if count >= _MIN_SEPARATORS and not text.isspace():
+            raise InputError(
+                f"{name} has no line ends, but {count} times {code}; replace them, by "
+                f"python -c \"import sys; [print(l) for l in sys.stdin.read().split('\\u{code[2:]}')]\" < FILE"
+            )
 
 
 def _read_jsonl(source: TextSource, column: str, errors: str, stats: ReadStats) -> Iterator[str]:
@@ -320,7 +359,7 @@ def _read_rows(source: TextSource, rows: Iterable[dict], column: str, stats: Rea
 
 
 def _text_or_none(value: object, place: str, column: str, stats: ReadStats) -> str | None:
-    if value is None:
+    if value is None or value != value:  # NaN stands for a missing value
         stats.null_texts += 1
         return None
     if not isinstance(value, str):

@@ -69,7 +69,7 @@ class TextSample:
         return [
             "the tokenizer was trained on other text or another script"
             + (f" (it does not know {strange})" if strange else "")
-            + "; train one on this text with recipes/train_tokenizer.py",
+            + "; train one on this text with hfbert tokenizer",
             *reasons,
         ]
 

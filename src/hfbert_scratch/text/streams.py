@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,22 @@ _ZEROS = {
     "UTF-32LE": ({1, 2, 3}, 0.5),
     "UTF-32BE": ({0, 1, 2}, 0.5),
 }
+# First bytes of files that are no text, each with the remedy; some of them would be read as text.
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet; unpack it, or save the sheet as .csv in UTF-8",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a document of an office program; save it as .csv or .txt in UTF-8",
+    b"%PDF-": "a PDF; extract its text first",
+    b"\x1f\x8b": "packed with gzip; add .gz to its name",
+    b"(\xb5/\xfd": "packed with zstd; add .zst to its name",
+    b"BZh91AY&SY": "packed with bzip2; unpack it first",
+    b"\xfd7zXZ\0": "packed with xz; unpack it first",
+    b"PAR1\x15": "a Parquet file; name it .parquet",
+    b"ARROW1\0\0": "an Arrow file; write it as .parquet",
+    b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, not the file itself; get it by git lfs pull",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+# First bytes of packed files; zstd's may be those of a skippable frame.
+_PACKED_HEADS = {"gzip": re.compile(rb"\x1f\x8b"), "zstd": re.compile(rb"\(\xb5/\xfd|[\x50-\x5f]\*M\x18")}
 # Bytes inspected, and the fewest NULs that count as evidence.
 _HEAD, _MIN_ZEROS = 4096, 16
 
@@ -82,20 +99,23 @@ def with_lf(stream: io.BufferedReader, name: str) -> io.BufferedReader:
     """Return `stream` with LF as its line ends if it has CR only. Nothing may have been read from it.
 
     Raises:
-        InputError: if it is UTF-16 or UTF-32 text.
+        InputError: if it is UTF-16 or UTF-32 text, or another format.
     """
     head = stream.peek()
-    _refuse_wide_encodings(head, name)
+    _refuse_other_formats(head, name)
     if b"\n" in head or b"\r" not in head[:-1]:
         return stream
     return io.BufferedReader(_OldLineEnds(stream), buffer_size=BLOCK)
 
 
-def _refuse_wide_encodings(head: bytes, name: str) -> None:
-    """Raise InputError if a file begins like UTF-16 or UTF-32 text.
+def _refuse_other_formats(head: bytes, name: str) -> None:
+    """Raise InputError if a file begins like UTF-16 or UTF-32 text, or like no text.
 
     Without a byte order mark, most of such text is valid UTF-8 with a NUL in every blank, and would be read as such.
     """
+    for magic, remedy in _OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise InputError(f"{name} is {remedy}")
     head = head[:_HEAD]
     encoding = next((kind for mark, kind in _MARKS.items() if head.startswith(mark)), None)
     zeros = [offset for offset, byte in enumerate(head) if byte == 0]
@@ -117,6 +137,10 @@ def open_file(path: Path | str) -> io.BufferedReader:
 
 def _open_unpacked(path: Path | str, compression: str | None) -> io.BufferedReader:
     file = open_file(path)
+    if compression is not None:
+        head = file.peek(4)
+        if head and not _PACKED_HEADS[compression].match(head):
+            raise InputError(f"{path} is not packed with {compression}; take {Path(path).suffix} from its name")
     if compression == "gzip":
         return io.BufferedReader(gzip.GzipFile(fileobj=file), buffer_size=BLOCK)
     if compression == "zstd":
@@ -143,7 +167,7 @@ def read_pieces(
         Offset of the piece in the unpacked file, in bytes, and the piece.
 
     Raises:
-        InputError: if the file cannot be read, is damaged, or is UTF-16 or UTF-32 text.
+        InputError: if the file cannot be read, is damaged, is UTF-16 or UTF-32 text, or another format.
     """
     import zstandard
 
@@ -204,7 +228,8 @@ def decode(data: bytes, place: Callable[[int], str], errors: str = "strict", rem
         return data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{place(error.start)} is not valid UTF-8 (byte 0x{data[error.start]:02x}); convert the file{remedy}"
+            f"{place(error.start)} is not valid UTF-8 (byte 0x{data[error.start]:02x}); if it is Latin-1 or "
+            f"Windows-1252 text, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE{remedy}"
         ) from None
 
 
@@ -223,3 +248,27 @@ def read_lines(
             return f"{place}, byte {offset + start},"
 
         yield place, decode(data, byte, errors, remedy)
+
+
+def read_whole(path: Path | str, limit: int) -> str:
+    """Read a UTF-8 file at once: unpacked if it ends in .gz or .zst, without byte order marks, with LF for CR alone.
+
+    Args:
+        path: the file.
+        limit: most bytes, unpacked.
+
+    Raises:
+        InputError: if the file cannot be read, is damaged, longer than `limit`, not UTF-8, or another format.
+    """
+    pieces, size = [], 0
+    for _, piece in read_pieces(path, COMPRESSIONS.get(Path(path).suffix.lower()), limit):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise InputError(f"{path} unpacks to more than {limit} bytes; unpack it, or split it")
+    data = b"".join(pieces)
+
+    def line(start: int) -> str:
+        return f"{path}: line {data[:start].count(10) + 1}"
+
+    return decode(data, line).lstrip("\ufeff")

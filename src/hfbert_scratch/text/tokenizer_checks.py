@@ -5,13 +5,13 @@ A disagreement raises no error by itself: text silently becomes other ids than t
 
 import functools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from ..utils.environment import is_first_process
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
 
@@ -22,6 +22,18 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NOTABLE = 0.01
 # Share of a vocabulary that may be edited; beyond it, it counts as another vocabulary.
 _MAX_EDITED = 0.1
+_BLANK = re.compile(r"[ \t\r]")
+# Files of tokenizers of other algorithms.
+_OTHER_ALGORITHMS = {"*.model": "SentencePiece", "merges.txt": "BPE", "vocab.json": "BPE"}
+_ONLY_WORDPIECE = (
+    "only WordPiece ones are supported, as BERT's, DistilBERT's and ELECTRA's are, not those of RoBERTa and XLM-R"
+)
+# Settings of tokenizer_config.json that are true or false, and the rules of tokenizer.json that they decide.
+_CONFIGURED = {
+    "do_lower_case": "normalizer.lowercase",
+    "strip_accents": "normalizer.strip_accents",
+    "tokenize_chinese_chars": "normalizer.handle_chinese_chars",
+}
 # Entries of released vocabularies reserved for new words, and special tokens.
 _UNUSED, _RESERVED = re.compile(r"\[unused\d+\]"), re.compile(r"\[\w+\]")
 
@@ -39,9 +51,17 @@ def check_tokenizer(tokenizer: Any, name: str = "the tokenizer") -> None:
         role = f"{usual[1:-1].lower()}_token"
         token = getattr(tokenizer, role)
         if token is None:
-            raise InputError(f"{name} has no {role} ({usual}); BERT needs it")
+            raise InputError(
+                f"{name} has no {role} ({usual}), which BERT needs; name it in tokenizer_config.json, as "
+                f"{json.dumps({role: usual})}"
+            )
         if token not in vocabulary or vocabulary[token] >= tokenizer.vocab_size:
             raise InputError(f"{name}: the {role} {token} is not in the vocabulary; add it and train again")
+        if token != usual and usual in vocabulary:
+            raise InputError(
+                f"{name}: the {role} is {token!r}, although the vocabulary has {usual}; correct it in "
+                "tokenizer_config.json or special_tokens_map.json"
+            )
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise InputError(f"{name}: the ids are not 0 … {len(vocabulary) - 1} without gaps; two tokens share an id")
 
@@ -56,7 +76,11 @@ def check_files(path: Path) -> None:
         raise InputError(f"{path} is a file; name the directory of the tokenizer")
     vocabulary, serialized = path / "vocab.txt", path / "tokenizer.json"
     if not vocabulary.is_file() and not serialized.is_file():
+        other = next((kind for name, kind in _OTHER_ALGORITHMS.items() if any(path.glob(name))), None)
+        if other:
+            raise InputError(f"{path} holds a {other} tokenizer; {_ONLY_WORDPIECE}")
         raise InputError(f"{path} is not a tokenizer directory: it has neither tokenizer.json nor vocab.txt")
+    _check_configuration(path)
     if serialized.is_file():
         try:
             content = json.loads(serialized.read_text(encoding="utf-8"))
@@ -66,12 +90,9 @@ def check_files(path: Path) -> None:
         vocab = model.get("vocab") if isinstance(model, dict) else None
         kind = model.get("type") if isinstance(model, dict) else None
         if kind is not None and kind != "WordPiece":
-            raise InputError(
-                f"{serialized} is a {kind} tokenizer; only WordPiece ones are supported, as BERT's, DistilBERT's and "
-                "ELECTRA's are, not those of RoBERTa and XLM-R"
-            )
+            raise InputError(f"{serialized} is a {kind} tokenizer; {_ONLY_WORDPIECE}")
         if not isinstance(vocab, dict):
-            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of train_tokenizer.py's")
+            raise InputError(f"{serialized} holds no WordPiece vocabulary; use one of hfbert tokenizer's")
         _check_special_tokens(serialized, set(vocab))
     if vocabulary.is_file():
         tokens = _check_vocabulary_lines(vocabulary)
@@ -105,15 +126,20 @@ def _check_same_tokens(path: Path, tokens: list[str], content: dict[str, Any]) -
 
 def _check_vocabulary_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({one_line(error)})") from None
+    if text.startswith("\ufeff"):
+        raise InputError(f"{path} begins with a byte order mark, which would be part of the first token; remove it")
+    lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
     seen: dict[str, int] = {}
     for number, line in enumerate((line.removesuffix("\r") for line in lines), start=1):
         if not line.strip():
             raise InputError(f"{path}: line {number} is blank; every line must be one token")
+        if _BLANK.search(line):
+            raise InputError(f"{path}: line {number} is {line[:40]!r}; every line must be one token, without blanks")
         if line in seen:
             raise InputError(f"{path}: lines {seen[line]} and {number} are both {line!r}; ids would shift")
         seen[line] = number
@@ -128,27 +154,62 @@ def _check_special_tokens(path: Path, tokens: set[str]) -> None:
         raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}; BERT needs all of them")
 
 
-def check_as_written(tokenizer: Any, path: Path) -> None:
-    """Refuse a tokenizer that transformers loads with other rules than those in tokenizer.json.
+def _check_configuration(path: Path) -> None:
+    content = _configuration(path)
+    config = path / "tokenizer_config.json"
+    for name in _CONFIGURED:
+        if not isinstance(content.get(name), bool | None) or (
+            content.get(name, 0) is None and name != "strip_accents"
+        ):
+            raise InputError(f"{config}: {name} is {json.dumps(content[name])}; it must be true or false")
+    length = content.get("model_max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or length < 3):
+        raise InputError(
+            f"{config}: model_max_length is {json.dumps(length)}; it must be a number of tokens, of at least 3"
+        )
 
-    transformers takes case from tokenizer_config.json, and lower case if that does not mention it.
+
+def check_as_written(tokenizer: Any, path: Path) -> None:
+    """Refuse a tokenizer that transformers loads with another vocabulary, or other rules, than the files hold.
+
+    transformers takes the class and case from tokenizer_config.json, and lower case if that does not mention it.
 
     Raises:
-        InputError: if the rules differ.
+        InputError: if they differ.
     """
+    if not path.is_dir():
+        return
+    backend = tokenizer.backend_tokenizer
+    kind, size = type(backend.model).__name__, backend.get_vocab_size(with_added_tokens=False)
+    expected = _vocabulary_size(path)
+    if kind != "WordPiece" or size != expected:
+        raise InputError(
+            f"{path}: transformers loads a {type(tokenizer).__name__}, with {size} {kind} tokens, not the {expected} "
+            'WordPiece ones of the file; set "tokenizer_class": "BertTokenizer" in tokenizer_config.json'
+        )
     if not (path / "tokenizer.json").is_file():
         return
     written, loaded = (_rules(backend) for backend in (_read_backend(path), tokenizer.backend_tokenizer))
-    different = [
+    different = [name for name in sorted(written.keys() | loaded.keys()) if written.get(name) != loaded.get(name)]
+    if not different:
+        return
+    shown = [
         f"{name} is {json.dumps(written.get(name))} in tokenizer.json, {json.dumps(loaded.get(name))} as loaded"
-        for name in sorted(written.keys() | loaded.keys())
-        if written.get(name) != loaded.get(name)
+        for name in different[:3]
     ]
-    if different:
-        raise InputError(
-            f"{path}: transformers does not load what is written: {'; '.join(different)}; give do_lower_case, "
-            "strip_accents and tokenize_chinese_chars in tokenizer_config.json the values of tokenizer.json"
+    if set(different) <= set(_CONFIGURED.values()):
+        remedy = f"give {', '.join(_CONFIGURED)} in tokenizer_config.json the values of tokenizer.json"
+    else:
+        remedy = (
+            'for tokenizer.json as it is, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json'
         )
+    raise InputError(f"{path}: transformers does not load what is written: {'; '.join(shown)}; {remedy}")
+
+
+def _vocabulary_size(path: Path) -> int:
+    if (path / "tokenizer.json").is_file():
+        return _read_backend(path).get_vocab_size(with_added_tokens=False)
+    return len(_check_vocabulary_lines(path / "vocab.txt"))
 
 
 def _read_backend(path: Path) -> Tokenizer:
@@ -264,5 +325,5 @@ def check_same_vocabulary(tokenizer: Any, other: Any, name: str, model: str) -> 
 @functools.cache
 def warn(text: str) -> None:
     """Print a warning once, by the first process only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"warning: {text}", flush=True)

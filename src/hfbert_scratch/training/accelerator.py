@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from ..utils.errors import InputError
 from . import fsdp
@@ -63,6 +64,17 @@ def _peak(device: torch.device, dtype: torch.dtype) -> float:
     return peak_flops(device, dtype)[0]
 
 
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise InputError for a tracker that Accelerate does not know, or would leave out as it is not installed."""
+    known, available = LoggerType.list(), [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise InputError(f"trackers is {name}; it must be {', '.join(known)} or none")
+        if name not in (*available, LoggerType.ALL):
+            extra = '"hfbert-scratch[trackers]"' if name in ("trackio", "wandb") else name
+            raise InputError(f"the tracker {name} is not installed: pip install {extra}, or choose --trackers none")
+
+
 def create_accelerator(
     precision: str,
     trackers: Sequence[str] = (),
@@ -87,6 +99,7 @@ def create_accelerator(
     cpu = not torch.cuda.is_available()
     device = torch.device("cpu" if cpu else "cuda")
     trackers = [name for name in trackers if name != "none"]
+    _check_trackers(trackers)
     join_processes(cpu, timeout_seconds)
     if precision == "auto":
         # Accelerate has one precision a process: a second accelerator takes the first one's.

@@ -12,6 +12,7 @@ from .optimizers import OPTIMIZERS
 # A resumed run may change these: they do not change what is learned.
 NON_SEMANTIC_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
 NON_SEMANTIC_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
+NON_SEMANTIC_ARGUMENTS |= {"estimate", "price"}
 
 
 # Spellings of switches on the command line, and their values in records and code; None is chosen by the run.
@@ -116,7 +117,7 @@ class TrainingArguments:
     )
     trackers: list[str] = argument(
         ["tensorboard"],
-        help="accelerate's trackers: tensorboard, wandb, trackio…; none",
+        help="accelerate's trackers: tensorboard and trackio work offline; wandb…; none",
         group="log, checkpoints, end",
     )
 

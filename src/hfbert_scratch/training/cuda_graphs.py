@@ -5,9 +5,21 @@ from typing import Any
 
 import torch
 
+from ..utils.errors import InputError
+
 
 # Recordings that are kept; passes of further shapes run as they are.
 _MOST_RECORDINGS = 32
+
+
+def check_cuda_graphs(device: torch.device, num_processes: int) -> None:
+    """Check that passes can be recorded.
+
+    Raises:
+        InputError: without a CUDA device, or with several processes.
+    """
+    if device.type != "cuda" or num_processes > 1:
+        raise InputError("cuda_graphs needs a CUDA device and one process; leave it out")
 
 
 class RecordedPasses:

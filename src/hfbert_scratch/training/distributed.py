@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import distributed
 
+from ..utils.environment import is_first_process
 from ..utils.errors import InputError
 
 
@@ -89,7 +90,8 @@ class StopController:
         self.accelerator = accelerator
         self.reason = "a signal or the time limit of another process"
         self._on_cpu = accelerator.device.type == "cpu"
-        self._signalled = False
+        self.signalled = False
+        self._ended = ""
         self._handlers: dict[int, Any] = {}
         self._votes: tuple[torch.Tensor, torch.cuda.Event] | None = None
         # Only a launcher's end means that nobody waits for this process: a shell may go and leave it running.
@@ -106,12 +108,16 @@ class StopController:
         """SIGTERM, SIGINT, SIGUSR1 end the run after the current step, with a checkpoint; a second SIGINT at once."""
 
         def stop(number: int, frame: Any) -> None:
-            if self._signalled and number == signal.SIGINT:
+            if self.signalled and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self._signalled = True
+            self.signalled = True
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._handlers[number] = signal.signal(number, stop)
+
+    def end(self, reason: str) -> None:
+        """End the run after a step that is still to come, on all processes."""
+        self._ended = reason
 
     def release_signals(self) -> None:
         """Restore the previous signal handlers."""
@@ -144,8 +150,10 @@ class StopController:
             # count: it compiles, which no later one has to.
             self._longest = max(self._longest, now - self._looked)
         self._looked = now
-        if self._signalled:
+        if self.signalled:
             self.reason = "a signal"
+        elif self._ended:
+            self.reason = self._ended
         elif self._deadline is not None and now + self._longest > self._deadline:
             self.reason = "max_time"
         elif self._launcher is not None and os.getppid() != self._launcher:
@@ -170,8 +178,8 @@ class StopController:
 
 
 def first_process_says(ask: Callable[[], Answer]) -> Answer:
-    """Return the first process's answer to `ask` on all processes, each of which must call this."""
-    found = [ask() if int(os.environ.get("RANK", "0")) == 0 else None]
+    """Return the first process's answer to `ask` on all processes; all must call this."""
+    answers = [ask() if is_first_process() else None]
     if distributed.is_initialized():
-        distributed.broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]
+        distributed.broadcast_object_list(answers)
+    return answers[0]  # type: ignore[return-value]

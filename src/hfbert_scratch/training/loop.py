@@ -20,12 +20,11 @@ from ..model.attention import fastest_attention
 from ..model.configuration_hfbert import HFBertConfig
 from ..model.gpu import compile_layers, train_on_gpu
 from ..model.onednn import train_with_onednn
-from ..utils.arguments import save_arguments
 from ..utils.errors import CheckpointError, InputError, one_line
 from ..utils.hashing import hash64
 from .batches import StepBatch, on_device, prefetch
 from .checkpoints import load_optimizer
-from .cuda_graphs import RecordedPasses
+from .cuda_graphs import RecordedPasses, check_cuda_graphs
 from .distributed import describe_processes
 from .fsdp import autocast_forward, full_tensor, is_sharded, summon_full_params
 from .meter import TrainingMetrics
@@ -64,8 +63,7 @@ def prepare(run: Run, model: PreTrainedModel) -> tuple[nn.Module, torch.optim.Op
             f"the processes find different checkpoints in {run.checkpoints} (steps {', '.join(map(str, steps))}); "
             "output_dir must be one directory that all hosts share"
         )
-    if run.is_main:  # not before: a run that is refused leaves the directory as it was
-        save_arguments(arguments, run.directory / "arguments.yaml")
+    run.save_arguments()  # not before: a run that is refused leaves the directory as it was
     model.to(run.device)
     if run.onednn and not train_with_onednn(model):
         run.print("the run began with linear layers by oneDNN, which it cannot have here: losses differ by rounding")
@@ -89,7 +87,8 @@ def _configure(run: Run, model: PreTrainedModel) -> None:
     is_ours = model.config.model_type == HFBertConfig.model_type
     if run.packing and not is_ours:
         raise InputError(f"packing needs a model of this package, not {type(model).__name__}; leave it out")
-    _check_cuda_graphs(run)
+    if run.cuda_graphs:
+        check_cuda_graphs(run.device, run.accelerator.num_processes)
     if run.device.type == "cuda" and run.dtype == torch.bfloat16 and is_ours:
         train_on_gpu(model)
     _compile(run, model)
@@ -108,11 +107,6 @@ def _configure(run: Run, model: PreTrainedModel) -> None:
             model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
         )  # renamed in 5.x
         enable({"use_reentrant": False})
-
-
-def _check_cuda_graphs(run: Run) -> None:
-    if run.cuda_graphs and (run.device.type != "cuda" or run.accelerator.num_processes > 1):
-        raise InputError("cuda_graphs needs a CUDA device and one process; leave it out")
 
 
 def _compile(run: Run, model: nn.Module) -> None:
@@ -139,6 +133,7 @@ def train(
     save_extra: Callable[[Path], None],
     flops_per_token: Callable[[float], float],
     forward: Callable[[nn.Module, dict[str, Any], dict[str, torch.Tensor]], Any] = model_outputs,
+    draw: Callable[[], None] | None = None,
 ) -> bool:
     """Run optimizer steps until `max_steps`, a signal or `max_time`.
 
@@ -150,6 +145,7 @@ def train(
         flops_per_token: useful FLOPs per token for a mean sequence length, for the MFU.
         forward: takes model, inputs and totals; its outputs' `loss` is the micro-batch's share of the mean over the
             global counts in totals.
+        draw: draws the log's curves, on the main process, when an evaluation is done.
 
     Returns:
         True if the run made its last step.
@@ -161,6 +157,7 @@ def train(
     meter = TrainingMetrics(run, flops_per_token)
     one_pass = _forward_and_backward(run, model, forward)
     run.stopping.catch_signals()
+    run.start_bar()
     model.train()
     stop = False
     for batch in meter.time_waiting(prefetch(batches)):
@@ -187,20 +184,30 @@ def train(
         if finished or progress.step % arguments.log_every == 0:
             meter.log(arguments.learning_rate * factor)
         if finished or progress.step % arguments.eval_every == 0:
-            # Compiled code is for training's shapes; an evaluation would compile again for its own.
-            with meter.paused(), summon_full_params(model), torch.compiler.set_stance("force_eager"):
-                run.log(evaluate())
-            model.train()
+            with meter.paused():
+                run.log(evaluate_between_steps(model, evaluate))
+                if draw is not None and run.writes and not finished:
+                    draw()
         if finished or stop or progress.step % arguments.save_every == 0:
             with meter.paused():
                 run.save(model, optimizer, save_extra)
         if finished or stop:
             break
-    if stop:
+    run.bar.close()
+    if stop and run.records:
         run.print(
             f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there"
         )
     return is_finished(run)
+
+
+def evaluate_between_steps(model: nn.Module, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Evaluate a model that is being trained, then set it back to training."""
+    # Compiled code is for training's shapes; an evaluation would compile again for its own.
+    with summon_full_params(model), torch.compiler.set_stance("force_eager"):
+        metrics = evaluate()
+    model.train()
+    return metrics
 
 
 def _forward_and_backward(

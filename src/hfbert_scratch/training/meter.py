@@ -66,6 +66,7 @@ class TrainingMetrics:
         self.unchecked[self.run.progress.step] = batch.examples
         self.tokens += batch.num_tokens
         self.squared_lengths += batch.squared_lengths
+        self.run.update_bar()
         if self.run.device.type == "cpu":
             self.check_finite()
 
@@ -75,7 +76,7 @@ class TrainingMetrics:
         if math.isfinite(step):
             examples = {name: column.tolist() for name, column in self.unchecked[int(step)].items()}
             report = self.run.directory / "diverged.json"
-            if self.run.is_main:
+            if self.run.writes:
                 write_json(report, {"step": int(step), "examples": examples})
             raise DivergenceError(
                 f"the gradient of step {int(step)} is not finite ({report} lists its examples); the checkpoints "
@@ -136,6 +137,7 @@ class TrainingMetrics:
         if run.arguments.schedule == "time":
             remaining = min(remaining, 60 * run.arguments.max_time - run.stopping.seconds())
         parts = " ".join(f"{name.removesuffix('_loss')} {metrics[name]:.3f}" for name in self.parts_seen)
+        run.bar.show(loss=f"loss {metrics[self.parts_seen[0]]:.3f}")
         run.print(
             f"step {progress.step}/{run.arguments.max_steps} {parts} lr {learning_rate:.2e} "
             f"grad {metrics['gradient_norm']:.2f} {rate / 1e3:.1f}k tokens/s {useful / 1e12:.3f} TFLOP/s "

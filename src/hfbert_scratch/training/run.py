@@ -5,12 +5,12 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -18,11 +18,13 @@ from safetensors.torch import load_model, save_file
 from torch import nn
 
 from ..model.gpu import can_compile
-from ..model.kernels_hfbert import has_varlen_kernel
+from ..model.layout_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
+from ..utils.arguments import save_arguments
 from ..utils.environment import disable_malloc_trim, hardware, versions
 from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, write_text, writing
+from ..utils.progress import TrainingBar, fold
 from .accelerator import compute_dtype, create_accelerator, precision_name
 from .arguments import COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingArguments
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
@@ -64,7 +66,12 @@ class Run:
         OutputError: if the directory is not writable, or another run uses it.
     """
 
+    # Whether anything is written to the directory. A run that only times its steps leaves it as it is.
+    records = True
+
     def __init__(self, arguments: TrainingArguments, settings: dict[str, Any], *, last: bool = True):
+        if self.records and getattr(arguments, "estimate", False):
+            raise InputError("this run cannot be estimated; leave --estimate out")
         self.arguments = arguments
         self.last = last
         self.directory = Path(arguments.output_dir)
@@ -77,6 +84,8 @@ class Run:
             precision = recorded.get("precision", "auto")  # a run that goes on keeps what it began with
         self.accelerator = create_accelerator(precision, arguments.trackers, self.directory, arguments.process_timeout)
         self.is_main = self.accelerator.is_main_process
+        self.writes = self.is_main and self.records
+        self.bar = TrainingBar(enabled=self.writes)
         self.device = self.accelerator.device
         self.dtype = compute_dtype(self.accelerator)
         self.precision = precision_name(self.dtype)
@@ -92,19 +101,19 @@ class Run:
         self.stopping = StopController(self.accelerator, arguments.max_time, is_budget=arguments.schedule == "time")
         self.spinning = Spinning(self.device)
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
-        if self.is_main:
-            self._lock = ExitStack()
+        self._lock = ExitStack()
+        if self.writes:
             self._lock.enter_context(_own_directory(self.directory))
         self.accelerator.wait_for_everyone()
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.bar.close()
         self.stopping.release_signals()
         self.spinning.restore()
-        if self.is_main:
-            self._lock.close()
+        self._lock.close()
         if error[0] is None:  # after an error the other processes may not come to this point
             if self.last:
                 self.accelerator.end_training()
@@ -146,9 +155,22 @@ class Run:
         return int(best(entries, key=lambda entry: entry[metric])["step"]) if entries else None
 
     def print(self, text: str) -> None:
-        """Print, on the main process only."""
+        """Print, on the main process only; on a terminal above the progress bar and no wider than its lines."""
         if self.is_main:
-            print(text, flush=True)
+            self.bar.print(fold(text))
+
+    def start_bar(self) -> None:
+        """Show the progress bar: by steps, or by time where the schedule goes by time."""
+        by_time = self.arguments.schedule == "time"
+        self.bar.start(60 * self.arguments.max_time if by_time else self.arguments.max_steps, *self._position())
+
+    def update_bar(self) -> None:
+        """Move the bar to the current step."""
+        self.bar.update(*self._position())
+
+    def _position(self) -> tuple[float, str]:
+        step, by_time = self.progress.step, self.arguments.schedule == "time"
+        return self.stopping.seconds() if by_time else step, f"{step}/{self.arguments.max_steps}"
 
     # Resume and checkpoints
 
@@ -159,7 +181,7 @@ class Run:
         """
         checkpoint = newest_checkpoint(self.checkpoints, lambda text: self.print(f"warning: {text}"))
         if checkpoint is None:
-            if self.is_main:
+            if self.writes:
                 self._log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
             return None
         state = read_json(checkpoint / "training_state.json", "checkpoint")
@@ -172,7 +194,7 @@ class Run:
         self.progress = Progress(**state["progress"])
         self.stopping.seconds_before = self.progress.elapsed
         self.history = [entry for entry in _read_log(self._log_path) if entry["step"] <= self.progress.step]
-        if self.is_main:
+        if self.writes:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
             # At once: a kill must not cost the log, and the other processes are reading it.
             write_text(self._log_path, lines)
@@ -193,7 +215,7 @@ class Run:
             sharded = is_sharded(unwrapped)
             if self.is_main or sharded:
                 moments = optimizer_tensors(getattr(optimizer, "optimizer", optimizer), unwrapped, self.is_main)
-        if self.is_main and keep:
+        if self.writes and keep:
             self._require_finite(weights or plain.state_dict())
             state = {
                 "settings": self.settings,
@@ -215,7 +237,7 @@ class Run:
     def save_model(self, model: nn.Module, save_extra: Callable[[Path], None]) -> None:
         """Write model/ as a checkpoint has it, whatever the model is wrapped in. All processes must call this."""
         plain, weights = self._to_save(model)
-        if self.is_main:
+        if self.writes:
             directory = self.directory / "model"
             with writing(directory):
                 plain.save_pretrained(directory, state_dict=weights)
@@ -242,17 +264,24 @@ class Run:
     def _log_path(self) -> Path:
         return self.directory / "log.jsonl"
 
+    def save_arguments(self) -> None:
+        """Write arguments.yaml, which `--config` reads back."""
+        if self.writes:
+            save_arguments(self.arguments, self.directory / "arguments.yaml")
+
     def start_trackers(self) -> None:
         """Open the trackers the arguments name."""
         config = {key: str(value) for key, value in dataclasses.asdict(self.arguments).items()}
-        self.accelerator.init_trackers("hfbert", config=config)
+        # A run that is continued goes on under its name in the project.
+        trackio = {"name": str(self.directory), "resume": "allow", "embed": False}
+        self.accelerator.init_trackers("hfbert", config=config, init_kwargs={"trackio": trackio})
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append one line of metrics at the current step to log.jsonl and send it to the trackers."""
         entry = {"step": self.progress.step} | metrics
         self.history.append(entry)
         self.accelerator.log(metrics, step=self.progress.step)
-        if self.is_main:
+        if self.writes:
             with writing(self._log_path), self._log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
@@ -269,7 +298,7 @@ class Run:
             "tokens": self.progress.tokens,
             "seconds": round(self.progress.seconds, 1),
         } | entries
-        if self.is_main:
+        if self.writes:
             write_json(self.directory / "record.json", record)
 
     def _recorded_settings(self) -> dict[str, Any]:
@@ -339,8 +368,11 @@ class Run:
 
 @contextmanager
 def _own_directory(directory: Path) -> Iterator[None]:
-    """Keep other runs out of the directory. Raises OutputError if one is there or nothing can be written."""
-    path = directory / ".lock"
+    """Keep other runs out of the directory. Raises OutputError if one is there or nothing can be written.
+
+    At the end the lock is gone, and so is the directory of a run that was refused before it wrote anything.
+    """
+    path, is_new = directory / ".lock", not directory.exists()
     with ExitStack() as stack:
         with writing(f"output_dir {directory}", "choose another"):
             is_free = stack.enter_context(lock(path, wait=False))
@@ -348,7 +380,13 @@ def _own_directory(directory: Path) -> Iterator[None]:
                 owner = path.read_text(encoding="utf-8")
                 raise OutputError(f"another run is writing to {directory} ({owner.strip()}); stop it first")
             path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # not empty
+                    directory.rmdir()
 
 
 def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ _OTHER_WORK = 0.3
 # Seconds from one look at the machine to the next: the system counts in hundredths.
 _PERIOD = 2.0
 # Whoever sets one of these has decided how threads wait.
-_USERS_OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES", "KMP_BLOCKTIME")
+USERS_OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES", "KMP_BLOCKTIME")
 
 
 class Spinning:
@@ -31,9 +31,9 @@ class Spinning:
     """
 
     def __init__(self, device: torch.device):
-        threads, cores = torch.get_num_threads(), _cores()
-        gnu = any("libgomp" in line for line in _mapped_files())
-        own = any(name in os.environ for name in _USERS_OWN)
+        threads, cores = torch.get_num_threads(), usable_cores()
+        gnu = any("libgomp" in line for line in mapped_files())
+        own = any(name in os.environ for name in USERS_OWN)
         # With one thread there is nobody to wait for.
         self.possible = device.type == "cpu" and 1 < threads <= len(cores) and gnu and not own
         self._cores = cores
@@ -53,7 +53,7 @@ class Spinning:
         now = time.monotonic()
         if not self.possible or now - self._looked < _PERIOD:
             return None
-        busy, own = _busy_seconds(self._cores), time.process_time()
+        busy, own = busy_seconds(self._cores), time.process_time()
         passed, first = now - self._looked, not self._looked
         others = (busy - self._others - (own - self._own)) / passed
         self._looked, self._others, self._own = now, busy, own
@@ -85,18 +85,20 @@ def _own_threads(started: threading.Event, end: threading.Event) -> None:
     end.wait()
 
 
-def _cores() -> list[int]:
+def usable_cores() -> list[int]:
+    """Return the numbers of the cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
-def _mapped_files() -> list[str]:
+def mapped_files() -> list[str]:
+    """Return the lines of the process's memory map, which name its libraries; none where there is no /proc."""
     maps = Path("/proc/self/maps")
     return maps.read_text().splitlines() if maps.is_file() else []
 
 
-def _busy_seconds(cores: list[int]) -> float:
+def busy_seconds(cores: list[int]) -> float:
     """Return the seconds these cores have worked for all processes since the system started."""
     times = psutil.cpu_times(percpu=True)
     return sum(each.user + each.nice + each.system for number, each in enumerate(times) if number in cores)

@@ -20,13 +20,45 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from hfbert_cli import COMMAND, COMMANDS, LAUNCH_OPTIONS, suggestion
+from hfbert_cli import COMMAND, COMMANDS, LAUNCH_OPTIONS, nearest, suggestion
 
 from .errors import InputError, one_line
 from .files import write_text
 
 
 Arguments = TypeVar("Arguments")
+
+# Names that other training programs have for options, and ours; the first that a command has counts.
+OTHER_NAMES = {
+    "lr": ("learning_rate",),
+    "bs": ("batch_size",),
+    "per_device_train_batch_size": ("micro_batch_size",),
+    "per_device_eval_batch_size": ("eval_batch_size", "batch_size"),
+    "epoch": ("epochs", "max_steps"),
+    "epochs": ("epochs", "max_steps"),
+    "num_train_epochs": ("epochs", "max_steps"),
+    "warmup_ratio": ("warmup_steps",),
+    "logging_steps": ("log_every",),
+    "eval_steps": ("eval_every",),
+    "save_steps": ("save_every",),
+    "save_total_limit": ("keep_checkpoints",),
+    "report_to": ("trackers",),
+    "fp16": ("precision",),
+    "bf16": ("precision",),
+    "mlm_probability": ("masked_lm_prob",),
+    "layers": ("num_hidden_layers", "layers"),
+    "heads": ("num_attention_heads",),
+    "model_name_or_path": ("model",),
+    "tokenizer_name": ("tokenizer",),
+    "task_name": ("task",),
+    "dataset_name": ("dataset", "text"),
+    "train_file": ("train_file", "text", "corpus"),
+    "data": ("data_dir", "text", "corpus"),
+    "out": ("output_dir",),
+    "workers": ("num_proc",),
+    "num_workers": ("num_proc",),
+    "preprocessing_num_workers": ("num_proc",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +177,11 @@ def parse_arguments(
         add_help=False,
     )
     own = parser.add_argument_group("other options")
+    shipped = ", ".join(_shipped(configs)) if configs else ""
     own.add_argument(
         "--config",
         metavar="NAME_OR_FILE",
-        help="YAML file with defaults for the options above" + (", or the name of a shipped one" if configs else ""),
+        help="YAML file with defaults for the options above" + (f", or one of: {shipped}" if shipped else ""),
     )
     own.add_argument("--debug", action="store_true", help="show where an error comes from")
     own.add_argument("-h", "--help", action="help", help="show this text")
@@ -162,7 +195,7 @@ def parse_arguments(
     parser.refuse_unknown(argv)
     parsed, unknown = parser.parse_known_args(defaults + argv)
     if unknown:
-        raise InputError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0], _field_names(cls))}")
+        raise InputError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0], _field_names(cls), '--')}")
     arguments = cls(**{name: getattr(parsed, name) for name in _field_names(cls)})
     check_arguments(arguments)
     return arguments
@@ -186,7 +219,7 @@ class _Parser(HfArgumentParser):
             spelled = word.partition("=")[0]
             if re.match(r"--[A-Za-z]", spelled) and spelled not in self._option_string_actions:
                 shown = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
-                raise InputError(f"unknown argument {spelled!r}{_suggestion(spelled, shown)}")
+                raise InputError(f"unknown argument {spelled!r}{_suggestion(spelled, shown, '--')}")
 
     def format_usage(self) -> str:
         return self._short_usage() + "\n"
@@ -272,8 +305,10 @@ def _field_names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
-def _suggestion(word: str, known: list[str]) -> str:
-    return suggestion(word.lstrip("-").replace("-", "_"), known, "--help")
+def _suggestion(word: str, known: list[str], dashes: str = "") -> str:
+    name = word.lstrip("-").replace("-", "_")
+    ours = next((other for other in OTHER_NAMES.get(name, ()) if other in known), None) or nearest(name, known)
+    return f"; did you mean '{dashes}{ours}'?" if ours else suggestion(name, [], "--help")
 
 
 def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -292,6 +327,10 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return config, rest
 
 
+def _shipped(configs: Path) -> list[str]:
+    return sorted(file.stem for file in configs.glob("*.yaml"))
+
+
 def _find_config(name: str, configs: Path | None) -> Path:
     path = Path(name)
     if path.is_file():
@@ -300,7 +339,7 @@ def _find_config(name: str, configs: Path | None) -> Path:
         shipped = configs / f"{path.stem}.yaml"
         if shipped.is_file():
             return shipped
-        names = ", ".join(sorted(file.stem for file in configs.glob("*.yaml")))
+        names = ", ".join(_shipped(configs))
         raise InputError(f"--config {name}: no such file, and not one of the shipped configurations: {names}")
     raise InputError(f"--config {name}: no such file")
 

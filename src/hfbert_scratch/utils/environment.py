@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 
@@ -14,16 +15,21 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
+def is_first_process() -> bool:
+    """Return whether this is the first of the launch's processes, or the only one; known before they meet."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, the libraries and this package."""
     names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "hfbert-scratch")
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def hardware(device: torch.device) -> str:

@@ -48,24 +48,34 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold the lock file `path`, making its directory where there is none; it goes with the process, however it ends.
 
     Args:
-        path: the lock file. It stays behind when the lock is released.
+        path: the lock file. It stays when the lock is released, unless its holder removes it while it holds it.
         wait: wait until the lock is free, or give up at once.
 
     Yields:
         Whether this process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if _is_at(file, path):  # else its last holder removed it meanwhile
+                yield True
+                return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """Name the settings in which two runs differ, for a sentence that refuses to mix them; empty if they agree."""
+    """List the settings that differ between two runs, with both values; empty if they agree."""
     return "; ".join(
         f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(there.keys() | now.keys())
@@ -99,7 +109,10 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno})") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise InputError(
+            f"{where} is not JSON ({error.msg.removesuffix(' at')} at {line}column {error.colno})"
+        ) from None
     except ValueError as error:  # a number of thousands of digits
         raise InputError(f"{where} cannot be read ({error})") from None
     except RecursionError:

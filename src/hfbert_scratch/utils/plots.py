@@ -1,11 +1,12 @@
 """The pictures a run leaves behind. Without matplotlib it leaves none, and says so."""
 
+import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from .files import writing
+from .files import atomic, writing
 
 
 Parameters = ParamSpec("Parameters")
@@ -27,6 +28,30 @@ def _picture(draw: Callable[Parameters, None]) -> Callable[Parameters, None]:
         draw(*arguments, **options)
 
     return drawn
+
+
+class LiveCurves:
+    """Draw a run's curves while it goes on, in at most a twentieth of its time.
+
+    A call draws when twenty times as much time has passed since the last drawing as that one took. The first import
+    of matplotlib and the first drawing take about a second, so that the first 20 seconds of a run draw nothing.
+
+    Args:
+        draw: draws the picture.
+    """
+
+    SHARE = 20
+
+    def __init__(self, draw: Callable[[], None]) -> None:
+        self.draw, self._cost, self._drawn = draw, 1.0, time.monotonic()
+
+    def __call__(self) -> None:
+        """Draw, unless it is too early."""
+        start = time.monotonic()
+        if start - self._drawn >= self.SHARE * self._cost:
+            self.draw()
+            self._drawn = time.monotonic()
+            self._cost = self._drawn - start
 
 
 @_picture
@@ -60,8 +85,8 @@ def _subplots(*arguments: Any, **options: Any) -> Any:
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
-    with writing(path):
-        figure.savefig(path, dpi=120)
+    with writing(path), atomic(path) as file:  # a viewer never reads half a picture
+        figure.savefig(file, format="png", dpi=120)
     pyplot.close(figure)
 
 

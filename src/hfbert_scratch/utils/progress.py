@@ -1,6 +1,11 @@
-"""Report the progress of a pass over text."""
+"""Report progress: lines about a pass over text, and the bar of a training run on a terminal."""
 
+import shutil
+import sys
+import textwrap
 import time
+
+from tqdm import tqdm
 
 
 class ProgressReporter:
@@ -44,3 +49,82 @@ class ProgressReporter:
                 f", {self.done / self.total:.0%}, {(self.total - self.done) / self.done * self.seconds:,.0f} s left"
             )
         return text
+
+
+class TrainingBar:
+    """A progress bar on standard error, where that is a terminal; elsewhere only `print` does anything.
+
+    It takes the terminal's last line: `print` writes above it.
+
+    Args:
+        enabled: whether this process may show it.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled and sys.stderr.isatty()
+        self._bar: tqdm | None = None
+        self._parts = {"position": "", "loss": "", "score": ""}
+
+    def start(self, total: float, done: float, position: str) -> None:
+        """Show the bar of a run that has come to `done`, called `position`, and ends at `total`, in any unit."""
+        self._parts["position"] = position
+        if self._enabled and self._bar is None:
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                desc=self._text,
+                bar_format="{percentage:3.0f}%|{bar}| {desc} eta {remaining}",
+                dynamic_ncols=True,
+                leave=False,
+                mininterval=0.2,
+            )
+
+    def update(self, done: float, position: str) -> None:
+        """Move the bar to `done`; `position` says where that is."""
+        if self._bar is not None:
+            self.show(position=position)
+            self._bar.update(done - self._bar.n)
+
+    def show(self, **parts: str) -> None:
+        """Replace parts of the text beside the bar: `position`, `loss`, `score`."""
+        self._parts |= parts
+        if self._bar is not None:
+            self._bar.set_description_str(self._text, refresh=False)
+
+    def print(self, text: str) -> None:
+        """Print to standard output, above the bar."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    @property
+    def _text(self) -> str:
+        return " ".join(filter(None, self._parts.values()))
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def fold(text: str) -> str:
+    """Break lines at blanks where standard output is a terminal and they are wider than it."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        line
+        if len(line) <= width
+        else textwrap.fill(
+            line,
+            width,
+            subsequent_indent="    ",
+            replace_whitespace=False,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.split("\n")
+    )
