@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ TINY = {
     "max_position_embeddings": 40,
 }
 # The code that is copied beside every checkpoint.
-TRAVELLING = {"configuration_hfbert.py", "kernels_hfbert.py", "layout_hfbert.py", "modeling_hfbert.py"}
+TRAVELLING = {f"{name}_hfbert.py" for name in ("configuration", "checks", "layout", "kernels", "modeling")}
 # Dropout draws are not comparable between implementations; everything else of train mode is.
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 NUM_LABELS = 3
@@ -94,9 +94,14 @@ def pair(case: str, **overrides: Any) -> tuple[transformers.PreTrainedModel, tra
 
 def save_wrapped(model: transformers.PreTrainedModel, directory: Path, prefix: str = "module.") -> None:
     """Save a checkpoint whose weights have the names a wrapper of the model gives them."""
+    rename_weights(model, directory, lambda weights: {prefix + name: value for name, value in weights.items()})
+
+
+def rename_weights(model: transformers.PreTrainedModel, directory: Path, rename: Callable[[dict], dict]) -> None:
+    """Save a checkpoint whose weights `rename` has changed."""
     model.save_pretrained(directory)
     weights = load_file(directory / "model.safetensors")
-    save_file({prefix + k: v for k, v in weights.items()}, directory / "model.safetensors", {"format": "pt"})
+    save_file(rename(weights), directory / "model.safetensors", {"format": "pt"})
 
 
 def batch(case: str = "base", size: int = 3, length: int = 12, seed: int = 0, labels: bool = True) -> dict[str, Any]:

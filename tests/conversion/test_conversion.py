@@ -258,7 +258,7 @@ def test_a_missing_head_is_named_and_a_spare_one_kept(tmp_path):
     assert_same_weights(tmp_path / "stock", tmp_path / "full")
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "hfbert.", "net.a."])
 @pytest.mark.parametrize("write", [ours, stock])
 def test_weights_named_by_a_wrapper_get_their_own_names(prefix, write, tmp_path):
     write(tmp_path / "source")

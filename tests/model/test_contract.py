@@ -4,21 +4,22 @@ What differs is in `DIFFERENCES` with its reason. A difference that is not liste
 and no longer there.
 """
 
+import ast
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from helpers import CASES, PREDICTING, TINY, batch, make, pair, save_wrapped, tensors, tiny_config
+from helpers import CASES, PREDICTING, TINY, batch, make, pair, rename_weights, save_wrapped, tensors, tiny_config
 from torch import nn
 from transformers import BertConfig
 from transformers.integrations import sdpa_attention
 
 import hfbert_scratch
 from hfbert_scratch import HEADS, HFBertConfig
-from hfbert_scratch.model.configuration_hfbert import WRAPPED
 from hfbert_scratch.model.layout_hfbert import UNPADDED
 
 
@@ -118,6 +119,12 @@ DIFFERENCES: dict[tuple[str, str, str], str] = {
         "three labels",
     ): "stock's span head grows with num_labels and its forward fails; here it has two outputs",
     ("behaviour", "BertModel", "encoder_hidden_states"): "stock ignores them without a cross-attention; " + _ENCODER,
+    ("behaviour", "BertModel", "is_causal"): "stock follows it in sdpa without a mask and ignores it elsewhere; here "
+    "it is refused, and left_to_right decides",
+    ("behaviour", "BertModel", "a list for a tensor"): "stock fails inside PyTorch; here the argument is named",
+    ("behaviour", "BertModel", "a longer mask"): "stock cuts a mask to the input; here both shapes are named",
+    ("behaviour", "BertForMaskedLM", "loss in half precision"): "stock rounds it to the model's type; here it is in "
+    "float32",
     ("behaviour", "BertModel", "too long"): "stock fails inside PyTorch; here the limit is named",
     (
         "behaviour",
@@ -306,6 +313,22 @@ def embeddings_alone(model):
     return model(**batch("masked_lm", labels=False)).logits.sum()
 
 
+def double_causality(model):
+    return model(batch()["input_ids"], is_causal=True).last_hidden_state.sum()
+
+
+def half_precision(model):
+    return str(model.bfloat16()(**batch("masked_lm")).loss.dtype)
+
+
+def no_tensor(model):
+    return model(batch()["input_ids"], token_type_ids=[[0] * 12] * 3).last_hidden_state.sum()
+
+
+def other_mask(model):
+    return model(batch()["input_ids"], attention_mask=torch.ones(3, 15)).last_hidden_state.sum()
+
+
 def load_into_stock(model):
     _, stock = pair("masked_lm")
     return str(stock.load_state_dict(model.state_dict()))
@@ -325,6 +348,10 @@ BEHAVIOURS = {
     ("question_answering", "three labels"): three_labels,
     ("base", "encoder_hidden_states"): encoder_states,
     ("base", "too long"): too_long,
+    ("base", "is_causal"): double_causality,
+    ("base", "a list for a tensor"): no_tensor,
+    ("base", "a longer mask"): other_mask,
+    ("masked_lm", "loss in half precision"): half_precision,
     ("masked_lm", "embeddings without head"): embeddings_alone,
     ("masked_lm", "strict load_state_dict into stock"): load_into_stock,
     ("masked_lm", "weights named by a wrapper"): wrapped_names,
@@ -587,16 +614,63 @@ def test_what_could_not_be_opened_again_is_not_saved(name, value, tmp_path):
 # ------------------------------------------------------------------------------------------------- names of a wrapper
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "base_model.model.", "_fsdp_wrapped_module."]
-)
+def renamed(pattern: str, replacement: str) -> Any:
+    return lambda weights: {re.sub(pattern, replacement, name): value for name, value in weights.items()}
+
+
+# What wrappers and other programs make of the names of weights.
+NAMES = {
+    "DistributedDataParallel": renamed("^", "module."),
+    "compiled": renamed("^", "_orig_mod."),
+    "both": renamed("^", "module._orig_mod."),
+    "compiled layers": renamed(r"layer\.(\d)\.", r"layer.\1._orig_mod."),
+    "compiled layers of one": renamed(r"^(.*)layer\.(\d)\.", r"module.\1layer.\2._orig_mod."),
+    "Lightning": renamed("^", "model."),
+    "PEFT": renamed("^", "base_model.model."),
+    "FSDP1": renamed("^", "_fsdp_wrapped_module."),
+    "a user's": renamed("^", "text.encoder."),
+    "the package's name": renamed(r"^(bert\.|(?!cls))", "hfbert."),
+    "the package's name, heads too": renamed("^", "hfbert."),
+    "DistributedDataParallel of the encoder": renamed(r"^(bert\.|(?!cls))", "bert.module."),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("case", ["base", "masked_lm"])
-def test_weights_named_by_a_wrapper_are_refused_with_the_remedy(prefix, case, tmp_path):
+def test_weights_named_by_a_wrapper_are_refused_with_the_remedy(kind, case, tmp_path):
     model = make(case)
-    save_wrapped(model, tmp_path, prefix)
+    rename_weights(model, tmp_path, NAMES[kind])
     with pytest.raises(ValueError, match=r"a wrapper of the model named .*; open it with from_pretrained") as refusal:
         type(model).from_pretrained(tmp_path)
-    pattern = str(refusal.value).split("key_mapping={'")[1].split("'")[0].replace(r"\\", "\\")
-    for mapping in (pattern, WRAPPED.pattern):
-        again = type(model).from_pretrained(tmp_path, key_mapping={mapping: ""})
-        assert torch.equal(again.eval()(**batch())[0], model(**batch())[0])
+    mapping = ast.literal_eval(str(refusal.value).split("key_mapping=")[1].removesuffix(")"))
+    again, info = type(model).from_pretrained(tmp_path, key_mapping=mapping, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(again(**batch())[0], model(**batch())[0])
+
+
+OTHERS_WEIGHTS = {
+    "another convention": renamed(r"layer\.", "layers."),
+    "in capitals": lambda weights: {name.upper(): value for name, value in weights.items()},
+    "none of BERT": lambda weights: {"convolution.weight": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS_WEIGHTS)
+@pytest.mark.parametrize("case", ["base", "single_label"])
+def test_a_checkpoint_with_hardly_a_weight_of_the_encoder_is_refused(kind, case, tmp_path):
+    model = make(case)
+    rename_weights(model, tmp_path, OTHERS_WEIGHTS[kind])
+    with pytest.raises(ValueError, match=r"do not belong to its config.json: .* of the encoder's 37"):
+        type(model).from_pretrained(tmp_path)
+
+
+def test_a_start_from_a_part_of_the_weights_is_not_refused(tmp_path):
+    """A new head, more layers, a new vocabulary, or weights given by hand."""
+    model = make("masked_lm")
+    model.save_pretrained(tmp_path / "all")
+    for name in HEADS.values():
+        getattr(hfbert_scratch, name).from_pretrained(tmp_path / "all")
+    hfbert_scratch.HFBertForMaskedLM.from_pretrained(tmp_path / "all", num_hidden_layers=4)
+    rename_weights(model, tmp_path / "none", lambda weights: {k: v for k, v in weights.items() if "word_emb" not in k})
+    hfbert_scratch.HFBertForMaskedLM.from_pretrained(tmp_path / "none")
+    hfbert_scratch.HFBertModel.from_pretrained(None, config=model.config, state_dict={})

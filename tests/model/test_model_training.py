@@ -195,6 +195,36 @@ def test_other_embeddings_are_tied_with_a_bias_of_their_size(case):
     assert model(ids)[0].shape == (3, 12, 50) and model.cls.predictions.bias.shape == (50,)
 
 
+def test_the_output_bias_is_removed_as_in_stock(tmp_path):
+    ours, stock = pair("masked_lm")
+    for model in (ours, stock):
+        model.cls.predictions.decoder.bias = None
+    expected = stock(**batch("masked_lm"))
+    for name in ("loss", "logits"):
+        torch.testing.assert_close(ours(**batch("masked_lm"))[name], expected[name], atol=TOLERANCE, rtol=0)
+    ours.save_pretrained(tmp_path)
+    again = HFBertForMaskedLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**batch()).logits, expected.logits, atol=TOLERANCE, rtol=0)
+
+
+def test_a_projection_of_another_class_replaces_ours_as_in_stock():
+    class Doubled(torch.nn.Linear):
+        def forward(self, vectors):
+            return 2 * super().forward(vectors)
+
+    torch.manual_seed(3)
+    projection = Doubled(32, TINY["vocab_size"])
+    ours, stock = pair("masked_lm")
+    for model in (ours, stock):
+        model.set_output_embeddings(projection)
+        assert model.get_output_embeddings() is projection
+    torch.testing.assert_close(ours(**batch()).logits, stock(**batch()).logits, atol=TOLERANCE, rtol=0)
+    for model in (ours, stock):
+        torch.manual_seed(4)
+        model.resize_token_embeddings(110)
+    torch.testing.assert_close(ours(**batch()).logits, stock(**batch()).logits, atol=TOLERANCE, rtol=0)
+
+
 def test_stocks_state_dict_loads_with_the_bias_stock_computes_with():
     ours, stock = pair("pretraining")
     weights = stock.state_dict()
@@ -239,14 +269,26 @@ def test_the_training_step_compiles_without_a_graph_break(graphs):
     assert_same(gradients(model, loss), expected_gradients, 1e-6)
 
 
-@pytest.mark.parametrize("left_to_right", [False, True])
-@pytest.mark.parametrize("case", CASES)
-def test_exports_with_any_batch_size_and_length(case, left_to_right):
+def dynamic_shapes(inputs):
+    """Free sizes for every tensor but the classes of several labels."""
+    free = torch.export.Dim.DYNAMIC
+    fixed = {1: None} if inputs.get("labels", inputs["input_ids"]).is_floating_point() else {}
+    return {
+        name: dict.fromkeys(range(value.dim()), free) | (fixed if name == "labels" and value.dim() == 2 else {})
+        for name, value in inputs.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("left_to_right", "labels", "case"),
+    [(left_to_right, False, case) for left_to_right in (False, True) for case in CASES]
+    + [(False, True, case) for case in CASES if case != "base"],
+)
+def test_exports_with_any_batch_size_and_length(left_to_right, labels, case):
     model = make(case, num_hidden_layers=1, left_to_right=left_to_right)
-    inputs = batch(case, size=2, length=8, labels=False)
-    dynamic = {0: torch.export.Dim.DYNAMIC, inputs["input_ids"].dim() - 1: torch.export.Dim.DYNAMIC}
-    exported = torch.export.export(model, (), inputs, dynamic_shapes=dict.fromkeys(inputs, dynamic))
-    other = batch(case, size=3, length=15, seed=1, labels=False)
+    inputs = batch(case, size=2, length=8, labels=labels)
+    exported = torch.export.export(model, (), inputs, dynamic_shapes=dynamic_shapes(inputs))
+    other = batch(case, size=3, length=15, seed=1, labels=labels)
     assert_same(tensors(exported.module()(**other)), tensors(model(**other)), TOLERANCE)
 
 

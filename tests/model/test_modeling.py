@@ -24,12 +24,13 @@ from helpers import (
 from huggingface_hub.errors import StrictDataclassError
 
 import hfbert_scratch
-from hfbert_scratch.model import kernels_hfbert
+from hfbert_scratch.model import checks_hfbert
 from hfbert_scratch.model.kernels_hfbert import cross_entropy
 from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 
 
 TOLERANCE = 1e-5
+LABELS = {"labels", "next_sentence_label", "start_positions", "end_positions"}
 
 
 def shared_tensors(ours, stock) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -110,17 +111,31 @@ VARIANTS = {
     "one row": lambda inputs: {name: value[:1] for name, value in inputs.items()},
     "one token": lambda inputs: {name: value[..., :1] for name, value in inputs.items()},
     "ready-made mask": with_ready_mask,
+    "positions without a batch": lambda inputs: inputs | {"position_ids": torch.arange(12) + 7},
+    "segments without a batch": lambda inputs: inputs | {"token_type_ids": torch.arange(12) // 6},
 }
+NOT_PER_CHOICE = (
+    "ready-made mask",
+    "one row of position ids",
+    "positions without a batch",
+    "segments without a batch",
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_input_variants_are_stocks(variant):
     for case in ("base", "multiple_choice"):
-        if case == "multiple_choice" and variant in ("ready-made mask", "one row of position ids"):
+        if case == "multiple_choice" and variant in NOT_PER_CHOICE:
             continue
         inputs = VARIANTS[variant](batch(case, labels=False))
         ours, stock = pair(case)
-        assert_same(*shared_tensors(ours(**inputs), stock(**inputs)), TOLERANCE)
+        left, right = shared_tensors(ours(**inputs), stock(**inputs))
+        assert_same(left, right, TOLERANCE)
+        if case == "base" and variant != "ready-made mask":
+            ours.set_attn_implementation(UNPADDED)
+            real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+            unpadded = ours(**inputs).last_hidden_state[real]
+            torch.testing.assert_close(unpadded, right["last_hidden_state"][real], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", UNPADDED])
@@ -452,17 +467,29 @@ def test_nothing_labelled_is_loss_zero_and_not_nan(case, training):
     assert all(gradient.isfinite().all() for gradient in gradients(model, loss).values())
     if case in PREDICTING:
         assert model(**inputs, masked_positions=torch.zeros(3, 4, dtype=torch.long)).loss.item() == 0.0
+    if case != "question_answering":
+        for count in (0, torch.tensor(0)):
+            assert model(**inputs, num_items_in_batch=count).loss.item() == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("base", "regression", "multi_label")])
-def test_labels_may_be_int32_and_not_contiguous(case):
+def test_labels_may_be_any_integers_and_not_contiguous(case, dtype):
     model = make(case)
     inputs = batch(case)
     expected = model(**inputs).loss
-    for name in ("labels", "next_sentence_label", "start_positions", "end_positions"):
-        if name in inputs:
-            inputs[name] = torch.stack([inputs[name].int()] * 2, dim=-1)[..., 0]
+    for name in LABELS & inputs.keys():
+        if dtype.is_signed or inputs[name].min() >= 0:
+            inputs[name] = torch.stack([inputs[name].to(dtype)] * 2, dim=-1)[..., 0]
     assert torch.equal(model(**inputs).loss, expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "base"])
+def test_losses_of_models_in_double_precision_are_stocks(case):
+    inputs = {name: value.double() if value.is_floating_point() else value for name, value in batch(case).items()}
+    losses = [model.double()(**inputs).loss for model in pair(case)]
+    assert abs(losses[0] - losses[1]) < (1e-12 if losses[1].dtype == torch.float64 else 1e-6)
+    assert losses[0].dtype == torch.float64
 
 
 def test_labels_of_a_classifier_may_be_a_column():
@@ -523,7 +550,7 @@ def test_fractions_are_refused_for_a_single_class_and_its_loss_of_zero_is_named(
     model.config.problem_type = "single_label_classification"
     with pytest.raises(ValueError, match="fractions would be cut"):
         model(**batch(labels=False), labels=torch.rand(3))
-    monkeypatch.setattr(kernels_hfbert.logger, "warning_once", named.append)
+    monkeypatch.setattr(checks_hfbert.logger, "warning_once", named.append)
     assert model(**batch(labels=False), labels=torch.zeros(3).long()).loss == 0  # as stock's
     assert "the loss is always 0" in named[0]
 
@@ -542,7 +569,7 @@ def test_labels_that_were_refused_do_not_settle_the_problem():
 )
 def test_labels_with_fractions_are_refused_by_every_head_that_takes_class_ids(case):
     inputs = batch(case)
-    for name in ("labels", "next_sentence_label", "start_positions", "end_positions"):
+    for name in LABELS:
         if name in inputs:
             with pytest.raises(ValueError, match=r"labels are of torch.float32; they must be integers"):
                 make(case)(**inputs | {name: inputs[name].float()})
@@ -725,6 +752,49 @@ BAD_INPUTS = {
         r"\(batch_size, num_choices, sequence_length\), got None",
     ),
     "start without end": ("question_answering", without("end_positions"), "start_positions and end_positions"),
+    "narrow embeddings": (
+        "base",
+        lambda inputs: {"inputs_embeds": torch.ones(3, 12, 1)},
+        "vectors of 1 numbers, and hidden_size is 32",
+    ),
+    "positions of three dimensions": (
+        "base",
+        lambda inputs: inputs | {"position_ids": torch.arange(12)[None, None]},
+        r"position_ids has shape \(1, 1, 12\), the input \(3, 12\)",
+    ),
+    "segments for each row alone": (
+        "base",
+        lambda inputs: inputs | {"token_type_ids": torch.ones(3, 1, dtype=torch.long)},
+        r"token_type_ids has shape \(3, 1\), the input \(3, 12\)",
+    ),
+    **{
+        f"{name} without numbers": (
+            "base",
+            lambda inputs, name=name: inputs | {name: torch.ones(3, 12, dtype=torch.long, device="meta")},
+            f"{name} is on the meta device, which holds no numbers, the input on cpu",
+        )
+        for name in ("attention_mask", "token_type_ids", "position_ids")
+    },
+    "fractions of masked positions": (
+        "masked_lm",
+        lambda inputs: inputs | {"masked_positions": torch.ones(3, 2)},
+        r"masked_positions is of torch.float32 and shape \(3, 2\); it must be of torch.long and shape \(3, predic",
+    ),
+    "masked positions of other rows": (
+        "masked_lm",
+        lambda inputs: inputs | {"masked_positions": torch.ones(2, 2, dtype=torch.long)},
+        r"masked_positions is of torch.int64 and shape \(2, 2\)",
+    ),
+    "masked positions outside": (
+        "pretraining",
+        lambda inputs: inputs | {"masked_positions": torch.full((3, 2), 12)},
+        "masked_positions go from 12 to 12; the labels have columns 0 … 11",
+    ),
+    "causal against the configuration": (
+        "masked_lm",
+        lambda inputs: inputs | {"is_causal": True},
+        "is_causal=True contradicts left_to_right=False",
+    ),
 }
 
 
@@ -733,6 +803,32 @@ def test_bad_input_is_named(kind):
     case, change, message = BAD_INPUTS[kind]
     with pytest.raises(ValueError, match=message):
         make(case)(**change(batch(case)))
+
+
+NO_TENSORS = {"list": torch.Tensor.tolist, "ndarray": torch.Tensor.numpy, "int": lambda tensor: 1}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", UNPADDED])
+@pytest.mark.parametrize("case", CASES)
+def test_an_argument_that_is_no_tensor_is_named(case, attention):
+    model = make(case)
+    model.set_attn_implementation(attention)
+    inputs = batch(case)
+    extra = {"position_ids": torch.zeros_like(inputs["input_ids"]), "read_positions": torch.tensor([1])}
+    if case in PREDICTING:
+        extra["masked_positions"] = torch.zeros(3, 2, dtype=torch.long)
+    names = [name for name in inputs | extra if name != "read_positions" or case == "base"]
+    for name in names:
+        for kind, change in NO_TENSORS.items():
+            with pytest.raises(TypeError, match=rf"^{name} is a {kind}; .*: torch.as_tensor\({name}\)"):
+                model(**inputs | {name: change((inputs | extra)[name])})
+    embedded = torch.zeros(*inputs["input_ids"].shape, 32)
+    for kind, change in NO_TENSORS.items():
+        with pytest.raises(TypeError, match=f"^inputs_embeds is a {kind}"):
+            model(inputs_embeds=change(embedded))
+    if case not in ("multiple_choice", "question_answering"):
+        with pytest.raises(TypeError, match="^cu_seq_lens_q is a list"):
+            model(inputs["input_ids"][:1], cu_seq_lens_q=[0, 12])
 
 
 def test_cross_entropy_counts_labels_only():

@@ -8,7 +8,7 @@ import torch
 from helpers import NO_DROPOUT, batch, make, pair
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hfbert_scratch.model.kernels_hfbert import HFBertDropout, cross_entropy_sum, varlen_attention
@@ -147,6 +147,41 @@ def test_what_is_derived_from_the_model_is_stocks(case, operation, training):
     if isinstance(expected, dict):
         expected = {name: expected[name] for name in actual}
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["base", "masked_lm", "question_answering"])
+def test_an_ensemble_is_computed_at_once(case):
+    """As in PyTorch's tutorial: stacked weights, and a model without any."""
+    models = [make(case, num_hidden_layers=1).requires_grad_(False) for _ in range(2)]
+    for parameter in models[1].parameters():
+        parameter.mul_(1.5)
+    inputs = batch(case, labels=False)
+    weights, buffers = stack_module_state(models)
+    empty = make(case, num_hidden_layers=1).to("meta")
+
+    def compute(weights, buffers):
+        return functional_call(empty, (weights, buffers), (), inputs)[0]
+
+    if case == "masked_lm":  # .to("meta") unties
+        with pytest.raises(ValueError, match=r"decoder.weight is on the meta device, .*: call model.tie_weights"):
+            vmap(compute)(weights, buffers)
+        empty.tie_weights()
+    expected = torch.stack([model(**inputs)[0] for model in models])
+    torch.testing.assert_close(vmap(compute)(weights, buffers), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["base", "masked_lm"])
+def test_weights_assigned_to_a_model_without_memory_give_its_outputs(case):
+    """Its buffers stay on the meta device, where every number is whatever memory holds."""
+    model = make(case)
+    with torch.device("meta"):
+        again = type(model)(model.config)
+    again.load_state_dict(model.state_dict(), assign=True)
+    again.eval().tie_weights()
+    assert torch.equal(again(**batch())[0], model(**batch())[0])
+    again.base_model.embeddings.position_ids = torch.full((1, 40), 10**15)  # as to_empty may leave it
+    with pytest.raises(ValueError, match=r"position_ids\[0, 0\] is 1000000000000000; it must be 0 … 39"):
+        again(**batch())
 
 
 # Second derivatives of an unpadded model without dropout fail in PyTorch's attention for CPUs, as they do for stock.

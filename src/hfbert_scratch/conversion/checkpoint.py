@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..model.configuration_hfbert import WRAPPED
+from ..model.checks_hfbert import wrapper_mapping
 from ..model.loading import PICKLE, SAFETENSORS, is_local, read_config, shard_names
 from ..utils.errors import InputError, one_line
 
@@ -31,7 +31,7 @@ class Checkpoint:
         tensors: every parameter once, by its current name.
         notes: sentences for the user about parts that are missing, unused or changed.
         tied: whether the output projection is the matrix of the word embeddings; False if the file proves otherwise.
-        wrapped: whether the file's names have the prefixes of a wrapper (module., _orig_mod.).
+        key_mapping: from_pretrained's, for a file whose names have the prefixes of a wrapper (module., _orig_mod. …).
         missing: parameters of the architecture that the file does not hold.
     """
 
@@ -40,7 +40,7 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     notes: list[str] = field(default_factory=list)
     tied: bool = True
-    wrapped: bool = False
+    key_mapping: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -137,14 +137,15 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
 def _use_current_names(checkpoint: Checkpoint) -> None:
     """Remove a wrapper's prefixes, rename the parameters of old files as stock does, and keep one name for each."""
     tensors: dict[str, torch.Tensor] = {}
+    checkpoint.key_mapping = wrapper_mapping(checkpoint.tensors)
     for name, tensor in checkpoint.tensors.items():
-        if WRAPPED.search(name):
-            checkpoint.wrapped, name = True, WRAPPED.sub("", name)
+        for prefix, replacement in checkpoint.key_mapping.items():
+            name = re.sub(prefix, replacement, name)
         if name.endswith("embeddings.position_ids"):
             continue
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         tensors[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = tensor
-    if checkpoint.wrapped:
+    if checkpoint.key_mapping:
         checkpoint.notes.append("the weights are named without the prefixes of a wrapper (module., _orig_mod. …)")
     # Given both names of the output bias, stock computes with this one.
     if STOCK_OUTPUT_BIAS in tensors:

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 from ..model import modeling_hfbert
-from ..model.configuration_hfbert import HEADS, WRAPPED, HFBertConfig
+from ..model.configuration_hfbert import HEADS, HFBertConfig
 from ..utils.directories import atomic_directory
 from ..utils.errors import InputError, one_line
 from .checkpoint import OUTPUT_BIAS, STOCK_OUTPUT_BIAS, Checkpoint, pretraining_architecture, read_checkpoint
@@ -275,9 +275,7 @@ def _largest_difference(checkpoint: Checkpoint, ours: tuple[Path, str], stock: t
     Parameters that the checkpoint lacks are random in both models and are made equal first. Raises RuntimeError
     unless every number is the same.
     """
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if checkpoint.wrapped:
-        options["key_mapping"] = {WRAPPED.pattern: ""}
+    options: dict[str, Any] = {"dtype": torch.float32, "key_mapping": checkpoint.key_mapping or None}
     our_model = getattr(modeling_hfbert, ours[1]).from_pretrained(ours[0], **options)
     stock_model = getattr(transformers, stock[1]).from_pretrained(stock[0], **options)
     for name in checkpoint.missing:

@@ -1,22 +1,18 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
-"""HFBert's configuration: BERT's field names and defaults, the published sizes, and the checks of all that comes in.
+"""HFBert's configuration: BERT's field names and defaults, their checks, and the published sizes.
 
-Fields are validated when a configuration is made; checkpoints, inputs and labels by the `check_…` functions, which
-modeling_hfbert.py calls. This file travels with every checkpoint and imports nothing else of this package.
+This file travels with every checkpoint and imports nothing else of this package.
 """
 
 import difflib
 import math
 import os
-import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
-from safetensors import safe_open
 from torch.autograd import forward_ad
 from transformers.activations import ACT2FN
 from transformers.utils import logging
@@ -35,12 +31,12 @@ logger = logging.get_logger(__name__)
 IGNORED_LABEL = -100  # PyTorch's and transformers' convention for positions without a label
 
 # The code beside every checkpoint; each file imports only those before it.
-TRAVELLING_FILES = ("configuration_hfbert.py", "layout_hfbert.py", "kernels_hfbert.py", "modeling_hfbert.py")
-
-# Prefixes that wrappers put before the names of weights: DistributedDataParallel, torch.compile, FSDP1, a Lightning
-# module's attribute, PEFT.
-WRAPPED = re.compile(
-    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|model|base_model\.model)\.)+|_orig_mod\.|_fsdp_wrapped_module\."
+TRAVELLING_FILES = (
+    "configuration_hfbert.py",
+    "checks_hfbert.py",
+    "layout_hfbert.py",
+    "kernels_hfbert.py",
+    "modeling_hfbert.py",
 )
 
 # Auto class → our class: the single source of the exports, the Auto registration and every config.json's auto_map.
@@ -240,231 +236,6 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
-
-
-def check_cu_seqlens(
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    shape: torch.Size,
-    device: torch.device,
-    attention_mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return a packed row's cu_seq_lens_q on `device`; check its numbers on the CPU only, where reading is free."""
-    if shape[0] != 1:
-        raise ValueError(
-            f"cu_seq_lens_q divides one packed row, and the input has shape {tuple(shape)}; concatenate "
-            "its sequences to shape (1, tokens)"
-        )
-    if attention_mask is not None:
-        raise ValueError("a packed row has no padding: leave out attention_mask beside cu_seq_lens_q")
-    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.long, torch.int32):
-        raise ValueError(
-            f"cu_seq_lens_q is of {cu_seqlens.dtype} and shape {tuple(cu_seqlens.shape)}; it must be of "
-            "torch.int32 and shape (sequences + 1,)"
-        )
-    cu_seqlens = cu_seqlens.to(device)
-    if device.type == "cpu" and not is_transformed():
-        lengths = cu_seqlens.diff()
-        if cu_seqlens[0] != 0 or cu_seqlens[-1] != shape[1] or lengths.min() < 0 or lengths.max() > max_seqlen:
-            raise ValueError(
-                f"cu_seq_lens_q is {cu_seqlens.tolist()}; it must rise from 0 to the row's {shape[1]} tokens in "
-                f"steps of at most {max_seqlen} (max_length_q, or else max_position_embeddings)"
-            )
-    return cu_seqlens
-
-
-def check_read_positions(
-    read_positions: torch.Tensor | tuple[()], pooled: torch.Tensor | None, shape: torch.Size, device: torch.device
-) -> torch.Tensor:
-    """Return positions in the flattened batch, (count,) on `device`."""
-    if not isinstance(read_positions, torch.Tensor):
-        return torch.empty(0, dtype=torch.long, device=device)
-    if read_positions.dim() != 1 or read_positions.dtype not in (torch.long, torch.int32):
-        raise ValueError(
-            f"read_positions is of {read_positions.dtype} and shape {tuple(read_positions.shape)}; it must be of "
-            "torch.long and shape (count,): positions in the flattened batch, row · sequence_length + column"
-        )
-    read_positions = read_positions.to(device, torch.long)
-    if device.type == "cpu" and not is_transformed():
-        pooled = torch.arange(shape[0], device=device) * shape[1] if pooled is None else pooled
-        lowest, highest = (int(bound) for bound in torch.cat([pooled, read_positions]).aminmax())
-        if lowest < 0 or highest >= shape.numel():
-            raise ValueError(
-                f"read_positions go from {lowest} to {highest}; the batch of shape {tuple(shape)} has positions "
-                f"0 … {shape.numel() - 1}"
-            )
-    return read_positions
-
-
-def check_attention_mask(mask: torch.Tensor, shape: torch.Size, num_heads: int) -> None:
-    """Refuse a mask of the wrong shape or, where values can be read, with wrong numbers."""
-    (batch_size, length), sizes = shape, tuple(mask.shape)
-    pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
-    allowed = ((1, batch_size), (1, num_heads), (1, length), (length,))
-    fits = len(pairs) == 4 and all(size in choices for size, choices in zip(pairs, allowed, strict=True))
-    if sizes != (batch_size, length) and not fits:
-        raise ValueError(
-            f"attention_mask has shape {sizes}, the input {tuple(shape)}; a mask is (batch_size, sequence_length) or "
-            f"(batch_size, sequence_length, sequence_length), with a dimension for the {num_heads} heads or without"
-        )
-    if mask.dtype == torch.bool or is_transformed() or mask.device.type not in ("cpu", "cuda"):
-        return
-    if mask.is_floating_point() and len(sizes) != 2:
-        if bool(((mask == 0) | (mask == 1)).all() & (mask == 1).any()):
-            raise ValueError(
-                f"attention_mask of {mask.dtype} and shape {sizes} holds 0 and 1, and would be added to the scores; "
-                "pass attention_mask.bool(), True where a token sees another"
-            )
-    elif mask.device.type == "cpu" and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"attention_mask of {mask.dtype} and shape {sizes} holds other numbers than 1 for tokens and 0 for padding"
-        )
-
-
-def check_not_wrapped(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Refuse weights named by a wrapper: transformers would initialise all of them at random."""
-    wrapped = sorted(filter(WRAPPED.search, unexpected))
-    prefix = WRAPPED.search(wrapped[0]) if missing and wrapped else None
-    if prefix is not None:
-        pattern = ("" if prefix.start() else "^") + re.escape(prefix[0])
-        raise ValueError(
-            f"a wrapper of the model named the checkpoint's weights ({wrapped[0]}); open it with "
-            f"from_pretrained(..., key_mapping={{{pattern!r}: ''}})"
-        )
-
-
-def stock_output_bias(
-    state_dict: dict[str, torch.Tensor] | None, checkpoint_files: list[str] | None
-) -> torch.Tensor | None:
-    """Return the output bias under stock's second name, cls.predictions.decoder.bias; None if there is none."""
-    name = "cls.predictions.decoder.bias"
-    if state_dict is not None:
-        return state_dict.get(name)
-    for file in checkpoint_files or ():
-        if file.endswith(".safetensors"):
-            with safe_open(file, framework="pt") as tensors:
-                if name in tensors.keys():  # noqa: SIM118, it is no dictionary
-                    return tensors.get_tensor(name)
-        elif file.endswith(".bin"):
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-            if name in tensors:
-                return tensors[name]
-    return None
-
-
-def check_stock_output_bias(stock_bias: torch.Tensor, vocab_size: int, device: torch.device) -> None:
-    """Refuse a second output bias that cannot take the first one's place."""
-    if len(stock_bias) != vocab_size or device.type == "meta":
-        raise ValueError(
-            f"the checkpoint holds a second output bias, cls.predictions.decoder.bias, of {len(stock_bias)} numbers, "
-            f"which does not fit one of {vocab_size} on {device}; convert it first (hfbert convert)"
-        )
-
-
-def check_vocabulary_sizes(head: Any) -> None:
-    """Refuse an MLM head whose projection was resized with the embeddings and whose bias was not."""
-    weight, bias = getattr(head.decoder, "weight", None), head.bias
-    if weight is not None and weight.dim() == 2 and weight.shape[0] != bias.shape[0]:
-        raise ValueError(
-            f"the word embeddings hold {weight.shape[0]} tokens and the output bias {bias.shape[0]}; resize the "
-            "model with its head, model.resize_token_embeddings(number of tokens), not its encoder alone"
-        )
-
-
-def check_length(sequence_length: int, limit: int) -> None:
-    """Refuse a sequence that has more tokens than there are positions."""
-    if sequence_length > limit:
-        raise ValueError(
-            f"a sequence of {sequence_length} tokens does not fit max_position_embeddings={limit}: "
-            f"truncate it (tokenizer(..., truncation=True, max_length={limit}))"
-        )
-
-
-def check_choices(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Size:
-    """Return (batch_size, num_choices); refuse inputs without a dimension for the choices."""
-    tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-    if tokens is None or tokens.dim() != 3:
-        shape = None if tokens is None else tuple(tokens.shape)
-        raise ValueError(f"multiple choice takes (batch_size, num_choices, sequence_length), got {shape}")
-    return tokens.shape[:2]
-
-
-def check_inputs(
-    config: HFBertConfig,
-    ids: dict[str, torch.Tensor | None],
-    inputs_embeds: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    kwargs: dict[str, Any],
-) -> tuple[torch.Size, torch.device]:
-    """Return shape (batch_size, sequence_length) and device; refuse inputs that are not 2-D, disagree or do not exist.
-
-    Args:
-        ids: input_ids, token_type_ids and position_ids by name.
-        inputs_embeds, attention_mask, kwargs: see `HFBertModel.forward`.
-    """
-    check_no_decoder_inputs(kwargs)
-    input_ids = ids["input_ids"]
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("give exactly one of input_ids and inputs_embeds")
-    tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-    if tokens.dim() != 2:
-        name, shape = "input_ids", "(batch_size, sequence_length)"
-        if inputs_embeds is not None:
-            tokens, name, shape = inputs_embeds, "inputs_embeds", "(batch_size, sequence_length, hidden_size)"
-        raise ValueError(
-            f"{name} must have shape {shape}, got {tuple(tokens.shape)}; add the batch dimension with {name}[None]"
-        )
-    if tokens.numel() == 0:
-        raise ValueError(f"the input holds no tokens: its shape is {tuple(tokens.shape)}")
-    for name, tensor in ids.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.shape == tokens.shape:
-            continue
-        # One row of positions or segments serves every sequence; a mask must be given per sequence.
-        if tensor.shape != (1, tokens.shape[1]):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input {tuple(tokens.shape)}")
-    for name, tensor in ids.items():
-        if tensor is not None and tensor.dtype not in (torch.long, torch.int32):
-            raise ValueError(f"{name} is of {tensor.dtype}; it must be of torch.long or torch.int32")
-    if isinstance(attention_mask, torch.Tensor):
-        check_attention_mask(attention_mask, tokens.shape, config.num_attention_heads)
-    return tokens.shape, tokens.device
-
-
-def index_error_message(
-    config: HFBertConfig, ids: dict[str, torch.Tensor | None], word_embeddings: torch.nn.Module
-) -> str:
-    """Build the message for an id without an embedding. Called only after the lookup failed, on the CPU."""
-    fields = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
-    for name, tensor in ids.items():
-        field = fields.get(name, "max_position_embeddings")
-        size = getattr(config, field)
-        table = getattr(word_embeddings, "weight", None)
-        if name == "input_ids" and table is not None and table.shape[0] != size:
-            return (
-                f"the word embeddings hold {table.shape[0]} tokens and vocab_size is {size}; resize both with "
-                "model.resize_token_embeddings(number of tokens)"
-            )
-        if tensor is None:
-            continue
-        bad = (tensor < 0) | (tensor >= size)
-        if bad.any():
-            row, column = bad.nonzero()[0].tolist()
-            value = int(tensor[row, column])
-            return f"{name}[{row}, {column}] is {value}; it must be 0 … {size - 1} ({field} {size})"
-    return "an id has no embedding"
-
-
-def check_no_decoder_inputs(kwargs: dict[str, Any]) -> None:
-    """Refuse the arguments of decoders, which an encoder would ignore silently."""
-    for name in ("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{name} is for decoders, and HFBert is an encoder: leave it out, or use stock bert")
-
-
-def check_not_packed(task: str, kwargs: dict[str, Any]) -> None:
-    """Refuse packed rows in heads whose softmax is over several vectors of a row."""
-    if kwargs.get("cu_seq_lens_q") is not None:
-        raise ValueError(f"{task} takes padded batches, not packed rows: leave out cu_seq_lens_q")
 
 
 HFBertConfig.register_for_auto_class()

@@ -3,10 +3,10 @@
 
 Kernels equal the plain path up to rounding (tests/model/test_kernels.py) and step aside where `is_transformed`. A
 backward pass that is differentiated itself uses operations PyTorch can differentiate. This file travels with every
-checkpoint: it imports nothing of this package but configuration_hfbert and layout_hfbert. Measurements:
-benchmarks/pretraining_step.py.
+checkpoint and imports of this package nothing but the files that do. Measurements: benchmarks/pretraining_step.py.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,13 +17,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging
 
+from .checks_hfbert import check_class_ids, check_label_count, check_masked_positions
 from .configuration_hfbert import IGNORED_LABEL, HFBertConfig, is_transformed
 from .layout_hfbert import UNPADDED, QuerySubset, TokenLayout, UnpaddedLayout, first_positions, real_tokens
 
-
-logger = logging.get_logger(__name__)
 
 # The integers that share a floating-point number's bits.
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -189,8 +187,13 @@ class _CrossEntropy(torch.autograd.Function):
         return logits_gradient, None
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Return half precision in float32, and float64 as it is."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute F.cross_entropy(logits.float(), labels, reduction="sum") for (rows, classes) and (rows,).
+    """Compute F.cross_entropy(at_least_float32(logits), labels, reduction="sum") for (rows, classes) and (rows,).
 
     Over a vocabulary on a CPU it makes no float32 copy of all logits, which would cost more than the arithmetic.
     """
@@ -198,7 +201,7 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         lowest, highest = labels.min(), labels.max()
         if highest < logits.shape[1] and (lowest >= 0 or bool(((labels >= 0) | (labels == IGNORED_LABEL)).all())):
             return _CrossEntropy.apply(logits, labels)[0]
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
 def cross_entropy(
@@ -214,7 +217,7 @@ def cross_entropy(
     Raises:
         ValueError: for labels of another number or type, or, on the CPU, outside the classes.
     """
-    check_label_count(labels, logits, logits.shape[:-1].numel())
+    check_label_count(labels, logits, math.prod(logits.shape[:-1]))
     check_class_ids(labels)
     labels = labels.reshape(-1).to(logits.device, torch.long)
     try:
@@ -227,59 +230,12 @@ def cross_entropy(
     return total / loss_denominator(num_items, (labels != IGNORED_LABEL).sum(), total.device)
 
 
-def check_label_count(labels: torch.Tensor, logits: torch.Tensor, expected: int) -> None:
-    """Refuse any other number of labels."""
-    if labels.numel() != expected:
-        raise ValueError(
-            f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}"
-        )
-
-
-def check_class_ids(labels: torch.Tensor) -> None:
-    """Refuse fractions, which would be cut to integers."""
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"the labels are of {labels.dtype}; they must be integers, as of torch.long")
-
-
-def check_label_shape(labels: torch.Tensor, tokens: torch.Tensor) -> None:
-    """Refuse fractions, and labels in another shape than the tokens, as if transposed: they train the wrong ones."""
-    if labels.shape != tokens.shape[:2]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(tokens.shape[:2])}")
-    check_class_ids(labels)
-
-
-def check_problem_type(problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Refuse labels of another problem than the configuration's, which a checkpoint remembers."""
-    num_labels = logits.shape[-1]
-    wanted, expected, fault = f"{num_labels} numbers for each example", logits.numel(), None
-    if problem_type == "single_label_classification":
-        wanted, expected = "one class id for each example, as of torch.long", logits.shape[0]
-        if labels.is_floating_point():
-            fault = "fractions would be cut"
-        elif num_labels == 1 and not torch.compiler.is_compiling():  # stock computes it too
-            logger.warning_once("one class alone: the loss is always 0; set config.problem_type to 'regression'")
-    elif problem_type == "multi_label_classification":
-        wanted = f"{num_labels} numbers from 0 to 1 for each example"
-        if labels.device.type == "cpu" and not is_transformed() and ((labels < 0) | (labels > 1)).any():
-            fault = f"they go from {labels.min()} to {labels.max()}"
-    elif problem_type != "regression":
-        fault, wanted = "there is no such problem", "nothing"
-    if labels.numel() != expected:
-        fault = f"{labels.numel()} labels of shape {tuple(labels.shape)} do not fit logits of shape "
-        fault += f"{tuple(logits.shape)}"
-    if fault is not None:
-        raise ValueError(
-            f"labels of {labels.dtype} and shape {tuple(labels.shape)} are not config.problem_type="
-            f"{problem_type!r}, which takes {wanted}: {fault}; set config.problem_type to 'regression', "
-            "'single_label_classification' or 'multi_label_classification', as the labels are"
-        )
-
-
 def predicted_positions(
     labels: torch.Tensor, masked_positions: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Return the predicted positions in the flattened batch, (count,) or None for all, and their targets."""
     if masked_positions is not None:
+        check_masked_positions(masked_positions, labels)
         index = masked_positions.to(labels.device, torch.long)
         rows = first_positions(labels.shape, labels.device)[:, None]
         return (index + rows).flatten(), labels.gather(1, index).flatten()
@@ -289,18 +245,40 @@ def predicted_positions(
     return index, labels.flatten()[index]
 
 
-def labels_within(positions: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return token indices as labels of (batch_size, sequence_length) logits: -100 for those beyond the sequence."""
-    return positions.clamp(min=0).masked_fill(positions >= logits.shape[1], IGNORED_LABEL)
+def span_loss(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Compute the cross-entropy of (batch_size, sequence_length) logits and (batch_size,) token indices.
+
+    Indices beyond the sequence do not count, and negative ones are 0.
+    """
+    check_class_ids(positions)
+    positions = positions.long()
+    return cross_entropy(logits, positions.clamp(min=0).masked_fill(positions >= logits.shape[1], IGNORED_LABEL))
+
+
+def classification_loss(
+    problem_type: str, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Compute the loss of (batch_size, num_labels) logits for a problem type of transformers' configurations."""
+    if problem_type == "single_label_classification":
+        return cross_entropy(logits, labels, num_items)
+    logits = at_least_float32(logits)
+    labels = labels.to(logits.device, logits.dtype).reshape(logits.shape)
+    if problem_type == "regression":
+        total = F.mse_loss(logits, labels, reduction="sum")
+    else:
+        total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    return total / loss_denominator(num_items, labels.numel(), total.device)
 
 
 def loss_denominator(
     num_items: torch.Tensor | int | None, counted: torch.Tensor | int, device: torch.device
 ) -> torch.Tensor | int:
-    """Return `num_items`, or at least 1 of `counted` when it is None."""
+    """Return `num_items`, or `counted` when it is None; at least 1, so that a loss without labels is 0, not NaN."""
     if num_items is None:
-        return torch.as_tensor(counted, device=device).clamp(min=1)
-    return num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
+        num_items = counted if isinstance(counted, torch.Tensor) else torch.full((), counted, device=device)
+    if isinstance(num_items, torch.Tensor):
+        return num_items.to(device).clamp(min=1)
+    return max(num_items, 1)
 
 
 def unpadded_attention_forward(

@@ -3,7 +3,8 @@
 
 A padded batch goes through the model as it is: for it `TokenLayout` does nothing but pick the vectors to pool and to
 read. `pack` concatenates a batch into one packed row. `UnpaddedLayout` hides the padding from the layers and gives it
-back. This file travels with every checkpoint: it imports nothing of this package but configuration_hfbert.
+back. This file travels with every checkpoint and imports no other of this package but checks_hfbert and
+configuration_hfbert.
 """
 
 import itertools
@@ -17,14 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
-from .configuration_hfbert import (
-    IGNORED_LABEL,
-    HFBertConfig,
-    autocast_dtype,
-    check_cu_seqlens,
-    check_read_positions,
-    is_transformed,
-)
+from .checks_hfbert import check_cu_seqlens, check_read_positions
+from .configuration_hfbert import IGNORED_LABEL, HFBertConfig, autocast_dtype, is_transformed
 
 
 # An attention implementation like "sdpa", of our own: the layers see no padding.
@@ -179,11 +174,11 @@ class TokenLayout:
         sequences = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), self.packed_cu_seqlens)
         return sequences | dict.fromkeys(("max_length_q", "max_length_k"), self.packed_max_seqlen)
 
-    def default_positions(self, embeddings: nn.Module) -> torch.Tensor:
+    def default_positions(self, embeddings: nn.Module, device: torch.device) -> torch.Tensor:
         """Return 0, 1, 2 …, (1, sequence_length), from 0 again in each sequence of a packed row."""
         if self.packed_cu_seqlens is None:
-            return embeddings.default_positions(self.shape[1])  # type: ignore[operator]  # HFBertEmbeddings
-        tokens = torch.arange(self.shape[1], device=self.packed_cu_seqlens.device)
+            return embeddings.default_positions(self.shape[1], device)  # type: ignore[operator]  # HFBertEmbeddings
+        tokens = torch.arange(self.shape[1], device=device)
         return (tokens - self.packed_cu_seqlens[sequence_numbers(self.packed_cu_seqlens, self.shape[1])])[None]
 
     def attention_mask(
@@ -299,7 +294,7 @@ class UnpaddedLayout(TokenLayout):
         """(batch_size or 1, sequence_length, …) → (1, real tokens, …); None stays None."""
         if values is None:
             return None
-        values = values.expand(self.shape[0], *values.shape[1:]).flatten(0, 1)
+        values = values.expand(*self.shape, *values.shape[2:]).flatten(0, 1)
         return (values if self.indices is None else values.index_select(0, self.indices))[None]
 
     def pad(self, values: torch.Tensor) -> torch.Tensor:

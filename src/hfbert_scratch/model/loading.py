@@ -20,7 +20,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json
-from .configuration_hfbert import MAX_SIZES, WRAPPED
+from .checks_hfbert import WRAPPED
+from .configuration_hfbert import MAX_SIZES
 
 
 # Limits of configuration fields without a limit of their own. Layers are built one by one, even without memory.

@@ -2,8 +2,8 @@
 """BERT (Devlin et al. 2018) in the order of the forward pass: embeddings, layers, pooler, heads.
 
 One file with all heads, as in transformers. Parameters are named as in the original and stock `bert`: checkpoints load
-both ways. Beside it: checks of inputs and checkpoints (configuration_hfbert.py), packed rows, batches without padding,
-attention masks (layout_hfbert.py), kernels (kernels_hfbert.py). The four travel together and import nothing else here.
+both ways. Beside it: checks of inputs and checkpoints (checks_hfbert.py), packed rows, batches without padding,
+attention masks (layout_hfbert.py), kernels (kernels_hfbert.py). The five travel together and import nothing else here.
 """
 
 from collections.abc import Callable
@@ -34,30 +34,29 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_hfbert import (
-    HEADS,
-    HFBertConfig,
-    autocast_dtype,
+from .checks_hfbert import (
     check_choices,
     check_inputs,
+    check_label_shape,
     check_length,
     check_not_packed,
-    check_not_wrapped,
-    check_stock_output_bias,
-    check_vocabulary_sizes,
+    check_problem_type,
+    check_projection,
+    check_span,
+    check_tensors,
+    check_weight_names,
     index_error_message,
-    stock_output_bias,
+    take_stock_output_bias,
 )
+from .configuration_hfbert import HEADS, HFBertConfig, autocast_dtype
 from .kernels_hfbert import (
     HFBertBiLSTM,
     HFBertDropout,
-    check_label_shape,
-    check_problem_type,
+    classification_loss,
     cross_entropy,
-    labels_within,
-    loss_denominator,
     predicted_positions,
     recompute_gelu,
+    span_loss,
 )
 from .layout_hfbert import QuerySubset, select_queries, states_at, token_layout
 
@@ -88,17 +87,18 @@ class HFBertEmbeddings(nn.Module):
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
         if position_ids is None:
-            position_ids = self.default_positions(inputs_embeds.shape[1])
+            position_ids = self.default_positions(inputs_embeds.shape[1], inputs_embeds.device)
         if token_type_ids is None:  # every token in segment A
-            shape, device = inputs_embeds.shape[:-1], inputs_embeds.device
-            token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
+            token_type_ids = torch.zeros(inputs_embeds.shape[:-1], dtype=torch.long, device=inputs_embeds.device)
         segments = self.token_type_embeddings(token_type_ids)
         embeddings = inputs_embeds + segments + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
-    def default_positions(self, sequence_length: int) -> torch.Tensor:
+    def default_positions(self, sequence_length: int, device: torch.device) -> torch.Tensor:
         """Return 0, 1, 2 …, (1, sequence_length)."""
         check_length(sequence_length, self.position_ids.shape[1])
+        if self.position_ids.is_meta:  # weights assigned to a model of the meta device leave its buffers there
+            return torch.arange(sequence_length, device=device)[None]
         return self.position_ids[:, :sequence_length]
 
 
@@ -317,8 +317,8 @@ class HFBertOutputProjection(nn.Linear):
         return self._head[0].bias
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Give an assigned bias to the head: there is one, under one name."""
-        if name == "bias" and param is not None:
+        """Give an assigned bias, or None, to the head: there is one, under one name."""
+        if name == "bias" and "_head" in self.__dict__:
             self._head[0].bias = param
         else:
             super().register_parameter(name, param)
@@ -411,10 +411,11 @@ class HFBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     @staticmethod
-    def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        """Load, but refuse weights named by a wrapper: transformers would initialise all of them at random."""
-        loaded = PreTrainedModel._load_pretrained_model(*args, **kwargs)
-        check_not_wrapped(loaded[0].missing_keys, loaded[0].unexpected_keys)
+    def _load_pretrained_model(model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load, but refuse weights with other names: transformers would initialise the encoder at random."""
+        loaded = PreTrainedModel._load_pretrained_model(model, *args, **kwargs)
+        encoder = [name for name, _ in model.base_model.named_parameters() if not name.startswith("pooler.")]
+        check_weight_names(encoder, loaded[0].missing_keys, loaded[0].unexpected_keys)
         return loaded
 
     def _encode(self, *inputs: torch.Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -500,13 +501,15 @@ class HFBertModel(HFBertPreTrainedModel):
         layout = token_layout(self, shape, device, attention_mask, read_positions, kwargs)
         attention_kwargs = kwargs | layout.attention_kwargs()
         if position_ids is None:
-            position_ids = layout.default_positions(self.embeddings)
+            position_ids = layout.default_positions(self.embeddings, device)
         else:
+            position_ids = position_ids.view(-1, shape[1])
             attention_kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
         try:
             inputs = map(layout.unpad, (input_ids, token_type_ids, position_ids, inputs_embeds))
             hidden_states = self.embeddings(*inputs)
         except IndexError as error:
+            ids["position_ids"] = position_ids
             raise ValueError(index_error_message(self.config, ids, self.get_input_embeddings())) from error
         mask = layout.attention_mask(self.config, hidden_states, attention_mask, self.training)
         hidden_states = self.encoder(hidden_states, mask, **attention_kwargs).last_hidden_state
@@ -527,13 +530,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
         """Load, taking the output bias that stock computes with where a file holds two."""
         loaded = HFBertPreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-        stock_bias = stock_output_bias(state_dict, checkpoint_files)
-        if stock_bias is not None:
-            predictions = model.cls.predictions
-            device = predictions.transform.dense.bias.device
-            check_stock_output_bias(stock_bias, len(predictions.bias), device)
-            predictions.bias = nn.Parameter(stock_bias.to(device, predictions.bias.dtype))
-            predictions.bias._is_hf_initialized = True
+        if take_stock_output_bias(model.cls.predictions, state_dict, checkpoint_files):
             loaded[0].missing_keys.discard("cls.predictions.bias")
         return loaded
 
@@ -541,12 +538,18 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Take over weight and bias; without a bias, cut ours or extend it by zeros, as stock does."""
-        predictions, size = self.cls.predictions, new_embeddings.weight.shape[0]
-        predictions.decoder.weight = new_embeddings.weight
-        predictions.decoder.out_features = size
-        if getattr(new_embeddings, "bias", None) is not None:
-            predictions.bias = new_embeddings.bias
+        """Take over weight and bias; without a bias, cut ours or extend it by zeros, as stock does.
+
+        A module other than nn.Linear replaces the projection, for it may compute something else.
+        """
+        predictions, bias = self.cls.predictions, getattr(new_embeddings, "bias", None)
+        is_plain = type(new_embeddings) in (nn.Linear, HFBertOutputProjection)
+        if is_plain and isinstance(predictions.decoder, HFBertOutputProjection):
+            predictions.decoder.weight = new_embeddings.weight
+        else:
+            predictions.decoder = new_embeddings
+        if isinstance(bias, nn.Parameter):
+            predictions.bias = bias
         self._fit_bias()
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -556,11 +559,13 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
 
     def _fit_bias(self) -> None:
         predictions = self.cls.predictions
+        if not isinstance(predictions.decoder, HFBertOutputProjection):  # it has a bias of its own
+            return
         old, size = predictions.bias, predictions.decoder.weight.shape[0]
-        if old.shape[0] != size:
+        predictions.decoder.out_features = size
+        if old is not None and old.shape[0] != size:
             bias = F.pad(old.detach(), (0, size - old.shape[0]))
             predictions.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
-            predictions.decoder.out_features = size
 
     def _predict(
         self,
@@ -575,12 +580,16 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
 
         The loss is at predicted positions; with skip_logits or config.sparse_prediction only they meet the vocabulary.
         """
-        if isinstance(getattr(self.cls, "predictions", None), HFBertLMPredictionHead):
-            check_vocabulary_sizes(self.cls.predictions)
+        decoder = getattr(getattr(self.cls, "predictions", None), "decoder", None)
+        if isinstance(decoder, HFBertOutputProjection):
+            check_projection(decoder)
         if labels is None:
             outputs = self._encode(*inputs, **kwargs)
             return outputs, self._logits(outputs), None
         input_ids, *_, inputs_embeds = inputs
+        check_tensors(
+            labels=labels, masked_positions=masked_positions, input_ids=input_ids, inputs_embeds=inputs_embeds
+        )
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is not None:  # else HFBertModel raises
             check_label_shape(labels, tokens)
@@ -648,6 +657,7 @@ class HFBertForPreTraining(HFBertMaskedPrediction):
         Raises:
             ValueError: if the labels do not fit the inputs, or as `HFBertModel.forward`.
         """
+        check_tensors(next_sentence_label=next_sentence_label)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, logits, masked_lm_loss = self._predict(
             inputs, labels, masked_positions, num_items_in_batch, skip_logits, **kwargs
@@ -703,8 +713,7 @@ class HFBertForMaskedLM(HFBertMaskedPrediction):
         Args and Raises: as `HFBertForPreTraining.forward`, without the next-sentence task.
 
         Returns:
-            loss, logits (batch_size, sequence_length, vocab_size) as that class's prediction_logits, hidden_states,
-            attentions.
+            loss, logits as that class's prediction_logits, hidden_states, attentions.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, logits, loss = self._predict(
@@ -756,6 +765,7 @@ class HFBertLabelHead(HFBertPreTrainedModel):
         Raises:
             ValueError: if labels and logits do not fit together, or as `HFBertModel.forward`.
         """
+        check_tensors(labels=labels)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs, logits = self._predict(*inputs, **kwargs)
         loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
@@ -836,21 +846,13 @@ class HFBertForSequenceClassification(HFBertClassifier):
         check_problem_type(problem_type, logits, labels)
         if self.config.problem_type is None:
             self.config.problem_type = problem_type
-        if problem_type == "single_label_classification":
-            return cross_entropy(logits, labels, num_items)
-        labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
-        if problem_type == "regression":
-            total = F.mse_loss(logits.float(), labels, reduction="sum")
-        else:
-            total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-        return total / loss_denominator(num_items, labels.numel(), total.device)
+        return classification_loss(problem_type, logits, labels, num_items)
 
 
 class HFBertForTokenClassification(HFBertClassifier):
     """Predict a class for every token, as for named entities; no pooler.
 
-    labels (batch_size, sequence_length), -100 for tokens without one. logits (batch_size, sequence_length,
-    num_labels).
+    labels (batch_size, sequence_length), -100 for tokens without one. logits (…, sequence_length, num_labels).
     """
 
     output_class = TokenClassifierOutput
@@ -883,7 +885,7 @@ class HFBertForMultipleChoice(HFBertClassifier):
     def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
         batch_size, num_choices = check_choices(input_ids=inputs[0], inputs_embeds=inputs[-1])
         check_not_packed("multiple choice", kwargs)
-        flat = (None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
+        flat = (value.flatten(0, 1) if isinstance(value, torch.Tensor) else value for value in inputs)
         outputs, logits = super()._predict(*flat, **kwargs)
         return outputs, logits.view(batch_size, num_choices)
 
@@ -923,17 +925,14 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
         Raises:
             ValueError: for one of the two labels without the other, packed rows, or as `HFBertModel.forward`.
         """
-        if (start_positions is None) != (end_positions is None):
-            raise ValueError("give both start_positions and end_positions, or neither")
+        check_span(start_positions, end_positions)
         check_not_packed("question answering", kwargs)
         outputs = self._encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
         loss = None
         if start_positions is not None:
-            start_loss = cross_entropy(start_logits, labels_within(start_positions, start_logits))
-            end_loss = cross_entropy(end_logits, labels_within(end_positions, end_logits))
-            loss = (start_loss + end_loss) / 2
+            loss = (span_loss(start_logits, start_positions) + span_loss(end_logits, end_positions)) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,
