@@ -44,7 +44,9 @@ def execute(path: Path) -> Any:
             if cell.cell_type == "code":  # a command's exit code alone does not end a notebook
                 cell.source = _COMMAND.sub(r"\g<0>\n\1assert _exit_code == 0, _exit_code", cell.source)
         try:
-            NotebookClient(notebook, timeout=_SECONDS, resources={"metadata": {"path": directory}}).execute()
+            NotebookClient(
+                notebook, timeout=_SECONDS, coalesce_streams=True, resources={"metadata": {"path": directory}}
+            ).execute()
         except CellExecutionError:
             print(*(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])))
             raise
