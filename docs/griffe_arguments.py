@@ -17,9 +17,16 @@ class ArgumentHelp(griffe.Extension):
         text = next((keyword.value for keyword in call.keywords if keyword.arg == "help"), None)
         if text is None:
             return
-        try:
-            words = str(ast.literal_eval(text))
-        except ValueError:  # put together from constants of the module
-            words = ast.unparse(text)
-        attr.docstring = griffe.Docstring(words.replace("%%", "%"), parent=attr)
+        attr.docstring = griffe.Docstring(_string(text, attr.module).replace("%%", "%"), parent=attr)
         attr.value = ast.unparse(call.args[0]) if call.args else None
+
+
+def _string(node: ast.expr, module: griffe.Module) -> str:
+    """Evaluate a string whose parts may be constants of its module."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_string(part, module) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return _string(node.value, module)
+    if isinstance(node, ast.Name):
+        return str(ast.literal_eval(str(module[node.id].value)))
+    return str(ast.literal_eval(node))

@@ -28,6 +28,8 @@ PAGES = [
     *(path for folder in ("docs", "skills", ".github") for path in sorted((ROOT / folder).rglob("*.md"))),
     *(RECIPES / f"{command.recipe}.py" for command in COMMANDS.values()),
 ]
+MARKDOWN = sorted({path for path in PAGES if path.suffix == ".md"} | set(ROOT.glob("*.md")))
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Where a shell's command ends.
 OPERATORS = {"|", "||", "&&", "&", ";", ">", "2>"}
@@ -135,6 +137,24 @@ def test_commands_are_found_wherever_they_stand():
         ("pretrain", ["--size", "tiny"]),
         ("evaluate", ["--model", "9"]),
     ]
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#{1,6} (.+)$", FENCED.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_in_the_documents_leads_somewhere(path):
+    """In a clone and on GitHub; `make docs` checks the site's."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", path.read_text(encoding="utf-8"))):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        page = path.parent / name if name else path
+        assert page.exists(), target
+        assert not anchor or anchor in anchors(page.read_text(encoding="utf-8")), target
 
 
 def test_every_exit_code_is_explained():

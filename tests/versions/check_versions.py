@@ -5,8 +5,8 @@
 The lowest transformers 5 that pyproject.toml allows and the newest: with the package and by remote code. 4.57, which
 other libraries still pin: the `bert` export; remote code is refused with one sentence. PyTorch and what else is
 independent of transformers is shared with the environment that runs this; the others lie in .venv-versions/.
-Then the tests of `make test` with the lowest PyTorch and transformers that pyproject.toml allows, on Python 3.12 if it
-is there (PyPI's PyTorch for Linux is the CUDA build: 5 GB; no GPU is needed).
+Then the tests of `make test` with the lowest PyTorch and transformers that pyproject.toml allows, on $SUITE_PYTHON, or
+Python 3.12 if it is there (PyPI's PyTorch for Linux is the CUDA build: 5 GB; no GPU is needed).
 """
 
 import json
@@ -73,7 +73,7 @@ def suite_passes(transformers_version: str, torch_version: str) -> bool:
     """Run the tests of `make test` in an environment with these versions and nothing of this one."""
     python = ENVIRONMENTS / "lowest-suite" / "bin" / "python"
     if not python.is_file():
-        interpreter = shutil.which("python3.12") or sys.executable
+        interpreter = os.environ.get("SUITE_PYTHON") or shutil.which("python3.12") or sys.executable
         subprocess.run([interpreter, "-m", "venv", str(python.parents[1])], check=True)
     # Triton's interpreter, in which the suite runs our kernels, needs a NumPy before 2.4.
     versions = [f"torch=={torch_version}.*", f"transformers=={transformers_version}.*", "numpy<2.4"]
