@@ -155,7 +155,7 @@ def train(
     Raises:
         DivergenceError: if a gradient was not finite, before any of it reaches a checkpoint.
     """
-    arguments, progress, accelerator = run.arguments, run.progress, run.accelerator
+    arguments, progress = run.arguments, run.progress
     meter = TrainingMetrics(run, flops_per_token)
     one_pass = _forward_and_backward(run, model, forward)
     run.stopping.catch_signals()
@@ -164,18 +164,8 @@ def train(
     stop = False
     for batch in meter.time_waiting(prefetch(batches)):
         totals, stop = run.stopping.all_reduce(batch.counts)
-        factor = _learning_rate_factor(run)
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * factor
-        for number, inputs in enumerate(batch.micro_batches):
-            last = number == len(batch.micro_batches) - 1
-            torch.manual_seed(int(hash64(arguments.seed, progress.step, batch.start + number) >> 1))
-            with nullcontext() if last else accelerator.no_sync(model):
-                outputs = one_pass(inputs, totals)
-            meter.add(outputs)
-        gradient_norm = full_tensor(accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=not run.cuda_graphs)
+        learning_rate = _set_learning_rate(run, optimizer)
+        gradient_norm = _step(run, model, optimizer, batch, totals, one_pass, meter)
         progress.step += 1
         progress.cursor = batch.cursor
         meter.end_step(batch, gradient_norm)
@@ -184,7 +174,7 @@ def train(
 
         finished = is_finished(run)
         if finished or progress.step % arguments.log_every == 0:
-            meter.log(arguments.learning_rate * factor)
+            meter.log(learning_rate)
         if finished or progress.step % arguments.eval_every == 0:
             with meter.paused():
                 run.log(evaluate_between_steps(model, evaluate))
@@ -204,6 +194,28 @@ def train(
             f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there"
         )
     return is_finished(run)
+
+
+def _step(
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: StepBatch,
+    totals: dict[str, torch.Tensor],
+    one_pass: Callable[[dict[str, Any], dict[str, torch.Tensor]], Any],
+    meter: TrainingMetrics,
+) -> torch.Tensor:
+    """Run one optimizer step, seeded by its number; returns the norm of the gradient before it was clipped."""
+    for number, inputs in enumerate(batch.micro_batches):
+        last = number == len(batch.micro_batches) - 1
+        torch.manual_seed(int(hash64(run.arguments.seed, run.progress.step, batch.start + number) >> 1))
+        with nullcontext() if last else run.accelerator.no_sync(model):
+            outputs = one_pass(inputs, totals)
+        meter.add(outputs)
+    norm = full_tensor(run.accelerator.clip_grad_norm_(model.parameters(), run.arguments.max_grad_norm))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=not run.cuda_graphs)
+    return norm
 
 
 def evaluate_between_steps(model: nn.Module, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -232,6 +244,14 @@ def _forward_and_backward(
 def is_finished(run: Run) -> bool:
     """Return whether the run has made its last step."""
     return run.progress.step >= run.arguments.max_steps or run.stopping.time_used >= 1
+
+
+def _set_learning_rate(run: Run, optimizer: torch.optim.Optimizer) -> float:
+    """Set and return the learning rate of the step that comes next."""
+    learning_rate = run.arguments.learning_rate * _learning_rate_factor(run)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    return learning_rate
 
 
 def _learning_rate_factor(run: Run) -> float:
