@@ -8,8 +8,9 @@ without this package), checkpoints/, log.jsonl, record.json, curves.png and the 
 the same command continues and ends with the same weights (on GPUs within rounding).
 
 Supports: one CPU, one GPU, several processes and hosts, FSDP2 (recipes/accelerate, also on CPUs);
-sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); AdamW and LAMB; the paper's
-ablations: no NSP, left-to-right, other masking mixes, other sizes.
+sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); more pretraining of a finished BERT
+on a domain (--config continue --model … --also_evaluate …); AdamW and LAMB; the paper's ablations: no NSP,
+left-to-right, other masking mixes, other sizes.
 Does not support: FSDP1; FSDP2 with --compile true; model parallelism; precision below bfloat16.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
@@ -34,13 +35,15 @@ from hfbert_scratch.pretraining import (
     Phase,
     PretrainingBatches,
     PretrainingEvaluation,
+    full_length_inputs,
     loss_without_logits,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from hfbert_scratch.training.arguments import TrainingArguments
+from hfbert_scratch.training.arguments import AUTO, TrainingArguments
 from hfbert_scratch.training.batches import local_micro_batches
 from hfbert_scratch.training.estimate import EstimateArguments, Rehearsal, Stretch, describe_estimate, time_steps
-from hfbert_scratch.training.loop import prepare, train
+from hfbert_scratch.training.loop import evaluate_between_steps, prepare, train
+from hfbert_scratch.training.memory import fit_micro_batch_size
 from hfbert_scratch.training.run import Progress, Run
 from hfbert_scratch.training.throughput import clock, model_flops_per_token
 from hfbert_scratch.utils.arguments import argument, parse_arguments
@@ -60,7 +63,10 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     corpus: str = argument(help="directory written by hfbert corpus")
     tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
     model: str | None = argument(
-        None, help="checkpoint to start from, ours or stock bert; default: from scratch", group="model"
+        None,
+        help="checkpoint to start from, ours or stock bert: a directory, NAME or NAME@REVISION on the Hub; default: "
+        "from scratch",
+        group="model",
     )
     size: str = argument(
         "base", help="tiny, mini, small, medium, base, large; the next four change single numbers", group="model"
@@ -92,6 +98,11 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         0, help="its sequences per forward pass; 0: as many tokens as before", group="sequences and pairs"
     )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
+    also_evaluate: str | None = argument(
+        None,
+        help="another corpus of the same tokenizer, such as one of general text: its held-out loss is measured before "
+        "step 1 and with every evaluation, with a warning when it rises",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +121,9 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
             return [Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, self.max_steps)]
         border = self.max_steps - round(self.long_share * self.max_steps)
         long_micro = self.long_micro_batch_size
-        if not long_micro:
+        if not long_micro and self.micro_batch_size == AUTO:
+            long_micro = AUTO
+        elif not long_micro:
             long_micro = max(1, self.micro_batch_size * self.max_seq_length // self.long_max_seq_length)
         return [
             Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, border),
@@ -133,6 +146,8 @@ def build_model(
             load_tokenizer(arguments.tokenizer, model=arguments.model)  # compares the two vocabularies
             if new:
                 say(f"warning: {arguments.model} has no {', '.join(new)}; they start from random numbers")
+            if any("seq_relationship" in name for name in new):
+                say("warning: --no_nsp true trains masked LM alone, as the checkpoint was perhaps trained")
             return model
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
@@ -214,6 +229,8 @@ def main() -> None:
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
+    if arguments.also_evaluate:
+        Corpus.open(arguments.also_evaluate, tokenizer, arguments.phases()[-1].max_seq_length)
     with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint) as run:
         if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
             run.print(f"warning: {note}")
@@ -229,20 +246,22 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     for phase in phases:  # options out of range are refused before anything is written
         arguments.sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
-        local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
+        if phase.micro_batch_size != AUTO:
+            local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
     model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.print))
     unwrapped = run.accelerator.unwrap_model(model)
+    sizes = {"max_seq_length": phases[-1].max_seq_length, "batch_size": 64, "max_rows": arguments.eval_rows}
+    evaluation = PretrainingEvaluation(run, documents, held_out, tokenizer, arguments, **sizes)
+    also: PretrainingEvaluation | None = None
+    if arguments.also_evaluate:
+        other = Corpus.open(arguments.also_evaluate)
+        also = PretrainingEvaluation(
+            run, other.split("train"), other.split("validation"), tokenizer, arguments, **sizes
+        )
+    if AUTO in [phase.micro_batch_size for phase in phases]:
+        fit_micro_batches(run, model, arguments, tokenizer, evaluation)
+        phases = arguments.phases()
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
-    evaluation = PretrainingEvaluation(
-        run,
-        documents,
-        held_out,
-        tokenizer,
-        arguments,
-        max_seq_length=phases[-1].max_seq_length,
-        batch_size=64,
-        max_rows=arguments.eval_rows,
-    )
     run.best_by = ("eval_masked_lm_loss", min)
     derived = derived_quantities(arguments, run, unwrapped, corpus)
     describe(run, derived, evaluation.baseline)
@@ -255,6 +274,9 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         run.bar.show(score=evaluation.short(metrics))
         if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
             run.print("the unigram plateau is left: the model uses context")
+        if also is not None:
+            metrics |= {name.replace("eval_", "also_"): value for name, value in also(model).items()}
+            run.print(also.forgetting(run.history, metrics))
         return metrics
 
     def save_extra(directory: Path) -> None:
@@ -276,6 +298,8 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         estimate = time_steps(run, model, optimizer, stretches, **how)
         run.print(describe_estimate(estimate, arguments.price))
         return True
+    if also is not None and not run.progress.step:
+        run.log(evaluate_between_steps(model, evaluate))  # before anything is learnt, or forgotten
     curves = LiveCurves(lambda: draw_curves(run.history, evaluation.baseline, run.directory / "curves.png"))
     done = train(run, model, optimizer, batches, draw=curves, **how)
     if done:
@@ -286,9 +310,33 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     return done
 
 
+def fit_micro_batches(
+    run: Run, model: Any, arguments: PretrainingArguments, tokenizer: Any, evaluation: PretrainingEvaluation
+) -> None:
+    """Find and record the largest micro-batch of each phase that has none."""
+    for phase in arguments.phases():
+        if phase.micro_batch_size != AUTO:
+            continue
+        size = fit_micro_batch_size(
+            run,
+            model,
+            phase.batch_size,
+            lambda size, length=phase.max_seq_length: full_length_inputs(run, arguments, tokenizer, length, size),
+            loss_without_logits,
+            lambda: evaluation(model, batches=1),
+            f"sequences of {phase.max_seq_length} tokens",
+        )
+        name = f"{'long_' * (phase.max_seq_length == arguments.long_max_seq_length)}micro_batch_size"
+        setattr(arguments, name, size)
+        run.choose_micro_batch_size(size, name)
+
+
 def record(run: Run, done: bool, derived: dict[str, Any], evaluation: PretrainingEvaluation, corpus: Corpus) -> None:
     """Write record.json, and print what the run leaves."""
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
+    before = next((entry for entry in run.history if "also_masked_lm_loss" in entry), None)
+    if before is not None:  # both texts, before the first step
+        results = results | {"before": {name: value for name, value in before.items() if name.endswith("_loss")}}
     past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
     run.write_record(
         status="done" if done else "stopped",

@@ -18,7 +18,15 @@ import torch.nn.functional as F
 
 from ..metrics.squad_scoring import best_threshold, score_v2
 from ..utils.errors import InputError
-from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, plain_backend, token_ids
+from .encoding import (
+    INPUT_FEATURES,
+    FeatureSettings,
+    cached_map,
+    make_dataset,
+    plain_backend,
+    special_tokens,
+    token_ids,
+)
 from .notes import leave_out, warn
 from .squad_files import (
     check_answers,
@@ -233,7 +241,9 @@ class SquadTask(Task):
             }
         return cached_map(raw, squad_features, datasets.Features(kinds), tokenizer, settings, training=training)
 
-    def loss_sum(self, outputs: Any, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss_sum(  # type: ignore[override]  # without classes there are no weights of them
+        self, outputs: Any, targets: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         """Sum the mean of the start's and the end's cross-entropy, over all positions, padding too."""
         start, end = (
             F.cross_entropy(outputs[f"{name}_logits"].float(), targets[f"{name}_positions"], reduction="sum")
@@ -402,6 +412,8 @@ def squad_features(
     training: bool,
 ) -> dict[str, list]:
     """Encode a batch for `cached_map`: one feature per window of each row's context."""
+    if special_tokens(tokenizer).count(is_pair=True) != 3:
+        raise InputError("questions are answered with BERT's special tokens; this tokenizer has others between texts")
     questions = token_ids(tokenizer, batch["question"])
     contexts = _tokenize_contexts(tokenizer, batch["context"])
     cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
