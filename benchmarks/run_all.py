@@ -35,6 +35,7 @@ BENCHMARKS = (
     ("task_preparation.py", "--task", "squad", "--pairs", "2"),
     ("inference.py", "--size", "minilm", "--texts", "300", "--precision", "float32", "--pairs", "3"),
     ("inference.py", "--size", "minilm", "--texts", "300", "--precision", "bfloat16", "--pairs", "3"),
+    ("sentence_scoring.py", "--size", "mini", "--sentences", "60", "--pairs", "3"),
     ("busy_machine.py", "--pairs", "2"),
 )
 

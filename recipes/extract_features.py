@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from hfbert_scratch.features.encoder import POOLINGS, default_batch_tokens, encode, load_encoder, weights_hash
+from hfbert_scratch.features.encoder import POOLINGS, encode, load_encoder, weights_hash
 from hfbert_scratch.features.files import FORMATS, FeatureFile, FeatureSchema, TextFile, write_parts
-from hfbert_scratch.model.inference import inference_copy
+from hfbert_scratch.model.inference import default_batch_tokens, inference_copy
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
 from hfbert_scratch.training.accelerator import best_device, fastest_precision
 from hfbert_scratch.training.throughput import clock

@@ -9,8 +9,9 @@ the same command continues and ends with the same weights (on GPUs within roundi
 
 Supports: one CPU, one GPU, several processes and hosts, FSDP2 (recipes/accelerate, also on CPUs);
 sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); more pretraining of a finished BERT
-on a domain (--config continue --model … --also_evaluate …); AdamW and LAMB; the paper's ablations: no NSP,
-left-to-right, other masking mixes, other sizes.
+on a domain (--config continue --model … --also_evaluate …); AdamW and LAMB; the paper's ablations: no NSP, NSP pairs
+without NSP's loss, left-to-right, other masking mixes, other sizes; LSTM language models as ELMo's (--architecture
+lstm_pair), which open with this package only.
 Does not support: FSDP1; FSDP2 with --compile true; model parallelism; precision below bfloat16.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
@@ -18,6 +19,7 @@ checkpoint. `hfbert pretrain` passes them on from its processes; other launchers
 record.json then says "stopped" or nothing new.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.corpus.arguments import PretrainingDataArguments
 from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.lstm import LSTMPairConfig, LSTMPairForPreTraining
 from hfbert_scratch.model.loading import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import (
     Phase,
@@ -37,6 +40,8 @@ from hfbert_scratch.pretraining import (
     PretrainingEvaluation,
     full_length_inputs,
     loss_without_logits,
+    steps_of_words,
+    weigh_next_sentence,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from hfbert_scratch.training.arguments import AUTO, TrainingArguments
@@ -71,6 +76,13 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     size: str = argument(
         "base", help="tiny, mini, small, medium, base, large; the next four change single numbers", group="model"
     )
+    architecture: str = argument(
+        "bert",
+        help="bert, or lstm_pair: two LSTM language models, one for each direction, of hidden_size units and 2 layers "
+        "by default, as ELMo's; implies left_to_right's data",
+        group="model",
+        choices=("bert", "lstm_pair"),
+    )
     num_hidden_layers: int | None = argument(None, help="default: the size's", group="model")
     hidden_size: int | None = argument(None, help="default: the size's", group="model")
     num_attention_heads: int | None = argument(None, help="default: the size's", group="model")
@@ -97,6 +109,19 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     long_micro_batch_size: int = argument(
         0, help="its sequences per forward pass; 0: as many tokens as before", group="sequences and pairs"
     )
+    next_sentence_weight: float = argument(
+        1.0,
+        help="factor of NSP's loss; 0: the same segment pairs, masked LM alone learns",
+        group="segment pairs",
+        at_least=0,
+        below=math.inf,
+    )
+    checkpoint_words: str = argument(
+        "",
+        help="word counts, as 1M,2M,10M: keep the model after so many words as revisions/chck_1M and so on, which "
+        "publish.py can push as revisions",
+        group="log, checkpoints, end",
+    )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
     also_evaluate: str | None = argument(
         None,
@@ -105,8 +130,15 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     )
 
     def __post_init__(self) -> None:
+        if self.architecture == "lstm_pair":
+            self._prepare_for_lstms()
         super().__post_init__()
         PretrainingDataArguments.__post_init__(self)
+        if self.no_nsp and self.next_sentence_weight != 1:
+            raise InputError(
+                f"next_sentence_weight {self.next_sentence_weight:g} has no meaning without next-sentence prediction; "
+                "leave it out, or no_nsp and left_to_right"
+            )
         self.check_price()
         longest = max(self.max_seq_length, self.long_max_seq_length)
         if longest > self.max_position_embeddings:
@@ -114,6 +146,16 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
                 f"max_seq_length {longest} exceeds max_position_embeddings {self.max_position_embeddings}; "
                 "shorten the one or raise the other"
             )
+
+    def _prepare_for_lstms(self) -> None:
+        """Take the data of left-to-right training, and no way of training that is for attention."""
+        for name in ("packing", "compile", "cuda_graphs"):
+            if str(getattr(self, name)).lower() not in ("auto", "false"):
+                raise InputError(f"{name} {getattr(self, name)} is not for architecture lstm_pair; leave it out")
+            setattr(self, name, "false")
+        if self.model:
+            raise InputError("architecture lstm_pair starts from scratch; leave out model")
+        self.left_to_right, self.attention = True, "eager"
 
     def phases(self) -> list[Phase]:
         """One stretch of the run, or two with the long sequences last."""
@@ -133,7 +175,7 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
 
 def build_model(
     arguments: PretrainingArguments, tokenizer: Any, say: Callable[[str], None]
-) -> HFBertForPreTraining | HFBertForMaskedLM:
+) -> HFBertForPreTraining | HFBertForMaskedLM | LSTMPairForPreTraining:
     """Open `--model`, naming the weights it lacks, or initialise a model from the seed."""
     model_class = HFBertForMaskedLM if arguments.no_nsp else HFBertForPreTraining
     dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
@@ -149,6 +191,8 @@ def build_model(
             if any("seq_relationship" in name for name in new):
                 say("warning: --no_nsp true trains masked LM alone, as the checkpoint was perhaps trained")
             return model
+        if arguments.architecture == "lstm_pair":
+            return build_lstms(arguments, tokenizer)
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
         if "hidden_size" in overrides:
@@ -165,7 +209,11 @@ def build_model(
         )
         with torch.device("meta"):
             check_memory(model_class(config), "this size")
-        model = model_class(config)
+        # Ablations are paired: without next-sentence prediction the other weights start the same.
+        model: Any = HFBertForPreTraining(config)
+        if arguments.no_nsp:
+            whole, model = model, HFBertForMaskedLM(config)
+            model.load_state_dict(whole.state_dict(), strict=False)
         if arguments.sinusoidal_positions:
             set_sinusoidal_positions(model, 2 * arguments.initializer_range)
         return model
@@ -173,6 +221,28 @@ def build_model(
         raise
     except (ValueError, OSError, StrictDataclassError) as error:
         raise InputError(f"no such model can be made: {one_line(error)}") from error
+
+
+def build_lstms(arguments: PretrainingArguments, tokenizer: Any) -> LSTMPairForPreTraining:
+    """Initialise the two LSTM language models."""
+    config = LSTMPairConfig(
+        vocab_size=len(tokenizer),
+        lstm_size=arguments.hidden_size or HFBertConfig.from_size(arguments.size).hidden_size,
+        num_hidden_layers=arguments.num_hidden_layers or 2,
+        hidden_dropout_prob=arguments.dropout,
+        initializer_range=arguments.initializer_range,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.device("meta"):
+        check_memory(LSTMPairForPreTraining(config), "this size")
+    return LSTMPairForPreTraining(config)
+
+
+def flops_per_token(arguments: PretrainingArguments, model: Any, mean_length: float) -> float:
+    """Return the useful FLOPs of a token in training."""
+    if arguments.architecture == "lstm_pair":
+        return model.flops_per_token()
+    return model_flops_per_token(model.config, mean_length, _predicted_share(arguments))
 
 
 @torch.no_grad()
@@ -194,7 +264,7 @@ def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, co
     described = pairs.get(str(arguments.max_seq_length)) or next(iter(pairs.values()))
     share = min(1.0, described["mean_length"] / arguments.max_seq_length)
     tokens_per_step = arguments.batch_size * arguments.max_seq_length * share
-    flops = model_flops_per_token(model.config, arguments.max_seq_length, _predicted_share(arguments))
+    flops = flops_per_token(arguments, model, arguments.max_seq_length)
     peak, source = run.peak
     totals: dict[str, Any] = {}
     if arguments.schedule == "steps":  # a schedule by time has as many steps as the time holds
@@ -224,43 +294,51 @@ def _predicted_share(arguments: PretrainingArguments) -> float:
 @command_line
 def main() -> None:
     """Parse, open, run."""
-    arguments = parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)
+    if not run_pretraining(parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)):
+        sys.exit(STOPPED)
+
+
+def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bool:
+    """Open corpus and tokenizer, and run; returns False when a signal or --max_time stopped it.
+
+    Args:
+        arguments: the command line.
+        last: no other run follows in these processes.
+    """
     tokenizer = load_tokenizer(arguments.tokenizer)
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
     if arguments.also_evaluate:
         Corpus.open(arguments.also_evaluate, tokenizer, arguments.phases()[-1].max_seq_length)
-    with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint) as run:
+    with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint, last=last) as run:
         if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
             run.print(f"warning: {note}")
-        done = pretrain(run, arguments, corpus, tokenizer)
-    if not done:
-        sys.exit(STOPPED)
+        return pretrain(run, arguments, corpus, tokenizer)
 
 
 def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any) -> bool:
     """Build, train, save and record; returns whether the run got to its end."""
     phases = arguments.phases()
-    documents, held_out = corpus.split("train"), corpus.split("validation")
+    documents = corpus.split("train")
     for phase in phases:  # options out of range are refused before anything is written
         arguments.sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
         if phase.micro_batch_size != AUTO:
             local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
-    model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.print))
+    counts = [count.strip() for count in arguments.checkpoint_words.split(",") if count.strip()]
+    revisions = {step: f"chck_{count}" for step, count in steps_of_words(counts, phases, corpus, tokenizer).items()}
+    model = build_model(arguments, tokenizer, run.print)
+    forward = loss_without_logits
+    if arguments.next_sentence_weight != 1:
+        forward = weigh_next_sentence(model, arguments.next_sentence_weight)
+    model, optimizer, _ = prepare(run, model)
     unwrapped = run.accelerator.unwrap_model(model)
-    sizes = {"max_seq_length": phases[-1].max_seq_length, "batch_size": 64, "max_rows": arguments.eval_rows}
-    evaluation = PretrainingEvaluation(run, documents, held_out, tokenizer, arguments, **sizes)
-    also: PretrainingEvaluation | None = None
+    evaluation = open_evaluation(run, arguments, corpus, tokenizer)
+    also = None
     if arguments.also_evaluate:
-        other = Corpus.open(arguments.also_evaluate)
-        also = PretrainingEvaluation(
-            run, other.split("train"), other.split("validation"), tokenizer, arguments, **sizes
-        )
-    if AUTO in [phase.micro_batch_size for phase in phases]:
-        fit_micro_batches(run, model, arguments, tokenizer, evaluation)
-        phases = arguments.phases()
+        also = open_evaluation(run, arguments, Corpus.open(arguments.also_evaluate), tokenizer)
+    phases = fit_micro_batches(run, model, arguments, tokenizer, evaluation, forward)
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
     run.best_by = ("eval_masked_lm_loss", min)
     derived = derived_quantities(arguments, run, unwrapped, corpus)
@@ -268,28 +346,14 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     run.start_trackers()
     run.bar.show(score=evaluation.short({}))
 
-    def evaluate() -> dict[str, float]:
-        metrics = evaluation(model)
-        run.print(evaluation.describe(metrics))
-        run.bar.show(score=evaluation.short(metrics))
-        if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
-            run.print("the unigram plateau is left: the model uses context")
-        if also is not None:
-            metrics |= {name.replace("eval_", "also_"): value for name, value in also(model).items()}
-            run.print(also.forgetting(run.history, metrics))
-        return metrics
-
     def save_extra(directory: Path) -> None:
         save_tokenizer(tokenizer, directory)
 
-    def flops_per_token(length: float) -> float:
-        return model_flops_per_token(unwrapped.config, length, _predicted_share(arguments))
-
     how: dict[str, Any] = {
-        "evaluate": evaluate,
+        "evaluate": lambda: evaluate(run, model, evaluation, also),
         "save_extra": save_extra,
-        "flops_per_token": flops_per_token,
-        "forward": loss_without_logits,
+        "flops_per_token": lambda length: flops_per_token(arguments, unwrapped, length),
+        "forward": forward,
     }
     if isinstance(run, Rehearsal):
         stretches = stretches_of(run, documents, tokenizer, phases, arguments)
@@ -299,21 +363,57 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         run.print(describe_estimate(estimate, arguments.price))
         return True
     if also is not None and not run.progress.step:
-        run.log(evaluate_between_steps(model, evaluate))  # before anything is learnt, or forgotten
+        run.log(evaluate_between_steps(model, how["evaluate"]))  # before anything is learnt, or forgotten
     curves = LiveCurves(lambda: draw_curves(run.history, evaluation.baseline, run.directory / "curves.png"))
-    done = train(run, model, optimizer, batches, draw=curves, **how)
+    done = train(run, model, optimizer, batches, revisions=revisions, draw=curves, **how)
     if done:
         run.save_model(model, save_extra)
     if run.is_main:
         curves.draw()
-    record(run, done, derived, evaluation, corpus)
+    record(run, done, derived, evaluation, corpus, revisions)
     return done
 
 
+def open_evaluation(
+    run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any
+) -> PretrainingEvaluation:
+    """Make the evaluation on a corpus's held-out documents, at the length of the run's last phase."""
+    return PretrainingEvaluation(
+        run,
+        corpus.split("train"),
+        corpus.split("validation"),
+        tokenizer,
+        arguments,
+        max_seq_length=arguments.phases()[-1].max_seq_length,
+        batch_size=64,
+        max_rows=arguments.eval_rows,
+    )
+
+
+def evaluate(
+    run: Run, model: Any, evaluation: PretrainingEvaluation, also: PretrainingEvaluation | None
+) -> dict[str, float]:
+    """Evaluate, on a second corpus too if there is one, and print; return the metrics of both."""
+    metrics = evaluation(model)
+    run.print(evaluation.describe(metrics))
+    run.bar.show(score=evaluation.short(metrics))
+    if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
+        run.print("the unigram plateau is left: the model uses context")
+    if also is not None:
+        metrics |= {name.replace("eval_", "also_"): value for name, value in also(model).items()}
+        run.print(also.forgetting(run.history, metrics))
+    return metrics
+
+
 def fit_micro_batches(
-    run: Run, model: Any, arguments: PretrainingArguments, tokenizer: Any, evaluation: PretrainingEvaluation
-) -> None:
-    """Find and record the largest micro-batch of each phase that has none."""
+    run: Run,
+    model: Any,
+    arguments: PretrainingArguments,
+    tokenizer: Any,
+    evaluation: PretrainingEvaluation,
+    forward: Callable[[Any, dict[str, Any], dict[str, torch.Tensor]], Any],
+) -> list[Phase]:
+    """Find and record the largest micro-batch of each phase that has none; return all phases."""
     for phase in arguments.phases():
         if phase.micro_batch_size != AUTO:
             continue
@@ -322,16 +422,24 @@ def fit_micro_batches(
             model,
             phase.batch_size,
             lambda size, length=phase.max_seq_length: full_length_inputs(run, arguments, tokenizer, length, size),
-            loss_without_logits,
+            forward,
             lambda: evaluation(model, batches=1),
             f"sequences of {phase.max_seq_length} tokens",
         )
         name = f"{'long_' * (phase.max_seq_length == arguments.long_max_seq_length)}micro_batch_size"
         setattr(arguments, name, size)
         run.choose_micro_batch_size(size, name)
+    return arguments.phases()
 
 
-def record(run: Run, done: bool, derived: dict[str, Any], evaluation: PretrainingEvaluation, corpus: Corpus) -> None:
+def record(
+    run: Run,
+    done: bool,
+    derived: dict[str, Any],
+    evaluation: PretrainingEvaluation,
+    corpus: Corpus,
+    revisions: dict[int, str],
+) -> None:
     """Write record.json, and print what the run leaves."""
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
     before = next((entry for entry in run.history if "also_masked_lm_loss" in entry), None)
@@ -342,6 +450,7 @@ def record(run: Run, done: bool, derived: dict[str, Any], evaluation: Pretrainin
         status="done" if done else "stopped",
         derived=derived,
         baseline=evaluation.baseline,
+        revisions={name: step for step, name in revisions.items()},
         results=results | {"plateau_left_at_step": past, "best_step": run.best_step},
         corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
     )

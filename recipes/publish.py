@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hfbert_scratch.publishing.card import CardArguments, build_card, eval_results
 from hfbert_scratch.publishing.finished_run import open_run
-from hfbert_scratch.publishing.repository import build_repository, push
+from hfbert_scratch.publishing.repository import build_repository, push, push_revisions, revisions_of
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
 
@@ -27,6 +27,9 @@ class PublishArguments(CardArguments):
     """The command line."""
 
     push: bool = argument(False, help="upload to --repo_id")
+    revisions: bool = argument(
+        False, help="also upload the models that --checkpoint_words kept, each as the branch of its name"
+    )
     card: str | None = argument(None, help="also write the card alone, without pictures, to this file")
     private: bool = argument(False, help="with --push: create the repository as a private one")
 
@@ -38,6 +41,8 @@ def main() -> None:
     if arguments.push and arguments.repo_id is None:
         raise InputError("--push needs --repo_id OWNER/NAME")
     run = open_run(arguments.run)
+    if arguments.revisions:
+        revisions_of(run)
     files = build_repository(run, arguments)
     print("the card reads back, and the model opens without this package")
     if not eval_results(run):
@@ -51,6 +56,8 @@ def main() -> None:
         build_card(run, arguments, pictures=False).save(arguments.card)
     if arguments.push:
         print(push(target, arguments.repo_id, arguments.private))
+        if arguments.revisions:
+            print(f"revisions: {', '.join(push_revisions(run, arguments.repo_id))}")
     else:
         print(f"{target}: {len(files)} files; nothing was uploaded (--push does)")
 

@@ -17,7 +17,6 @@ Exit codes: 0 done, 2 unusable input, 6 another sweep's directory, 7 output, 75 
 
 import dataclasses
 import itertools
-import json
 import os
 import shutil
 import statistics
@@ -29,11 +28,13 @@ from typing import Any
 from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning, fine_tune, open_task
 from hfbert_scratch.tasks import Task
+from hfbert_scratch.training.distributed import leave_the_launchers_group
 from hfbert_scratch.training.estimate import Estimate, describe_estimate, total
 from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.directories import claim_directory
 from hfbert_scratch.utils.environment import is_first_process
-from hfbert_scratch.utils.errors import STOPPED, CheckpointError, DivergenceError, InputError, command_line
-from hfbert_scratch.utils.files import differences, lock, read_json, write_json, write_text, writing
+from hfbert_scratch.utils.errors import STOPPED, DivergenceError, InputError, command_line
+from hfbert_scratch.utils.files import lock, read_json, write_json, write_text
 from hfbert_scratch.utils.plots import draw_sweep
 
 
@@ -96,7 +97,8 @@ def main() -> None:
             print(describe_estimate(estimate, arguments.price, f": {describe_grid(trials)}"))
         return
     directory = Path(arguments.output_dir)
-    claim_directory(directory, arguments)
+    shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in FREE}
+    claim_directory(directory, shared, "a sweep")
     for trial in trials:
         if not run_trial(arguments, trial, data):
             sys.exit(STOPPED)
@@ -104,31 +106,6 @@ def main() -> None:
     if all(file.is_file() for file in files):  # else another process is still busy, and writes the table when done
         baseline = majority_baseline(data.task, data.raw["train"], data.raw["validation"])[data.task.main_metric]
         summarize(directory, arguments, data.task, [read_json(file, "trial") for file in files], baseline)
-
-
-def leave_the_launchers_group() -> None:
-    """Make this process independent, on its own GPU: trials share only the directory."""
-    local = os.environ.get("LOCAL_RANK")
-    if local is not None:
-        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices.split(",")[int(local)] if devices else local
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
-
-
-def claim_directory(directory: Path, arguments: SweepArguments) -> None:
-    """Write the settings that all trials share; refuse the directory of a sweep with other settings."""
-    shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in FREE}
-    shared = json.loads(json.dumps(shared))
-    path = directory / "settings.json"
-    with writing(f"output_dir {directory}", "choose another"):
-        directory.mkdir(parents=True, exist_ok=True)
-        with lock(directory / ".lock", wait=True):
-            if not path.is_file():
-                write_json(path, shared)
-    there = read_json(path, "sweep settings")
-    if differing := differences(there, shared):
-        raise CheckpointError(f"{directory} holds a sweep with other settings ({differing}); use another")
 
 
 def trial_directory(directory: Path, trial: dict[str, Any]) -> Path:

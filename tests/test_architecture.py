@@ -16,9 +16,10 @@ PACKAGE = ROOT / "src" / "hfbert_scratch"
 FLOORS = (
     ("utils",),
     ("model", "text", "metrics"),
-    ("corpus", "tasks", "training"),
-    ("pretraining", "evaluation", "features"),
+    ("corpus", "tasks", "training", "lstm"),
+    ("pretraining", "evaluation", "features", "scoring"),
     ("finetuning", "conversion", "publishing"),
+    ("ablations",),
     ("cli", "__init__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

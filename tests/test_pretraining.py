@@ -338,6 +338,52 @@ def test_the_papers_ablations_train(run, tmp_path, ablation):
     assert model.config.left_to_right == ("left_to_right" in ablation)
 
 
+def test_ablations_start_from_the_same_weights(run, tmp_path):
+    for name, options in (("pairs", {}), ("no_nsp", {"no_nsp": "true"}), ("left", {"left_to_right": "true"})):
+        # A learning rate of 0 in the only step: the weights stay what they were.
+        assert run(tmp_path / name, max_steps=1, warmup_steps=1, **options) == 0
+    pairs = weights(tmp_path / "pairs")
+    for name in ("no_nsp", "left"):
+        own = weights(tmp_path / name)
+        assert pairs.keys() - own.keys() == {key for key in pairs if "pooler" in key or "seq_relationship" in key}
+        assert all(torch.equal(pairs[key], tensor) for key, tensor in own.items())
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_next_sentence_loss_counts_by_its_weight_on_the_same_pairs(run, tmp_path, weight):
+    assert run(tmp_path / "first", max_steps=1, warmup_steps=1) == 0  # a learning rate of 0: the initial weights
+    assert run(tmp_path / "weighted", max_steps=4, next_sentence_weight=weight) == 0
+    first, weighted = read_losses(tmp_path / "first")[0], read_losses(tmp_path / "weighted")
+    assert [weighted[0][part] for part in ("masked_lm_loss", "next_sentence_loss")] == [
+        first[part] for part in ("masked_lm_loss", "next_sentence_loss")
+    ]
+    for entry in weighted:
+        if "loss" in entry:
+            total = entry["masked_lm_loss"] + weight * entry["next_sentence_loss"]
+            assert entry["loss"] == pytest.approx(total, rel=1e-5)
+    record = json.loads((tmp_path / "weighted" / "record.json").read_text())
+    assert record["arguments"]["next_sentence_weight"] == weight
+    assert 0 <= record["results"]["eval_next_sentence_accuracy"] <= 1
+    configs = [(tmp_path / name / "model" / "config.json").read_text() for name in ("first", "weighted")]
+    assert configs[0] == configs[1]
+    name = "cls.seq_relationship.weight"
+    assert torch.equal(weights(tmp_path / "first")[name], weights(tmp_path / "weighted")[name]) == (weight == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"next_sentence_weight": -1}, "next_sentence_weight is -1.0; it must be at least 0 and finite"),
+        ({"next_sentence_weight": "nan"}, "next_sentence_weight is nan"),
+        ({"next_sentence_weight": 0, "no_nsp": "true"}, "has no meaning without next-sentence prediction"),
+    ],
+)
+def test_a_weight_that_means_nothing_is_refused(run, tmp_path, capsys, options, message):
+    assert run(tmp_path / "run", **options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -8,6 +8,7 @@ import sys
 
 import transformers
 
+from . import lstm  # noqa: F401 - registers the LSTM language models
 from .model import modeling_hfbert
 from .model.configuration_hfbert import HEADS, SIZES, HFBertConfig
 from .model.modeling_hfbert import *  # noqa: F403

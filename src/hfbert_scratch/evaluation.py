@@ -215,7 +215,7 @@ class Examples:
 
 
 def load_for_task(
-    task: Task, name: str, raw: datasets.Dataset | None, seed: int = 0
+    task: Task, name: str, raw: datasets.Dataset | None, seed: int = 0, bilstm: bool = False
 ) -> tuple[transformers.PreTrainedModel, list[str]]:
     """Open a checkpoint with the head of a task.
 
@@ -224,6 +224,7 @@ def load_for_task(
         name: directory, or name on the Hub.
         raw: labelled data whose classes a new head gets; None: take a fine-tuned checkpoint as it is.
         seed: seed of new weights.
+        bilstm: add a bidirectional LSTM between encoder and head, if the checkpoint has none.
 
     Returns:
         The model, and the names of its new weights.
@@ -233,8 +234,15 @@ def load_for_task(
     """
     transformers.utils.logging.disable_progress_bar()
     overrides: dict[str, Any] = {} if raw is None else task.config_overrides(raw)
+    if bilstm:
+        overrides["bilstm"] = True
     torch.manual_seed(seed)
     model, new = open_model(getattr(transformers, task.head), name, overrides, new_head=raw is not None)
+    if bilstm and getattr(model.base_model, "bilstm", None) is None:
+        raise InputError(
+            f"bilstm needs a checkpoint of this package, and {name} is a {type(model).__name__}; recipes/convert.py "
+            "--to hfbert makes one of a stock bert"
+        )
     if raw is None and new:
         raise InputError(
             f"--model {name} is not fine-tuned for {task.name}: it has no {new[0]}; run hfbert finetune first"

@@ -1,7 +1,8 @@
 """Pretraining on top of the training loop: batches of a run, and evaluation against a unigram baseline."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .corpus.arguments import PretrainingDataArguments
+from .corpus.dataset import Corpus
 from .corpus.masking import collate
 from .corpus.segment_pairs import Cursor, Instances
 from .model.kernels_hfbert import IGNORED_LABEL
@@ -19,6 +21,7 @@ from .training.accelerator import sum_dtype
 from .training.arguments import check_divides
 from .training.batches import StepBatch, local_micro_batches
 from .training.run import Progress, Run
+from .utils.errors import InputError
 
 
 # A rise of the held-out loss on other text that is worth a warning, in nats: 5 % more perplexity.
@@ -131,6 +134,83 @@ def loss_without_logits(model: nn.Module, inputs: dict[str, Any], totals: dict[s
     return model(**inputs, **totals, skip_logits=True)
 
 
+def weigh_next_sentence(model: Any, weight: float) -> Callable[..., Any]:
+    """Return a forward for `train` whose loss is the masked-LM loss + `weight` · the next-sentence loss.
+
+    With weight 0 the pooler and the next-sentence head are frozen as well: without a gradient they would still decay.
+    The next-sentence loss is computed and reported with any weight.
+
+    Args:
+        model: a HFBertForPreTraining, not yet wrapped.
+        weight: at least 0.
+    """
+    if weight == 0:
+        model.bert.pooler.requires_grad_(False)
+        model.cls.seq_relationship.requires_grad_(False)
+
+    def forward(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
+        outputs = loss_without_logits(model, inputs, totals)
+        outputs.loss = outputs.masked_lm_loss
+        if weight:
+            outputs.loss = outputs.loss + weight * outputs.next_sentence_loss
+        return outputs
+
+    return forward
+
+
+def word_count(text: str) -> int:
+    """Return the number of words that "10M", "500k" or "20000" names; raise InputError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
+    if match is None or not float(match[1]):
+        raise InputError(f"checkpoint_words has {text!r}; write word counts as 1M, 500k or 20000")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]])
+
+
+def steps_of_words(counts: Sequence[str], phases: Sequence[Phase], corpus: Corpus, tokenizer: Any) -> dict[int, str]:
+    """Find the optimizer steps after which a run has seen given numbers of words.
+
+    A word is a token that begins one and has a letter or a digit. How many words a step has is the average over the
+    corpus, so that the steps are known before the run and are the same for every seed.
+
+    Args:
+        counts: as `word_count` reads them.
+        phases: of the run.
+        corpus: its corpus, with the mean length of instances in its manifest.
+        tokenizer: the corpus's.
+
+    Returns:
+        Step → count, as it was given.
+
+    Raises:
+        InputError: for a count beyond the run, or two that fall on one step.
+    """
+    if not counts:
+        return {}
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    special = set(tokenizer.all_special_tokens)
+    begins = [p not in special and not p.startswith("##") and any(map(str.isalnum, p)) for p in pieces]
+    tokens = corpus.split("train").token_counts(len(tokenizer))
+    share = tokens[np.array(begins)].sum() / max(1, tokens.sum())
+    described = corpus.manifest["pairs"]["train"]
+    steps: dict[int, str] = {}
+    for count in counts:
+        left, step = float(word_count(count)), 0
+        for phase in phases:
+            pairs = described.get(str(phase.max_seq_length)) or next(iter(described.values()))
+            # Three special tokens in a pair; contiguous text has two, a difference of less than a hundredth.
+            length = min(phase.max_seq_length, pairs["mean_length"]) - 3
+            a_step = phase.batch_size * max(1.0, length) * share
+            here = min(phase.last_step - step, math.ceil(left / a_step))
+            step, left = step + here, left - here * a_step
+        if left > 0:
+            seen = (word_count(count) - left) / 1e6
+            raise InputError(f"checkpoint_words has {count}, and the run sees {seen:.2f}M words; leave it out")
+        if step in steps:
+            raise InputError(f"checkpoint_words {steps[step]} and {count} fall on one step, {step}; leave one out")
+        steps[step] = count
+    return steps
+
+
 def packed_multiple(rows: int, max_seq_length: int) -> int:
     """Return the multiple to round packed rows up to, so that their shapes are few: 1/32 of the padded batch's tokens.
 
@@ -165,6 +245,39 @@ def full_length_inputs(
     return pack(tensors, tokenizer.pad_token_id) if run.packing else tensors
 
 
+def held_out_batches(
+    documents: Any,
+    tokenizer: Any,
+    arguments: PretrainingDataArguments,
+    max_seq_length: int,
+    batch_size: int,
+    max_rows: int,
+) -> list[dict[str, np.ndarray]]:
+    """Make the batches of held-out documents on which runs are compared: they do not depend on a run's seed.
+
+    Args:
+        documents: the validation split.
+        tokenizer: the corpus's.
+        arguments: options of pairs and masks; the seed is fixed to 0.
+        max_seq_length: tokens of an instance.
+        batch_size: instances of a batch.
+        max_rows: most instances of all batches.
+    """
+    sampler = arguments.sampler(documents, max_seq_length, seed=0)
+    collator = arguments.collator(tokenizer, max_seq_length, seed=0)
+    batches: list[dict[str, np.ndarray]] = []
+    rows = 0
+    for instances, _ in sampler.batches(batch_size, epochs=1):
+        instances = instances[: max_rows - rows]
+        batch, _ = collate(sampler, collator, instances)
+        batch.pop("masked_positions", None)
+        batches.append(batch)
+        rows += len(instances)
+        if rows >= max_rows:
+            break
+    return batches
+
+
 class PretrainingEvaluation:
     """Evaluate MLM and NSP on held-out documents, with the same instances and masks every time.
 
@@ -195,19 +308,11 @@ class PretrainingEvaluation:
         max_rows: int,
     ):
         self.run = run
-        # Validation does not change with the run's seed, so that runs can be compared.
-        sampler = arguments.sampler(documents, max_seq_length, seed=0)
-        collator = arguments.collator(tokenizer, max_seq_length, seed=0)
-        self.batches: list[dict[str, torch.Tensor]] = []
-        rows = 0
-        for instances, _ in sampler.batches(batch_size, epochs=1):
-            instances = instances[: max_rows - rows]
-            batch, _ = collate(sampler, collator, instances)
-            batch.pop("masked_positions", None)
-            self.batches.append({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()})
-            rows += len(instances)
-            if rows >= max_rows:
-                break
+        batches = held_out_batches(documents, tokenizer, arguments, max_seq_length, batch_size, max_rows)
+        self.batches = [
+            {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()} for batch in batches
+        ]
+        rows = sum(len(batch["labels"]) for batch in batches)
         self.baseline = self._unigram_baseline(train_documents, len(tokenizer)) | {"rows": rows}
 
     def __call__(self, model: nn.Module, batches: int | None = None) -> dict[str, float]:
@@ -294,7 +399,7 @@ class PretrainingEvaluation:
         labels = batch.pop("labels")
         next_sentence_label = batch.pop("next_sentence_label", None)
         predicted = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)
-        outputs = model.bert(**batch, read_positions=predicted)
+        outputs = model.base_model(**batch, read_positions=predicted)
         # Only predicted positions pass the head: a dense head would compute vocab_size logits for every token.
         logits = model.cls.predictions(outputs.last_hidden_state).float()
         sums = [*_loss_and_right(logits, labels.flatten()[predicted])]

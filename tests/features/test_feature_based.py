@@ -187,7 +187,7 @@ def test_values_beyond_float16_are_refused(raw, tokenizer, tmp_path):
         tagging_data(get_task("custom-ner"), raw, model, tokenizer, FeatureSettings(41), tmp_path)
 
 
-def test_combinations_are_the_papers():
+def test_combinations_are_the_papers_and_elmos():
     assert {name: combination_layers(name, 12) for name in COMBINATIONS} == {
         "embeddings": [0],
         "second_to_last": [11],
@@ -195,6 +195,7 @@ def test_combinations_are_the_papers():
         "weighted_last_four": [9, 10, 11, 12],
         "concat_last_four": [9, 10, 11, 12],
         "weighted_all": list(range(1, 13)),
+        "elmo": list(range(13)),
     }
     with pytest.raises(InputError, match="concat_last_four needs 4 layers, this model has 3"):
         combination_layers("concat_last_four", 3)

@@ -23,7 +23,7 @@ from .tokenizer_files import copy_tokenizer
 
 
 # Fields of one configuration that the other lacks; to_stock and from_stock translate them.
-_ONLY_OURS = ("auto_map", "sparse_prediction", "left_to_right")
+_ONLY_OURS = ("auto_map", "sparse_prediction", "left_to_right", "bilstm")
 _ONLY_STOCK = ("is_decoder", "add_cross_attention", "use_cache", "position_embedding_type", "gradient_checkpointing")
 # Heads that read the pooler's output.
 _POOLED = (
@@ -72,6 +72,8 @@ def to_stock(source: str | Path, target: str | Path) -> Conversion:
     checkpoint = read_checkpoint(source, "hfbert")
     name = _our_architecture(checkpoint)
     config = _our_config(checkpoint, checkpoint.config)
+    if config.bilstm:
+        raise InputError(f"{checkpoint.directory} has a bilstm, for which stock bert has no place")
     if config.left_to_right:
         _refuse_pooled(checkpoint, name)
     _compare_with_architecture(checkpoint, name, config)

@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import nn
 
 from ..model.attention import choose_attention
-from ..model.inference import inference_copy
+from ..model.inference import default_batch_tokens, eval_mode, inference_copy
 from ..model.loading import drop_random_pooler, open_model
 from ..utils.errors import InputError
 
@@ -201,15 +199,6 @@ def tokenize(tokenizer: Any, texts: Iterable[Text], max_seq_length: int) -> Iter
             yield EncoderInput(input_ids, token_type_ids, num_truncated=max(excess, 0))
 
 
-def default_batch_tokens(device: torch.device) -> int:
-    """Return the fastest number of tokens in a forward pass: 2048 on a CPU, 16384 on a GPU.
-
-    On a CPU fewer tokens slow down the matrix products, and for more glibc no longer reuses the memory of the
-    activations (2048 against 512 and 4096: benchmarks/inference.py --batch_tokens).
-    """
-    return 2048 if device.type == "cpu" else 16384
-
-
 def weights_hash(model: transformers.PreTrainedModel) -> str:
     """Hash a model's class, configuration and weights to 64 hex digits, independent of the checkpoint's location."""
     digest = hashlib.sha256(type(model).__name__.encode())
@@ -293,19 +282,6 @@ def _resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
                 f"or from the end -1 to {-num_layers - 1}"
             )
     return [layer % (num_layers + 1) for layer in layers]
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode without gradients; restore every module's mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _encode_windows(

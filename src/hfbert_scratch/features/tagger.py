@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from ..model.kernels_hfbert import IGNORED_LABEL
-from ..model.modeling_hfbert import cross_entropy
+from ..model.configuration_hfbert import IGNORED_LABEL
+from ..model.inference import eval_mode
+from ..model.kernels_hfbert import cross_entropy
 from ..tasks import FeatureSettings, Task
 from ..tasks.ner import OUTSIDE
 from ..training.arguments import TrainingArguments
@@ -27,7 +28,7 @@ from ..training.loop import prepare, train
 from ..training.run import Run
 from ..utils.errors import InputError
 from ..utils.files import lock, read_json, write_json, writing
-from .encoder import eval_mode, weights_hash
+from .encoder import weights_hash
 from .word_vectors import WordVectors, cached_word_vectors
 
 
@@ -35,11 +36,12 @@ from .word_vectors import WordVectors, cached_word_vectors
 class Combination:
     """A combination of layers into one vector per word (paper, table 7)."""
 
-    layers: tuple[int, ...] | None  # None: all but the embeddings
+    layers: tuple[int, ...] | None  # None: all but the embeddings, and for ELMO those too
     weighted: bool  # summed, not concatenated
     paper_f1: float  # BERT-BASE on CoNLL-2003 dev
 
 
+ELMO = "elmo"
 COMBINATIONS = {
     "embeddings": Combination((0,), False, 91.0),
     "second_to_last": Combination((-2,), False, 95.6),
@@ -47,6 +49,8 @@ COMBINATIONS = {
     "weighted_last_four": Combination((-4, -3, -2, -1), True, 95.9),
     "concat_last_four": Combination((-4, -3, -2, -1), False, 96.1),
     "weighted_all": Combination(None, True, 95.5),
+    # Beside table 7: embeddings and all layers by learned weights, as ELMo combines its own; the figure is ELMo's.
+    ELMO: Combination(None, True, 95.7),
 }
 # Sentences per forward pass of the tagger in evaluation.
 _EVAL_BATCH = 64
@@ -69,7 +73,7 @@ def combination_layers(name: str, num_hidden_layers: int) -> list[int]:
         raise InputError(f"unknown combination {name!r}; there are {', '.join(COMBINATIONS)}")
     layers = COMBINATIONS[name].layers
     if layers is None:
-        return list(range(1, num_hidden_layers + 1))
+        return list(range(0 if name == ELMO else 1, num_hidden_layers + 1))
     # The embeddings do not count among the last four layers.
     if -min(layers) > num_hidden_layers:
         raise InputError(f"{name} needs {-min(layers)} layers, this model has {num_hidden_layers}")

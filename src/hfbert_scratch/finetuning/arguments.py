@@ -51,6 +51,9 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
     early_stopping: int = argument(
         0, help="end the run after so many evaluations in a row without a better one; 0: never", at_least=0
     )
+    bilstm: bool = argument(
+        False, help="a new bidirectional LSTM between encoder and head, as in the paper's left-to-right ablation"
+    )
     group_by_length: bool = argument(True, help="put sequences of similar length together: less padding")
     eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
     eval_every: int | None = argument(None, help="steps between evaluations; default: an epoch's", at_least=0)  # type: ignore

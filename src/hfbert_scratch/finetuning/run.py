@@ -101,8 +101,9 @@ def fine_tune(
         end_training: no run follows in these processes.
 
     Returns:
-        The content of results.json and, on the main process, `predictions` (split → the task's predictions). None
-        when a signal ended the run, which the same call then continues.
+        The content of results.json and, on the main process, `predictions` (split → the task's predictions; without
+        `save_model` those of the last evaluation, none if nothing was left to train). None when a signal ended the
+        run, which the same call then continues.
 
     Raises:
         InputError: for unusable data or checkpoints.
@@ -120,8 +121,7 @@ def fine_tune(
             return None
         scores = finetuning.score_splits() if save_model else finetuning.last_scores()
         results = finetuning.results(scores, started)
-        if save_model:
-            results["predictions"] = finetuning.write(results)
+        results["predictions"] = finetuning.write(results) if save_model else finetuning.predictions
         run.write_record(status="done", results=results["scores"], data=finetuning.summary)
         value = results["main_metric"]["value"]
         verdict = ", no better than the most frequent answer" if results["degenerate"] else ""
@@ -165,8 +165,12 @@ def _open(
         _check_choices(arguments, data)
     task = data.task
     arguments = arguments.resolved(task, len(data.features("train", training=True)))
-    model, new_weights = load_for_task(task, arguments.model, data.raw["train"], arguments.seed)
-    if arguments.packing == "auto" and not (task.can_pack and model.config.model_type == HFBertConfig.model_type):
+    model, new_weights = load_for_task(task, arguments.model, data.raw["train"], arguments.seed, arguments.bilstm)
+    is_ours = model.config.model_type == HFBertConfig.model_type
+    has_bilstm = is_ours and model.config.bilstm
+    if has_bilstm and arguments.packing == "true":
+        raise InputError("packing does not go with a bilstm, which reads padded sequences; leave it out")
+    if arguments.packing == "auto" and (has_bilstm or not (task.can_pack and is_ours)):
         arguments = dataclasses.replace(arguments, packing="false")
     check_fits(model, data.tokenizer, data.settings.max_seq_length)
     return arguments, data, model, new_weights
@@ -324,7 +328,9 @@ class _Finetuning:
         }
 
     def _evaluate(self) -> dict[str, float]:
-        scores, _ = evaluate(self.run.accelerator, self.model, self.data, "validation", self.arguments.eval_batch_size)
+        size = self.arguments.eval_batch_size
+        scores, predictions = evaluate(self.run.accelerator, self.model, self.data, "validation", size)
+        self.predictions["validation"] = predictions
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         self.run.print(
             f"validation: {' '.join(f'{self.task.metric_label(name)} {value:.4f}' for name, value in scores.items())}"

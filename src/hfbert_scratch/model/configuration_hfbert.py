@@ -82,13 +82,15 @@ MAX_SIZES = {
 class HFBertConfig(PreTrainedConfig):
     """Configuration of every HFBert model; a stock `bert` config.json reads as one, and the other way round.
 
-    Fields of `BertConfig` keep their meaning and defaults (BERT-BASE, uncased vocabulary). Two are added.
+    Fields of `BertConfig` keep their meaning and defaults (BERT-BASE, uncased vocabulary). Three are added.
 
     Args:
         sparse_prediction: in training with labels, MLM heads return logits (labels other than -100, vocab_size) in
             place of (batch_size, sequence_length, vocab_size), for the same loss in less time and memory.
         left_to_right: a position sees itself and earlier ones only, the paper's "LTR" ablation (section 5.1). The
             pooler then reads the last token of a sequence in place of the first.
+        bilstm: a bidirectional LSTM reads the last layer before the heads do ("+ BiLSTM" of section 5.1); the pooler
+            then reads the last states of its two directions.
 
     Raises:
         StrictDataclassError: naming the field, for a value of the wrong type or outside its range.
@@ -118,6 +120,7 @@ class HFBertConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     sparse_prediction: bool = False
     left_to_right: bool = False
+    bilstm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         model_type = kwargs.pop("model_type", None)
@@ -192,6 +195,8 @@ class HFBertConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
+        if self.bilstm and self.hidden_size % 2:
+            raise ValueError(f"hidden_size is {self.hidden_size}; the two directions of a bilstm halve it")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; known activations: {', '.join(sorted(ACT2FN))}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
-"""Faster dropout, cross-entropy and attention, numerically equivalent to the plain path.
+"""Faster dropout, cross-entropy and attention, numerically equivalent to the plain path; and PyTorch's fused LSTM.
 
 Kernels equal the plain path up to rounding (tests/model/test_kernels.py) and step aside where `is_transformed`. A
 backward pass that is differentiated itself uses operations PyTorch can differentiate. This file travels with every
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
-from .configuration_hfbert import IGNORED_LABEL, is_transformed
-from .layout_hfbert import UNPADDED, QuerySubset, UnpaddedLayout, first_positions
+from .configuration_hfbert import IGNORED_LABEL, HFBertConfig, is_transformed
+from .layout_hfbert import UNPADDED, QuerySubset, TokenLayout, UnpaddedLayout, first_positions, real_tokens
 
 
 logger = logging.get_logger(__name__)
@@ -85,6 +86,36 @@ class HFBertDropout(nn.Dropout):
         if self.training and self.p > 0 and _use_cpu_kernel(input):
             return _Dropout.apply(input, self.p)
         return super().forward(input)
+
+
+class HFBertBiLSTM(nn.LSTM):
+    """A bidirectional LSTM of one layer over the tokens of each sequence, padded anywhere (paper, section 5.1)."""
+
+    def __init__(self, config: HFBertConfig):
+        super().__init__(config.hidden_size, config.hidden_size // 2, batch_first=True, bidirectional=True)
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, layout: TokenLayout
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states that `layout` reads and, for the pooler, both directions' last ones, (sequences, 1, size).
+
+        Raises:
+            ValueError: for a packed row.
+        """
+        if layout.packed_cu_seqlens is not None:
+            raise ValueError("a bilstm takes padded batches, not packed rows: leave out cu_seq_lens_q")
+        if attention_mask is None:
+            states, (ends, _) = super().forward(hidden_states)
+        else:
+            padding = ~real_tokens(attention_mask.to(hidden_states.device)).expand(hidden_states.shape[:2])
+            order = padding.byte().argsort(dim=1, stable=True)  # real tokens first, in their order
+            lengths = (~padding).sum(1).clamp(min=1).cpu()
+            ordered = hidden_states.gather(1, order[..., None].expand_as(hidden_states))
+            packed = pack_padded_sequence(ordered, lengths, batch_first=True, enforce_sorted=False)
+            packed, (ends, _) = super().forward(packed)
+            states = pad_packed_sequence(packed, batch_first=True, total_length=order.shape[1])[0]
+            states = states.gather(1, order.argsort(dim=1)[..., None].expand_as(states))
+        return layout.restore(states)[0], ends.transpose(0, 1).flatten(1)[:, None]
 
 
 def recompute_gelu(activated: torch.Tensor) -> AbstractContextManager:

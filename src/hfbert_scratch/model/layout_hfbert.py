@@ -64,7 +64,7 @@ def token_layout(
     if read_positions is not None:
         read_positions = check_read_positions(read_positions, pooled, shape, device)
     layout = TokenLayout(shape, pooled, read_positions, cu_seqlens, max_seqlen)
-    if config._attn_implementation != UNPADDED:
+    if config._attn_implementation != UNPADDED or config.bilstm:
         return layout
     if kwargs.get("output_attentions"):
         raise ValueError(f"{UNPADDED!r} returns no attentions; model.set_attn_implementation('eager') does")

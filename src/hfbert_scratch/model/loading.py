@@ -75,7 +75,8 @@ def open_model(
     new = sorted(info["missing_keys"]) + sorted(entry[0] for entry in info["mismatched_keys"])
     # A base model's own keys have no prefix.
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    missing = [key for key in new if key.startswith(prefix) and "pooler" not in key]
+    heads = (f"{prefix}pooler.", f"{prefix}bilstm.")
+    missing = [key for key in new if key.startswith(prefix) and not key.startswith(heads)]
     if missing:
         raise InputError(
             f"the checkpoint {name} lacks {len(missing)} weights of its own encoder, the first {missing[0]}; "

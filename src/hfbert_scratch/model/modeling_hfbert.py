@@ -1,10 +1,9 @@
 # Copyright 2026 The hfbert-scratch authors. Licensed under the Apache License, Version 2.0.
 """BERT (Devlin et al. 2018) in the order of the forward pass: embeddings, layers, pooler, heads.
 
-One file with all heads, as in transformers. Parameter names are those of the original and of stock `bert`, so
-checkpoints of either load here and ours load there. Beside this file: checks of inputs and checkpoints
-(configuration_hfbert.py), packed rows, batches without padding and attention masks (layout_hfbert.py), fast attention,
-dropout and losses (kernels_hfbert.py). The four travel with every checkpoint and import nothing else of this package.
+One file with all heads, as in transformers. Parameters are named as in the original and stock `bert`: checkpoints load
+both ways. Beside it: checks of inputs and checkpoints (configuration_hfbert.py), packed rows, batches without padding,
+attention masks (layout_hfbert.py), kernels (kernels_hfbert.py). The four travel together and import nothing else here.
 """
 
 from collections.abc import Callable
@@ -50,6 +49,7 @@ from .configuration_hfbert import (
     stock_output_bias,
 )
 from .kernels_hfbert import (
+    HFBertBiLSTM,
     HFBertDropout,
     check_label_shape,
     check_problem_type,
@@ -449,6 +449,7 @@ class HFBertModel(HFBertPreTrainedModel):
         self.gradient_checkpointing = False
         self.embeddings = HFBertEmbeddings(config)
         self.encoder = HFBertEncoder(config)
+        self.bilstm = HFBertBiLSTM(config) if config.bilstm else None
         self.pooler = HFBertPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -496,21 +497,22 @@ class HFBertModel(HFBertPreTrainedModel):
         """
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
         shape, device = check_inputs(self.config, ids, inputs_embeds, attention_mask, kwargs)
-        # The layout of a padded batch changes nothing; those of packed rows and of batches without padding do.
         layout = token_layout(self, shape, device, attention_mask, read_positions, kwargs)
         attention_kwargs = kwargs | layout.attention_kwargs()
         if position_ids is None:
             position_ids = layout.default_positions(self.embeddings)
         else:
             attention_kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
-        inputs = (input_ids, token_type_ids, position_ids, inputs_embeds)
         try:
-            hidden_states = self.embeddings(*map(layout.unpad, inputs))
+            inputs = map(layout.unpad, (input_ids, token_type_ids, position_ids, inputs_embeds))
+            hidden_states = self.embeddings(*inputs)
         except IndexError as error:
             raise ValueError(index_error_message(self.config, ids, self.get_input_embeddings())) from error
-        attention_mask = layout.attention_mask(self.config, hidden_states, attention_mask, self.training)
-        hidden_states = self.encoder(hidden_states, attention_mask, **attention_kwargs).last_hidden_state
+        mask = layout.attention_mask(self.config, hidden_states, attention_mask, self.training)
+        hidden_states = self.encoder(hidden_states, mask, **attention_kwargs).last_hidden_state
         last_hidden_state, pooled_states = layout.restore(hidden_states)
+        if self.bilstm is not None:
+            last_hidden_state, pooled_states = self.bilstm(hidden_states, attention_mask, layout)
         pooler_output = self.pooler(pooled_states) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooler_output)
 
@@ -571,8 +573,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
     ) -> tuple[BaseModelOutputWithPooling, tuple[torch.Tensor, ...] | None, torch.Tensor | None]:
         """Return the base model's output, the logits of all heads (MLM first) and the MLM loss.
 
-        The loss is computed at the predicted positions. With skip_logits or config.sparse_prediction no others meet
-        the vocabulary.
+        The loss is at predicted positions; with skip_logits or config.sparse_prediction only they meet the vocabulary.
         """
         if isinstance(getattr(self.cls, "predictions", None), HFBertLMPredictionHead):
             check_vocabulary_sizes(self.cls.predictions)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -112,13 +114,58 @@ def push(directory: Path, repo_id: str, private: bool = False) -> str:
         OutputError: if the Hub refuses or cannot be reached.
     """
     api = HfApi()
-    try:
+    with _hub_errors(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(
             folder_path=directory, repo_id=repo_id, commit_message="Model, card and results by hfbert-scratch"
         )
-    except LocalTokenNotFoundError:
-        raise OutputError(f"cannot push to {repo_id}: log in first, with `hf auth login`") from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise OutputError(f"cannot push to {repo_id}: {one_line(error)}") from None
     return commit.commit_url
+
+
+def push_revisions(run: FinishedRun, repo_id: str) -> list[str]:
+    """Upload the run's named models, each as a branch of an existing repository, which `revision=NAME` opens.
+
+    Args:
+        run: the run's records.
+        repo_id: OWNER/NAME on the Hub.
+
+    Returns:
+        The names.
+
+    Raises:
+        InputError: if the run kept none.
+        OutputError: if the Hub refuses or cannot be reached.
+    """
+    api = HfApi()
+    directories = revisions_of(run)
+    for directory in directories:
+        with _hub_errors(f"{repo_id}, revision {directory.name}"):
+            api.create_branch(repo_id, branch=directory.name, exist_ok=True)
+            api.upload_folder(
+                folder_path=directory,
+                repo_id=repo_id,
+                revision=directory.name,
+                commit_message=f"{directory.name} by hfbert-scratch",
+            )
+    return [directory.name for directory in directories]
+
+
+def revisions_of(run: FinishedRun) -> list[Path]:
+    """Return the directories of the run's named models, in the order of its steps; raise InputError without any."""
+    names = run.record.get("revisions") or {}
+    found = [run.directory / "revisions" / name for name in sorted(names, key=lambda name: names[name])]
+    missing = [path for path in found if not path.is_dir()]
+    if missing or not found:
+        what = f"lacks {missing[0]}" if missing else "kept no models by words; pretrain.py --checkpoint_words does"
+        raise InputError(f"--revisions: the run {run.directory} {what}")
+    return found
+
+
+@contextmanager
+def _hub_errors(target: str) -> Iterator[None]:
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise OutputError(f"cannot push to {target}: log in first, with `hf auth login`") from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise OutputError(f"cannot push to {target}: {one_line(error)}") from None

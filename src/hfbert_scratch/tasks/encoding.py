@@ -234,6 +234,14 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
     )
 
 
+def cls_and_sep(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the ids of [CLS] and [SEP]; raise InputError if the tokenizer puts other ones around a pair of texts."""
+    special, cls, sep = special_tokens(tokenizer), tokenizer.cls_token_id, tokenizer.sep_token_id
+    if (special.begin, special.middle, special.end) != ((cls,), (sep,), (sep,)):
+        raise InputError("questions need BERT's special tokens, [CLS] a [SEP] b [SEP]; this tokenizer has others")
+    return [cls], [sep]
+
+
 def num_truncated(
     first: np.ndarray, second: np.ndarray | None, max_seq_length: int, special: int | None = None
 ) -> int:

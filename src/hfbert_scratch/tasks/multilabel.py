@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
+from ..metrics.bootstrap import f1_rows, mean_rows
 from ..metrics.multilabel import best_thresholds, multilabel_scores, per_label_scores
 from ..utils.errors import InputError
 from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset
@@ -230,6 +231,14 @@ class MultilabelTask(SequenceTask):
     def score(self, raw: datasets.Dataset, predictions: Any) -> dict[str, float]:
         self.require_labels(raw)
         return multilabel_scores(self._gold(raw), predictions.probabilities, predictions.thresholds)
+
+    def example_rows(self, raw: datasets.Dataset, predictions: Any, metric: str) -> tuple[np.ndarray, str]:
+        gold, predicted = self._gold(raw), predictions.predicted
+        if metric == "f1_micro":
+            return f1_rows((gold & predicted).sum(axis=1), (gold != predicted).sum(axis=1)), "f1"
+        if metric == "subset_accuracy":
+            return mean_rows((gold == predicted).all(axis=1)), "mean"
+        raise InputError(f"no numbers of single examples give {metric} of {self.name}")
 
     def metric_label(self, metric: str) -> str:
         return metric.replace("_", " ")

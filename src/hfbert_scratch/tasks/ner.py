@@ -9,7 +9,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from seqeval.metrics.sequence_labeling import get_entities
 
+from ..metrics.bootstrap import f1_rows
+from ..metrics.ner.ner import to_iobes
 from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
 from .encoding import (
@@ -263,6 +266,16 @@ class NerTask(Task):
 
     def score(self, raw: datasets.Dataset, predictions: list[list[str]]) -> dict[str, float]:
         return metric_scores("ner", None, predictions, self._references(raw))
+
+    def example_rows(self, raw: datasets.Dataset, predictions: list[list[str]], metric: str) -> tuple[np.ndarray, str]:
+        """Count the right entities of every sentence, and the missed and wrong ones."""
+        if metric != "f1":
+            return super().example_rows(raw, predictions, metric)
+        counts = []
+        for gold, predicted in zip(self._references(raw), predictions, strict=True):
+            ours, theirs = ({*get_entities([to_iobes(tag) for tag in tags])} for tags in (predicted, gold))
+            counts.append((len(ours & theirs), len(ours ^ theirs)))
+        return f1_rows(*np.array(counts).T), "f1"
 
     def _references(self, raw: datasets.Dataset) -> list[list[str]]:
         self.require_labels(raw)

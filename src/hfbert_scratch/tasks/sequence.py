@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
+from ..metrics.bootstrap import f1_rows, matthews_rows, mean_rows, pearson_rows, spearman_rows
 from ..utils.errors import InputError
 from .encoding import (
     INPUT_FEATURES,
@@ -263,6 +264,21 @@ class SequenceTask(Task):
     def score(self, raw: datasets.Dataset, predictions: list[str] | list[float]) -> dict[str, float]:
         self.require_labels(raw)
         return metric_scores("glue", self.metric, self._ids(raw, predictions), raw["label"][:])
+
+    def example_rows(
+        self, raw: datasets.Dataset, predictions: list[str] | list[float], metric: str
+    ) -> tuple[np.ndarray, str]:
+        labels, answers = np.asarray(raw["label"][:]), np.asarray(self._ids(raw, predictions))
+        two_classes = len(self.class_names(raw)) == 2
+        if self.is_regression and metric in ("pearson", "spearmanr"):
+            return (pearson_rows if metric == "pearson" else spearman_rows)(labels, answers), "correlation"
+        if metric == "accuracy" and not self.is_regression:
+            return mean_rows(labels == answers), "mean"
+        if metric == "f1" and two_classes and self.metric != "classification":  # whose F1 is the mean over classes
+            return f1_rows((labels == 1) & (answers == 1), labels != answers), "f1"
+        if metric == "matthews_correlation" and two_classes:
+            return matthews_rows(labels, answers), "correlation"
+        return super().example_rows(raw, predictions, metric)
 
     def metric_label(self, metric: str) -> str:
         """Tell the mean over the classes from the F1 of the second of two classes, as GLUE has it."""

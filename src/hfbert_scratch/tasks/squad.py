@@ -16,17 +16,10 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
-from ..metrics.squad_scoring import best_threshold, score_v2
+from ..metrics.bootstrap import mean_rows
+from ..metrics.squad_scoring import best_threshold, score_v1, score_v2
 from ..utils.errors import InputError
-from .encoding import (
-    INPUT_FEATURES,
-    FeatureSettings,
-    cached_map,
-    make_dataset,
-    plain_backend,
-    special_tokens,
-    token_ids,
-)
+from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, cls_and_sep, make_dataset, plain_backend, token_ids
 from .notes import leave_out, warn
 from .squad_files import (
     check_answers,
@@ -304,6 +297,15 @@ class SquadTask(Task):
             entry["no_answer_probability"] = difference
         return metric_scores("squad_v2", None, answers, references, no_answer_threshold=float(predictions.threshold))
 
+    def example_rows(self, raw: datasets.Dataset, predictions: Answers, metric: str) -> tuple[np.ndarray, str]:
+        """Return F1 or exact match of every question, of SQuAD 1.1; 2.0's depend on a threshold."""
+        if predictions.unanswerable or metric not in ("f1", "exact_match"):
+            return super().example_rows(raw, predictions, metric)
+        scores = [
+            score_v1(text, answers["text"]) for text, answers in zip(predictions.texts, raw["answers"][:], strict=True)
+        ]
+        return mean_rows(np.array(scores)[:, int(metric == "f1")]), "mean"
+
     def majority_predictions(self, known: datasets.Dataset, raw: datasets.Dataset) -> Answers:
         """Return no answer for every row."""
         return Answers([""] * len(raw), np.ones(len(raw)), [], self.has_unanswerable(raw))
@@ -412,11 +414,9 @@ def squad_features(
     training: bool,
 ) -> dict[str, list]:
     """Encode a batch for `cached_map`: one feature per window of each row's context."""
-    if special_tokens(tokenizer).count(is_pair=True) != 3:
-        raise InputError("questions are answered with BERT's special tokens; this tokenizer has others between texts")
     questions = token_ids(tokenizer, batch["question"])
     contexts = _tokenize_contexts(tokenizer, batch["context"])
-    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    cls, sep = cls_and_sep(tokenizer)
     names = ["input_ids", "token_type_ids", "example", "num_truncated"]
     names += ["start_positions", "end_positions"] if training else ["context_first", "starts", "ends", "max_context"]
     columns: dict[str, list] = {name: [] for name in names}

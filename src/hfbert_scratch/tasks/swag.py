@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from ..metrics.bootstrap import mean_rows
 from ..utils.errors import InputError
 from .encoding import (
     INPUT_FEATURES,
@@ -139,6 +140,11 @@ class SwagTask(Task):
         self.require_labels(raw)
         # Plain accuracy, which several of GLUE's configurations are.
         return metric_scores("glue", "sst2", predictions, raw["label"][:])
+
+    def example_rows(self, raw: datasets.Dataset, predictions: list[int], metric: str) -> tuple[np.ndarray, str]:
+        if metric != "accuracy":
+            return super().example_rows(raw, predictions, metric)
+        return mean_rows(np.asarray(raw["label"][:]) == np.asarray(predictions)), "mean"
 
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: list[int], split: str

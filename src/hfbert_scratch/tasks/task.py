@@ -313,6 +313,23 @@ class Task(ABC):
             InputError: for an unlabelled split.
         """
 
+    def example_rows(self, raw: datasets.Dataset, predictions: Any, metric: str) -> tuple[np.ndarray, str]:
+        """Return the numbers of each example whose sums give a metric, for comparisons over resampled examples.
+
+        Args:
+            raw: a labelled split.
+            predictions: `predict` on it.
+            metric: one of the names in `score`.
+
+        Returns:
+            (examples, numbers), and the function of their sums, one of metrics.bootstrap.FROM_SUMS, which gives the
+            metric from 0 to 1: 100 times it is score_scale times `score`'s.
+
+        Raises:
+            InputError: for a metric that no such numbers give.
+        """
+        raise InputError(f"no numbers of single examples give {metric} of {self.name}")
+
     def metric_label(self, metric: str) -> str:
         """Name a metric of `score` for people, where its key leaves something open."""
         return metric

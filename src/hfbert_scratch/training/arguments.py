@@ -12,7 +12,7 @@ from .optimizers import OPTIMIZERS
 # A resumed run may change these: they do not change what is learned.
 NON_SEMANTIC_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
 NON_SEMANTIC_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
-NON_SEMANTIC_ARGUMENTS |= {"estimate", "price", "also_evaluate"}
+NON_SEMANTIC_ARGUMENTS |= {"also_evaluate", "checkpoint_words", "estimate", "price"}
 
 
 # Spellings of switches on the command line, and their values in records and code; None is chosen by the run.

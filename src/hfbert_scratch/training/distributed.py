@@ -28,6 +28,16 @@ Answer = TypeVar("Answer")
 TIMEOUT_SECONDS = 600
 
 
+def leave_the_launchers_group() -> None:
+    """Make this process independent, on its own GPU: for recipes whose processes share only a directory."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is not None:
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.split(",")[int(local)] if devices else local
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
 def join_processes(cpu: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     """Connect the processes of a launch, before Accelerate does; nothing to do for a single one.
 

@@ -6,7 +6,7 @@ and how a global batch is shared by processes does not change what is learned. B
 there are no loader processes that could die, hang or get out of order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,7 @@ def train(
     evaluate: Callable[[], dict[str, float]],
     save_extra: Callable[[Path], None],
     flops_per_token: Callable[[float], float],
+    revisions: Mapping[int, str] | None = None,
     forward: Callable[[nn.Module, dict[str, Any], dict[str, torch.Tensor]], Any] = model_outputs,
     draw: Callable[[], None] | None = None,
 ) -> bool:
@@ -143,6 +144,7 @@ def train(
         evaluate: returns metrics to log.
         save_extra: adds files, such as the tokenizer, to a checkpoint.
         flops_per_token: useful FLOPs per token for a mean sequence length, for the MFU.
+        revisions: step → name of the model to keep after it (see `Run.save_revision`).
         forward: takes model, inputs and totals; its outputs' `loss` is the micro-batch's share of the mean over the
             global counts in totals.
         draw: draws the log's curves, on the main process, when an evaluation is done.
@@ -191,6 +193,9 @@ def train(
                 finished = is_finished(run)
                 if draw is not None and run.writes and not finished:
                     draw()
+        if revisions and progress.step in revisions:
+            with meter.paused():
+                run.save_revision(model, save_extra, revisions[progress.step])
         if finished or stop or progress.step % arguments.save_every == 0:
             with meter.paused():
                 run.save(model, optimizer, save_extra)

@@ -21,6 +21,7 @@ from ..model.gpu import can_compile
 from ..model.layout_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
 from ..utils.arguments import save_arguments
+from ..utils.directories import atomic_directory
 from ..utils.environment import disable_malloc_trim, hardware, versions
 from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, write_text, writing
@@ -257,6 +258,24 @@ class Run:
 
             write_checkpoint(self.checkpoints, self.progress.step, write, keep, spare=self.best_step)
         self.accelerator.wait_for_everyone()
+
+    @property
+    def revisions(self) -> Path:
+        """Return the directory of models that are kept under names, for revisions of a repository."""
+        return self.directory / "revisions"
+
+    def save_revision(self, model: nn.Module, save_extra: Callable[[Path], None], name: str) -> None:
+        """Write revisions/NAME as a checkpoint has its model, unless it is there. All processes must call this.
+
+        Raises DivergenceError if a weight is not finite.
+        """
+        plain, weights = self._to_save(model)
+        target = self.revisions / name
+        if self.is_main and not target.exists():
+            self._require_finite(weights or plain.state_dict())
+            with atomic_directory(target) as directory:
+                plain.save_pretrained(directory, state_dict=weights)
+                save_extra(directory)
 
     def save_model(self, model: nn.Module, save_extra: Callable[[Path], None]) -> None:
         """Write model/ as a checkpoint has it, whatever the model is wrapped in. All processes must call this."""

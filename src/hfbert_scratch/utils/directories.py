@@ -1,13 +1,15 @@
-"""Directories that are complete or absent."""
+"""Directories that are complete or absent, and directories that belong to settings."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from .errors import InputError
-from .files import writing
+from .errors import CheckpointError, InputError
+from .files import differences, lock, read_json, write_json, writing
 
 
 @contextmanager
@@ -39,3 +41,27 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
             partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def claim_directory(directory: Path, settings: dict[str, Any], content: str) -> None:
+    """Write settings.json, with the settings that everything in a directory shares; later calls must have the same.
+
+    Args:
+        directory: made if it is not there.
+        settings: what JSON can hold.
+        content: what the directory holds, for the error: "a sweep".
+
+    Raises:
+        CheckpointError: if the directory belongs to other settings, naming them.
+        OutputError: if it cannot be written.
+    """
+    settings = json.loads(json.dumps(settings))
+    path = directory / "settings.json"
+    with writing(f"output_dir {directory}", "choose another"):
+        directory.mkdir(parents=True, exist_ok=True)
+        with lock(directory / ".lock", wait=True):
+            if not path.is_file():
+                write_json(path, settings)
+    there = read_json(path, "the settings of an earlier start")
+    if differing := differences(there, settings):
+        raise CheckpointError(f"{directory} holds {content} with other settings ({differing}); use another")

@@ -202,3 +202,72 @@ def draw_sweep(trials: list[dict[str, Any]], metric: str, baseline: float, path:
     axis.grid(alpha=0.3)
     axis.legend()
     _save(figure, path)
+
+
+@_picture
+def draw_differences(comparisons: list[dict[str, Any]], path: Path) -> None:
+    """Draw paired differences with their intervals, filled where one excludes 0, and the paper's as crosses.
+
+    Args:
+        comparisons: each with `label`, `difference`, `low` and `high`, in points, and `paper`, which may be None.
+        path: the file.
+    """
+    figure, axis = _subplots(figsize=(8, 0.4 * len(comparisons) + 1.6), layout="constrained")
+    for place, comparison in enumerate(comparisons):
+        difference, low, high = (comparison[name] for name in ("difference", "low", "high"))
+        decided = low > 0 or high < 0
+        axis.plot([low, high], [place, place], color="tab:blue")
+        axis.plot(difference, place, "o", color="tab:blue", markerfacecolor="tab:blue" if decided else "white")
+        if comparison["paper"] is not None:
+            axis.plot(comparison["paper"], place, "x", color="tab:red")
+    axis.axvline(0.0, color="grey", linestyle="--")
+    axis.set_yticks(range(len(comparisons)), [comparison["label"] for comparison in comparisons])
+    axis.invert_yaxis()
+    axis.set(xlabel="points; line: 95 % interval, filled: decided, ×: the paper's difference")
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+@_picture
+def draw_bands(panels: dict[str, dict[str, dict[float, list[float]]]], xlabel: str, path: Path) -> None:
+    """Draw scores against a number, one panel a task: a line through the means over seeds, a band to the extremes.
+
+    Args:
+        panels: task → line → number → the score of each seed.
+        xlabel: the name of the number.
+        path: the file.
+    """
+    figure, axes = _subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False)
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for label, points in lines.items():
+            numbers = sorted(points)
+            means = [sum(points[number]) / len(points[number]) for number in numbers]
+            axis.plot(numbers, means, marker="o", label=label)
+            axis.fill_between(numbers, [min(points[n]) for n in numbers], [max(points[n]) for n in numbers], alpha=0.2)
+        axis.set(title=title, xlabel=xlabel)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    _save(figure, path)
+
+
+@_picture
+def draw_arms(panels: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Draw the score of every seed of every arm as a point, one panel a task, and the mean of an arm as a line.
+
+    Args:
+        panels: task → arm → the score of each seed.
+        path: the file.
+    """
+    arms = list(next(iter(panels.values())))
+    size = (4 * len(panels) + 2, 0.4 * len(arms) + 1.6)
+    figure, axes = _subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for axis, (title, scores) in zip(axes[0], panels.items(), strict=True):
+        for place, arm in enumerate(arms):
+            if scores[arm]:
+                axis.plot(scores[arm], [place] * len(scores[arm]), "o", color="tab:blue", alpha=0.6)
+                axis.vlines(sum(scores[arm]) / len(scores[arm]), place - 0.3, place + 0.3, color="black")
+        axis.set(title=title)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_yticks(range(len(arms)), arms)
+    axes[0][0].invert_yaxis()
+    _save(figure, path)
