@@ -12,9 +12,9 @@ The same command continues an interrupted build. On several hosts with a shared 
 --num_hosts and --host_index, or under a launcher that sets WORLD_SIZE and RANK.
 
 Supports: text of any size in bounded memory, several processes and hosts with the same result, removal of exact
-duplicates, a validation split by document, corpora without next-sentence pairs (--no_nsp).
-Does not support: near-duplicate removal, language or quality filters, sentence splitters other than the built-in one
-(pass `segmenter` to `hfbert_scratch.corpus.build.build_corpus`).
+duplicates, a validation split by document, corpora without next-sentence pairs (--no_nsp), your own function that
+splits text into sentences (--sentence_splitter).
+Does not support: near-duplicate removal, language or quality filters.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ import os
 from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import build_corpus
 from hfbert_scratch.corpus.statistics import corpus_lines
+from hfbert_scratch.text.sentences import load_splitter, split_sentences
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
@@ -36,6 +37,9 @@ class CorpusArguments(BuildArguments):
     num_proc: int = argument(1, help="processes that split and tokenize")
     num_hosts: int = argument(int(os.environ.get("WORLD_SIZE", 1)), help="hosts that build together")
     host_index: int = argument(int(os.environ.get("RANK", 0)), help="number of this host, from 0")
+    sentence_splitter: str | None = argument(
+        None, help="MODULE:FUNCTION of yours, text → list of sentences, found from this directory; default: built in"
+    )
 
 
 @command_line
@@ -49,6 +53,7 @@ def main() -> None:
         num_proc=arguments.num_proc,
         num_hosts=arguments.num_hosts,
         host_index=arguments.host_index,
+        segmenter=load_splitter(arguments.sentence_splitter) if arguments.sentence_splitter else split_sentences,
     )
     if corpus is None:
         return

@@ -13,11 +13,11 @@ predictions/ into output_dir. The task and the settings of its inputs come from 
 `hfbert finetune` wrote one. A checkpoint that calls its classes LABEL_0, LABEL_1 … may have them in any order:
 --model_classes.
 
-Supports: our checkpoints and any BERT-like AutoModel checkpoint with a WordPiece tokenizer (DistilBERT, ELECTRA); one
+Supports: our checkpoints and those of other encoders (DistilBERT, ELECTRA, RoBERTa, DeBERTa, ModernBERT); one
 CPU, one GPU, several processes (accelerate launch --multi_gpu --num_processes N, also on CPUs), with the same
 predictions whatever their number.
-Does not support: checkpoints whose head is new (train it with `hfbert finetune` first); other tokenizers (RoBERTa,
-XLM-R).
+Does not support: checkpoints whose head is new (train it with `hfbert finetune` first); questions with tokenizers
+whose special tokens are not BERT's (RoBERTa).
 
 Exit codes: 0 done, 2 unusable input, 7 output.
 """
@@ -43,7 +43,7 @@ from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.loading import check_directory, check_fits
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, Task, get_task, report_lines
 from hfbert_scratch.tasks.tables import read_text
-from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.text.tokenizer import load_any_tokenizer, load_tokenizer
 from hfbert_scratch.training.accelerator import compute_dtype, create_accelerator, precision_name
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware, versions
@@ -118,7 +118,7 @@ def main() -> None:
             raise InputError(f"--question needs a model fine-tuned on squad or squad_v2, not {task.name}")
         ask(arguments, task, task_config)
         return
-    tokenizer = load_tokenizer(arguments.model)
+    tokenizer = load_any_tokenizer(arguments.model)
     model, _ = load_for_task(task, arguments.model, None)
     settings = FeatureSettings(
         **({"max_seq_length": task.defaults.max_seq_length} | arguments.settings(task_config)),

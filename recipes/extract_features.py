@@ -31,7 +31,7 @@ from hfbert_scratch.features.encoder import POOLINGS, encode, load_encoder, weig
 from hfbert_scratch.features.files import FORMATS, FeatureFile, FeatureSchema, TextFile, write_parts
 from hfbert_scratch.model.inference import default_batch_tokens, inference_copy
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
-from hfbert_scratch.training.accelerator import fastest_precision
+from hfbert_scratch.training.accelerator import best_device, fastest_precision
 from hfbert_scratch.training.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware, versions
@@ -118,7 +118,7 @@ def main() -> None:
     texts = TextFile(Path(arguments.text), arguments.text_column, arguments.pair_column)
     count, fingerprint = texts.check()
     print(f"{arguments.text}: {count} texts", flush=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model = load_encoder(arguments.model, device)
     model_hash = weights_hash(model)
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model=arguments.model)

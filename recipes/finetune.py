@@ -10,14 +10,15 @@
 
 prints and records a summary of the data, and writes into output_dir: model/ (the step that is best on validation;
 opens with pipeline("text-classification") or the task's Auto class), results.json (scores, also class by class),
-predictions/, curves.png, confusion.png (classes) or threshold.png (SQuAD 2.0), record.json, log.jsonl, checkpoints/.
+predictions/, curves.png, confusion.png (classes), precision_recall.png (several labels) or threshold.png (SQuAD 2.0),
+record.json, log.jsonl, checkpoints/.
 all-glue runs GLUE's nine tasks one after another into output_dir/<task>, with data from data_dir/<task> if data_dir is
 given, and adds results.json with the paper's average and the leaderboard's score and, if all eleven test sets are
 there, submission.zip. Killed at any moment, the same command continues.
 
 Tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli, all-glue, squad squad_v2, swag, conll2003, and with --columns your
-own: custom-classification, custom-pair, custom-regression, custom-qa, custom-ner. Hyperparameters default to the
-task's.
+own: custom-classification, custom-pair, custom-regression, custom-multilabel, custom-qa, custom-ner. Hyperparameters
+default to the task's.
 Supports: our checkpoints and any BERT-like AutoModel checkpoint; one CPU, one GPU, several processes.
 Does not support: feature-based NER (hfbert ner-features), model parallelism.
 

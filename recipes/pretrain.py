@@ -12,9 +12,10 @@ without this package), checkpoints/, log.jsonl, record.json, curves.png and the 
 the same command continues and ends with the same weights (on GPUs within rounding).
 
 Supports: one CPU, one GPU, several processes and hosts, FSDP2 (recipes/accelerate, also on CPUs);
-sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); AdamW and LAMB; the paper's
-ablations: no NSP, NSP pairs without NSP's loss, left-to-right, other masking mixes, other sizes; LSTM language models
-as ELMo's (--architecture lstm_pair), which open with this package only.
+sequence lengths 128 then 512 in one run (--long_max_seq_length) or two (--model); more pretraining of a finished BERT
+on a domain (--config continue --model … --also_evaluate …); AdamW and LAMB; the paper's ablations: no NSP, NSP pairs
+without NSP's loss, left-to-right, other masking mixes, other sizes; LSTM language models as ELMo's (--architecture
+lstm_pair), which open with this package only.
 Does not support: FSDP1; FSDP2 with --compile true; model parallelism; precision below bfloat16.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
@@ -41,15 +42,17 @@ from hfbert_scratch.pretraining import (
     Phase,
     PretrainingBatches,
     PretrainingEvaluation,
+    full_length_inputs,
     loss_without_logits,
     steps_of_words,
     weigh_next_sentence,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from hfbert_scratch.training.arguments import TrainingArguments
+from hfbert_scratch.training.arguments import AUTO, TrainingArguments
 from hfbert_scratch.training.batches import local_micro_batches
 from hfbert_scratch.training.estimate import EstimateArguments, Rehearsal, Stretch, describe_estimate, time_steps
-from hfbert_scratch.training.loop import prepare, train
+from hfbert_scratch.training.loop import evaluate_between_steps, prepare, train
+from hfbert_scratch.training.memory import fit_micro_batch_size
 from hfbert_scratch.training.run import Progress, Run
 from hfbert_scratch.training.throughput import clock, model_flops_per_token
 from hfbert_scratch.utils.arguments import argument, parse_arguments
@@ -69,7 +72,10 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     corpus: str = argument(help="directory written by hfbert corpus")
     tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
     model: str | None = argument(
-        None, help="checkpoint to start from, ours or stock bert; default: from scratch", group="model"
+        None,
+        help="checkpoint to start from, ours or stock bert: a directory, NAME or NAME@REVISION on the Hub; default: "
+        "from scratch",
+        group="model",
     )
     size: str = argument(
         "base", help="tiny, mini, small, medium, base, large; the next four change single numbers", group="model"
@@ -121,6 +127,11 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         group="log, checkpoints, end",
     )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
+    also_evaluate: str | None = argument(
+        None,
+        help="another corpus of the same tokenizer, such as one of general text: its held-out loss is measured before "
+        "step 1 and with every evaluation, with a warning when it rises",
+    )
 
     def __post_init__(self) -> None:
         if self.architecture == "lstm_pair":
@@ -156,7 +167,9 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
             return [Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, self.max_steps)]
         border = self.max_steps - round(self.long_share * self.max_steps)
         long_micro = self.long_micro_batch_size
-        if not long_micro:
+        if not long_micro and self.micro_batch_size == AUTO:
+            long_micro = AUTO
+        elif not long_micro:
             long_micro = max(1, self.micro_batch_size * self.max_seq_length // self.long_max_seq_length)
         return [
             Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, border),
@@ -179,6 +192,8 @@ def build_model(
             load_tokenizer(arguments.tokenizer, model=arguments.model)  # compares the two vocabularies
             if new:
                 say(f"warning: {arguments.model} has no {', '.join(new)}; they start from random numbers")
+            if any("seq_relationship" in name for name in new):
+                say("warning: --no_nsp true trains masked LM alone, as the checkpoint was perhaps trained")
             return model
         if arguments.architecture == "lstm_pair":
             return build_lstms(arguments, tokenizer)
@@ -298,6 +313,8 @@ def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bo
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
+    if arguments.also_evaluate:
+        Corpus.open(arguments.also_evaluate, tokenizer, arguments.phases()[-1].max_seq_length)
     with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint, last=last) as run:
         if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
             run.print(f"warning: {note}")
@@ -307,11 +324,12 @@ def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bo
 def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any) -> bool:
     """Build, train, save and record; returns whether the run got to its end."""
     phases = arguments.phases()
-    documents, held_out = corpus.split("train"), corpus.split("validation")
+    documents = corpus.split("train")
     for phase in phases:  # options out of range are refused before anything is written
         arguments.sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
-        local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
+        if phase.micro_batch_size != AUTO:
+            local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
     counts = [count.strip() for count in arguments.checkpoint_words.split(",") if count.strip()]
     revisions = {step: f"chck_{count}" for step, count in steps_of_words(counts, phases, corpus, tokenizer).items()}
     model = build_model(arguments, tokenizer, run.print)
@@ -320,36 +338,23 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         forward = weigh_next_sentence(model, arguments.next_sentence_weight)
     model, optimizer, _ = prepare(run, model)
     unwrapped = run.accelerator.unwrap_model(model)
+    evaluation = open_evaluation(run, arguments, corpus, tokenizer)
+    also = None
+    if arguments.also_evaluate:
+        also = open_evaluation(run, arguments, Corpus.open(arguments.also_evaluate), tokenizer)
+    phases = fit_micro_batches(run, model, arguments, tokenizer, evaluation, forward)
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
-    evaluation = PretrainingEvaluation(
-        run,
-        documents,
-        held_out,
-        tokenizer,
-        arguments,
-        max_seq_length=phases[-1].max_seq_length,
-        batch_size=64,
-        max_rows=arguments.eval_rows,
-    )
     run.best_by = ("eval_masked_lm_loss", min)
     derived = derived_quantities(arguments, run, unwrapped, corpus)
     describe(run, derived, evaluation.baseline)
     run.start_trackers()
     run.bar.show(score=evaluation.short({}))
 
-    def evaluate() -> dict[str, float]:
-        metrics = evaluation(model)
-        run.print(evaluation.describe(metrics))
-        run.bar.show(score=evaluation.short(metrics))
-        if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
-            run.print("the unigram plateau is left: the model uses context")
-        return metrics
-
     def save_extra(directory: Path) -> None:
         save_tokenizer(tokenizer, directory)
 
     how: dict[str, Any] = {
-        "evaluate": evaluate,
+        "evaluate": lambda: evaluate(run, model, evaluation, also),
         "save_extra": save_extra,
         "flops_per_token": lambda length: flops_per_token(arguments, unwrapped, length),
         "forward": forward,
@@ -361,6 +366,8 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         estimate = time_steps(run, model, optimizer, stretches, **how)
         run.print(describe_estimate(estimate, arguments.price))
         return True
+    if also is not None and not run.progress.step:
+        run.log(evaluate_between_steps(model, how["evaluate"]))  # before anything is learnt, or forgotten
     curves = LiveCurves(lambda: draw_curves(run.history, evaluation.baseline, run.directory / "curves.png"))
     done = train(run, model, optimizer, batches, revisions=revisions, draw=curves, **how)
     if done:
@@ -369,6 +376,64 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         curves.draw()
     record(run, done, derived, evaluation, corpus, revisions)
     return done
+
+
+def open_evaluation(
+    run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any
+) -> PretrainingEvaluation:
+    """Make the evaluation on a corpus's held-out documents, at the length of the run's last phase."""
+    return PretrainingEvaluation(
+        run,
+        corpus.split("train"),
+        corpus.split("validation"),
+        tokenizer,
+        arguments,
+        max_seq_length=arguments.phases()[-1].max_seq_length,
+        batch_size=64,
+        max_rows=arguments.eval_rows,
+    )
+
+
+def evaluate(
+    run: Run, model: Any, evaluation: PretrainingEvaluation, also: PretrainingEvaluation | None
+) -> dict[str, float]:
+    """Evaluate, on a second corpus too if there is one, and print; return the metrics of both."""
+    metrics = evaluation(model)
+    run.print(evaluation.describe(metrics))
+    run.bar.show(score=evaluation.short(metrics))
+    if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
+        run.print("the unigram plateau is left: the model uses context")
+    if also is not None:
+        metrics |= {name.replace("eval_", "also_"): value for name, value in also(model).items()}
+        run.print(also.forgetting(run.history, metrics))
+    return metrics
+
+
+def fit_micro_batches(
+    run: Run,
+    model: Any,
+    arguments: PretrainingArguments,
+    tokenizer: Any,
+    evaluation: PretrainingEvaluation,
+    forward: Callable[[Any, dict[str, Any], dict[str, torch.Tensor]], Any],
+) -> list[Phase]:
+    """Find and record the largest micro-batch of each phase that has none; return all phases."""
+    for phase in arguments.phases():
+        if phase.micro_batch_size != AUTO:
+            continue
+        size = fit_micro_batch_size(
+            run,
+            model,
+            phase.batch_size,
+            lambda size, length=phase.max_seq_length: full_length_inputs(run, arguments, tokenizer, length, size),
+            forward,
+            lambda: evaluation(model, batches=1),
+            f"sequences of {phase.max_seq_length} tokens",
+        )
+        name = f"{'long_' * (phase.max_seq_length == arguments.long_max_seq_length)}micro_batch_size"
+        setattr(arguments, name, size)
+        run.choose_micro_batch_size(size, name)
+    return arguments.phases()
 
 
 def record(
@@ -381,6 +446,9 @@ def record(
 ) -> None:
     """Write record.json, and print what the run leaves."""
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
+    before = next((entry for entry in run.history if "also_masked_lm_loss" in entry), None)
+    if before is not None:  # both texts, before the first step
+        results = results | {"before": {name: value for name, value in before.items() if name.endswith("_loss")}}
     past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
     run.write_record(
         status="done" if done else "stopped",

@@ -90,6 +90,8 @@ def main() -> None:
     leave_the_launchers_group()
     if arguments.task == "all-glue":
         raise InputError("a sweep is of one task; run one for each of GLUE's")
+    if arguments.early_stopping or arguments.metric_for_best:
+        raise InputError("a sweep scores trials at their last step; leave out early_stopping and metric_for_best")
     data = open_task(arguments)
     print("\n".join(data.describe(list(data.raw))[1]))
     trials = arguments.trials(data.task)

@@ -12,6 +12,7 @@ registers the model with the Auto classes and takes seconds, and `hfbert --help`
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ COMMANDS = {
         Command("finetune", "finetune", "fine-tune on GLUE, SQuAD, SWAG, NER or your data", "training", True),
         Command("sweep", "sweep", "search learning rate, batch size, epochs, seeds", "training", True),
         Command("ablations", "ablations", "run the paper's tables 5 to 8 and compare", "training", True),
+        Command("compare", "compare", "compare encoders on the same tasks and seeds", "training", True),
         Command("evaluate", "evaluate_model", "score, predict, or answer a question", "using", True),
         Command("score", "score", "score sentences or minimal pairs, as BLiMP's", "using"),
         Command("features", "extract_features", "write feature vectors of texts", "using"),
@@ -169,7 +171,10 @@ def replace_process(recipe: Path, argv: list[str]) -> NoReturn:
     """Replace this process by the recipe, which keeps its process id and so its signals and exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, str(recipe), *argv])
+    command = [sys.executable, str(recipe), *argv]
+    if os.name == "nt":  # where exec ends this process at once, before the other one is done
+        sys.exit(subprocess.call(command))
+    os.execv(sys.executable, command)
 
 
 def split_launch_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:

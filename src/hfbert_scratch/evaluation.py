@@ -40,6 +40,7 @@ _TASK_FIELDS = {
     "max_query_length": (int,),
     "document_context": (bool,),
     "null_threshold": (float, int),
+    "thresholds": (dict,),
 }
 
 
@@ -250,7 +251,11 @@ def load_for_task(
 
 
 def task_loss(
-    task: Task, outputs: Any, targets: Mapping[str, torch.Tensor], total: torch.Tensor | float
+    task: Task,
+    outputs: Any,
+    targets: Mapping[str, torch.Tensor],
+    total: torch.Tensor | float,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute the contribution of a micro-batch to the mean loss over `total` targets.
 
@@ -259,11 +264,15 @@ def task_loss(
         outputs: outputs of the model.
         targets: label columns of the micro-batch.
         total: number of targets of the optimizer step.
+        class_weights: (classes,) factors of the losses, for a task whose `loss_sum` takes them.
 
     Returns:
         A scalar; over all micro-batches of the step these add up to the mean.
     """
-    return task.loss_sum(outputs, targets) / (total.clamp(min=1) if isinstance(total, torch.Tensor) else total)
+    weights = {} if class_weights is None else {"class_weights": class_weights}
+    return task.loss_sum(outputs, targets, **weights) / (
+        total.clamp(min=1) if isinstance(total, torch.Tensor) else total
+    )
 
 
 def call_model(model: nn.Module, batch: Mapping[str, Any], targets: tuple[str, ...]) -> Any:

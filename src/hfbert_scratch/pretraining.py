@@ -17,10 +17,15 @@ from .corpus.masking import collate
 from .corpus.segment_pairs import Cursor, Instances
 from .model.kernels_hfbert import IGNORED_LABEL
 from .model.layout_hfbert import pack
+from .training.accelerator import sum_dtype
 from .training.arguments import check_divides
 from .training.batches import StepBatch, local_micro_batches
 from .training.run import Progress, Run
 from .utils.errors import InputError
+
+
+# A rise of the held-out loss on other text that is worth a warning, in nats: 5 % more perplexity.
+FORGETTING = 0.05
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,27 @@ def pinned(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
+def full_length_inputs(
+    run: Run, arguments: PretrainingDataArguments, tokenizer: Any, max_seq_length: int, size: int
+) -> dict[str, Any]:
+    """Make a micro-batch of `size` instances without padding, for measuring what one takes."""
+    ids = np.full((size, max_seq_length), tokenizer.unk_token_id, dtype=np.int64)
+    rows = {
+        "input_ids": ids,
+        "token_type_ids": np.zeros_like(ids),
+        "lengths": np.full(size, max_seq_length, dtype=np.int32),
+        "epoch": np.zeros(size, dtype=np.int64),
+        "index": np.arange(size, dtype=np.int64),
+    }
+    if not arguments.no_nsp:
+        rows["next_sentence_label"] = np.zeros(size, dtype=np.int64)
+    batch = arguments.collator(tokenizer, max_seq_length)(rows)
+    if run.device.type == "cpu" and not run.compile:
+        batch.pop("masked_positions", None)
+    tensors: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+    return pack(tensors, tokenizer.pad_token_id) if run.packing else tensors
+
+
 def held_out_batches(
     documents: Any,
     tokenizer: Any,
@@ -289,8 +315,12 @@ class PretrainingEvaluation:
         rows = sum(len(batch["labels"]) for batch in batches)
         self.baseline = self._unigram_baseline(train_documents, len(tokenizer)) | {"rows": rows}
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
+    def __call__(self, model: nn.Module, batches: int | None = None) -> dict[str, float]:
         """Evaluate `model`.
+
+        Args:
+            model: wrapped or not.
+            batches: on so many batches of each process; None: on all.
 
         Returns:
             `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with next-sentence
@@ -299,8 +329,8 @@ class PretrainingEvaluation:
         accelerator = self.run.accelerator
         unwrapped = accelerator.unwrap_model(model)
         unwrapped.eval()
-        sums = torch.zeros(6, dtype=torch.float64, device=self.run.device)
-        own = self.batches[accelerator.process_index :: accelerator.num_processes]
+        sums = torch.zeros(6, dtype=sum_dtype(self.run.device), device=self.run.device)
+        own = self.batches[accelerator.process_index :: accelerator.num_processes][:batches]
         with torch.no_grad(), accelerator.autocast():
             for batch in own:
                 sums += self._sums(unwrapped, {name: tensor.to(self.run.device) for name, tensor in batch.items()})
@@ -345,6 +375,26 @@ class PretrainingEvaluation:
         shown = "?" if accuracy is None else f"{100 * accuracy:.1f} %"
         return f"accuracy {shown} (unigram {100 * self.baseline['accuracy']:.1f} %)"
 
+    def forgetting(self, history: list[dict[str, Any]], now: dict[str, float]) -> str:
+        """Compare another corpus's evaluation with the one before step 1.
+
+        Args:
+            history: the log so far.
+            now: metrics of `also`.
+
+        Returns:
+            A line of text, a warning if the loss rose by more than FORGETTING.
+        """
+        loss = now["also_masked_lm_loss"]
+        before = next((entry["also_masked_lm_loss"] for entry in history if "also_masked_lm_loss" in entry), loss)
+        text = f"also evaluated: MLM loss {loss:.3f} (unigram {self.baseline['loss']:.3f}), {before:.3f} before step 1"
+        if loss - before > FORGETTING:
+            text += (
+                f"\nwarning: the model forgets: on the text of --also_evaluate its loss rose by {loss - before:.3f} "
+                "nats; lower the learning rate or the steps, or add some of that text to the corpus"
+            )
+        return text
+
     def _sums(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch.pop("labels")
         next_sentence_label = batch.pop("next_sentence_label", None)
@@ -370,6 +420,7 @@ class PretrainingEvaluation:
 
 
 def _loss_and_right(logits: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
-    loss = F.cross_entropy(logits, targets, reduction="sum").double()
-    right = (logits.argmax(-1) == targets).sum().double()
+    dtype = sum_dtype(logits.device)
+    loss = F.cross_entropy(logits, targets, reduction="sum").to(dtype)
+    right = (logits.argmax(-1) == targets).sum().to(dtype)
     return [loss, right, right.new_tensor(len(targets))]

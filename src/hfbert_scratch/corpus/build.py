@@ -201,7 +201,8 @@ class _Workers:
             return
         # A plain fork would break the threads of the tokenizer and of Arrow. The fork server has imported everything
         # once and started no thread.
-        context = multiprocessing.get_context("forkserver")
+        methods = multiprocessing.get_all_start_methods()  # Windows has no fork server
+        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         context.set_forkserver_preload([__name__])
         pool = ProcessPoolExecutor(self.num_proc, context, _start_worker, self._setup)
         try:

@@ -189,7 +189,9 @@ class Corpus:
         pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         continues = np.array([piece.startswith("##") for piece in pieces])[tokens].mean()
         ideographs = np.array([unicodedata.name(piece[:1], "").startswith("CJK ") for piece in pieces])[tokens].mean()
-        if continues >= NOTABLE and ideographs < 10 * NOTABLE:
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        are_words = normalizer is None or " " in normalizer.normalize_str("中中").strip()  # ideographs, one by one
+        if continues >= NOTABLE and (ideographs < 10 * NOTABLE or not are_words):
             return None
         return (
             f"whole_word hardly changes which tokens are masked together: {continues:.1%} of the corpus's tokens "

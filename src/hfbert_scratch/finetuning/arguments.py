@@ -30,8 +30,8 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
     batch_size: int | None = argument(None, help=f"examples per optimizer step, over all processes; {_FROM_TASK}")  # type: ignore
     micro_batch_size: int | None = argument(  # type: ignore
         None,
-        help="examples per forward pass; must divide batch_size; default: a process's share, at most 32",
-        at_least=0,
+        help="examples per forward pass, which must divide batch_size; or auto: the most that fit into memory; "
+        "default: a process's share, at most 32",
     )
     learning_rate: float | None = argument(None, help=f"peak learning rate; {_FROM_TASK}")  # type: ignore
     warmup_steps: int | None = argument(None, help="steps of linear warm-up, then linear decay to 0; default: 10 %%")
@@ -39,6 +39,18 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
     doc_stride: int = argument(128, help="SQuAD: tokens between the starts of a long context's windows")
     max_query_length: int = argument(64, help="SQuAD: tokens of a question, the rest is cut off")
     document_context: bool = argument(False, help="NER: fill up every sentence with its document")
+    class_weights: str | None = argument(
+        None,
+        help="factors of the classes' losses: auto, so that every class counts as much as the others; or a YAML or "
+        "JSON file with a number for every class",
+    )
+    metric_for_best: str | None = argument(
+        None,
+        help="the reported metric by which the best step is kept; of loss the lowest; default: the task's main metric",
+    )
+    early_stopping: int = argument(
+        0, help="end the run after so many evaluations in a row without a better one; 0: never", at_least=0
+    )
     bilstm: bool = argument(
         False, help="a new bidirectional LSTM between encoder and head, as in the paper's left-to-right ablation"
     )

@@ -1,7 +1,6 @@
 """A fine-tuning run: open, train, score the best step, write the results; or say beforehand what it would take."""
 
 import dataclasses
-import math
 import time
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +21,19 @@ from ..evaluation import (
     predict,
     run_model,
     task_loss,
+    without_warnings,
     write_task_file,
 )
 from ..model.configuration_hfbert import HFBertConfig
+from ..model.layout_hfbert import pack
 from ..model.loading import check_directory, check_fits
 from ..tasks import get_task, report_lines
-from ..text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
+from ..text.tokenizer import load_any_tokenizer, save_tokenizer, tokenizer_hash
+from ..training.arguments import AUTO
 from ..training.estimate import Estimate, Rehearsal, Stretch, time_steps
 from ..training.fsdp import load_weights, summon_full_params
 from ..training.loop import prepare, train
+from ..training.memory import fit_micro_batch_size
 from ..training.run import Run
 from ..utils.environment import hardware, versions
 from ..utils.errors import InputError
@@ -38,6 +41,7 @@ from ..utils.files import write_json
 from ..utils.plots import LiveCurves, draw_finetuning_curves
 from .arguments import FinetuningArguments
 from .batches import FinetuningBatches
+from .class_weights import class_weights
 
 
 # Validation examples on which an evaluation is timed.
@@ -62,9 +66,22 @@ def open_task(arguments: FinetuningArguments) -> TaskData:
             f"{task.name} has only a test set; predict it with hfbert evaluate and a model trained on mnli"
         )
     check_directory(arguments.model)
-    data = TaskData(task, arguments, load_tokenizer(arguments.model), arguments.feature_settings(task))
+    data = TaskData(task, arguments, load_any_tokenizer(arguments.model), arguments.feature_settings(task))
     data.check_training()
+    _check_choices(arguments, data)
     return data
+
+
+def _check_choices(arguments: FinetuningArguments, data: TaskData) -> None:
+    """Refuse class weights and a metric that the task does not have, before any model is opened."""
+    if arguments.class_weights:
+        class_weights(data, arguments.class_weights)
+    if arguments.metric_for_best:
+        metrics = [*majority_baseline(data.task, data.raw["train"], data.raw["validation"]), "loss"]
+        if arguments.metric_for_best not in metrics:
+            raise InputError(
+                f"--metric_for_best {arguments.metric_for_best}: {data.task.name} reports {', '.join(metrics)}"
+            )
 
 
 def fine_tune(
@@ -96,7 +113,7 @@ def fine_tune(
     """
     started = time.perf_counter()
     arguments, data, model, new_weights = _open(arguments, data)
-    with Run(arguments, _fingerprint(data), last=end_training) as run:
+    with Run(arguments, _fingerprint(arguments, data), last=end_training) as run:
         finetuning = _Finetuning(run, arguments, data, model)
         finetuning.describe(new_weights, with_data=save_model)
         if not finetuning.train(live=save_model):
@@ -132,7 +149,7 @@ def estimate_fine_tuning(
     """
     started = time.perf_counter()
     arguments, data, model, _ = _open(arguments, data)
-    with Rehearsal(arguments, _fingerprint(data), last=end_training) as run:
+    with Rehearsal(arguments, _fingerprint(arguments, data), last=end_training) as run:
         finetuning = _Finetuning(run, arguments, data, model)
         run.print(finetuning.plan())
         return finetuning.estimate(run, started, save_model)
@@ -142,7 +159,10 @@ def _open(
     arguments: FinetuningArguments, data: TaskData | None
 ) -> tuple[FinetuningArguments, TaskData, PreTrainedModel, list[str]]:
     """Open data and checkpoint; return complete arguments, the data, the model, and the names of its new weights."""
-    data = open_task(arguments) if data is None else data
+    if data is None:
+        data = open_task(arguments)
+    else:
+        _check_choices(arguments, data)
     task = data.task
     arguments = arguments.resolved(task, len(data.features("train", training=True)))
     model, new_weights = load_for_task(task, arguments.model, data.raw["train"], arguments.seed, arguments.bilstm)
@@ -156,8 +176,14 @@ def _open(
     return arguments, data, model, new_weights
 
 
-def _fingerprint(data: TaskData) -> dict[str, Any]:
-    return {"data": data.raw["train"]._fingerprint, "tokenizer_hash": tokenizer_hash(data.tokenizer)}
+def _fingerprint(arguments: FinetuningArguments, data: TaskData) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "data": data.raw["train"]._fingerprint,
+        "tokenizer_hash": tokenizer_hash(data.tokenizer),
+    }
+    if arguments.class_weights:  # the file's content; where it lies may change
+        facts["class_weights"] = class_weights(data, arguments.class_weights)
+    return facts
 
 
 class _Finetuning:
@@ -166,14 +192,23 @@ class _Finetuning:
     def __init__(self, run: Run, arguments: FinetuningArguments, data: TaskData, model: PreTrainedModel):
         self.run, self.arguments, self.data, self.task = run, arguments, data, data.task
         self.examples = data.examples("train", training=True)
-        self.batches = FinetuningBatches(run, self.examples, arguments)
+        is_known = arguments.micro_batch_size != AUTO
+        if is_known:  # what does not fit is refused before the directory is made
+            self.batches = FinetuningBatches(run, self.examples, arguments)
         self.model, self.optimizer, _ = prepare(run, model)
         self.unwrapped = run.accelerator.unwrap_model(self.model)
         self.metric = f"eval_{self.task.main_metric}"
         self.label = self.task.metric_label(self.task.main_metric)
         self.predictions: dict[str, Any] = {}
-        self.final_step: int | None = arguments.max_steps  # the step whose weights are scored and saved
-        self.run.best_by = (self.metric, max)
+        self.final_step: int | None = None  # the step whose weights are scored and saved
+        best = arguments.metric_for_best or self.task.main_metric
+        self.run.best_by = (f"eval_{best}", min if best == "loss" else max)
+        self.run.patience = arguments.early_stopping
+        weights = run.settings["class_weights"]
+        self.class_weights = torch.tensor(list(weights.values()), device=run.device) if weights else None
+        if not is_known:
+            arguments.micro_batch_size = self._fit_micro_batch()
+            self.batches = FinetuningBatches(run, self.examples, arguments)
 
     @cached_property
     def baseline(self) -> dict[str, float]:
@@ -215,9 +250,15 @@ class _Finetuning:
         self.run.start_trackers()
         self.run.bar.show(score=self._short())
         curves = LiveCurves(self._draw_curves) if live else None
-        return train(
+        done = train(
             self.run, self.model, self.optimizer, self.batches, evaluate=self._evaluate, draw=curves, **self._how()
         )
+        if self.run.is_stale:
+            self.run.print(
+                f"ended after step {self.run.progress.step}: {self.run.patience} evaluations in a row brought no "
+                f"better {self.arguments.metric_for_best or self.label}"
+            )
+        return done
 
     def estimate(self, run: Rehearsal, started: float, save_model: bool) -> Estimate:
         """Time some steps and a part of an evaluation. `save_model`: as for `fine_tune`."""
@@ -242,6 +283,30 @@ class _Finetuning:
             **self._how(),
         )
 
+    def _fit_micro_batch(self) -> int:
+        """Find and record the largest micro-batch that fits, trained on the longest example."""
+        a, run, data = self.arguments, self.run, self.data
+        row = int(self.examples.lengths.argmax())
+
+        def inputs(size: int) -> dict[str, Any]:
+            batch = self.examples.batch(np.full(size, row), data.settings.max_seq_length)
+            return pack(batch, self.examples.padding["input_ids"]) if run.packing else batch
+
+        features = data.features("validation")
+        order = np.argsort(-data.examples("validation").lengths, kind="stable")[: a.eval_batch_size]
+        longest = Examples(self.task, features.select(order), data.tokenizer.pad_token_id)
+        size = fit_micro_batch_size(
+            run,
+            self.model,
+            int(a.batch_size or 1),
+            inputs,
+            self._how()["forward"],
+            lambda: run_model(run.accelerator, self.model, longest, a.eval_batch_size),
+            f"examples of {data.settings.max_seq_length} tokens",
+        )
+        run.choose_micro_batch_size(size)
+        return size
+
     def _how(self) -> dict[str, Any]:
         """The options of `train` that say how a step is made."""
         weights = sum(m.weight.numel() for m in self.unwrapped.modules() if isinstance(m, nn.Linear))
@@ -252,7 +317,8 @@ class _Finetuning:
         def forward(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
             outputs = call_model(model, inputs, self.examples.targets)
             targets = {name: inputs[name] for name in self.examples.targets}
-            outputs["loss"] = task_loss(self.task, outputs, targets, totals["num_items_in_batch"])
+            count = totals["num_items_in_batch"]
+            outputs["loss"] = task_loss(self.task, outputs, targets, count, self.class_weights)
             return outputs
 
         return {
@@ -266,10 +332,9 @@ class _Finetuning:
         scores, predictions = evaluate(self.run.accelerator, self.model, self.data, "validation", size)
         self.predictions["validation"] = predictions
         metrics = {f"eval_{name}": value for name, value in scores.items()}
-        earlier = [entry[self.metric] for entry in self.run.history if self.metric in entry]
         self.run.print(
             f"validation: {' '.join(f'{self.task.metric_label(name)} {value:.4f}' for name, value in scores.items())}"
-            + (" (best so far)" if metrics[self.metric] > max(earlier, default=-math.inf) else "")
+            + (" (best so far)" if self.run.is_best_so_far(metrics) else "")
         )
         self.run.bar.show(score=self._short(metrics[self.metric]))
         return metrics
@@ -288,6 +353,7 @@ class _Finetuning:
 
     def last_scores(self) -> dict[str, dict[str, float]]:
         """Return the validation scores of the last step."""
+        self.final_step = self.run.progress.step
         last = next(entry for entry in reversed(self.run.history) if self.metric in entry)
         names = [name for name in last if name.startswith("eval_")]
         return {"validation": {name.removeprefix("eval_"): last[name] for name in names}}
@@ -328,6 +394,8 @@ class _Finetuning:
             # The run learnt only the most frequent answer, as happens on small data sets (paper, section 4.1).
             "degenerate": value <= baselines["validation"][name],
             "best_step": self.final_step,
+            "best_by": self.arguments.metric_for_best or name,
+            "class_weights": run.settings["class_weights"],
             "steps": run.progress.step,
             "examples": {split: len(raw) for split, raw in self.data.raw.items()},
             "data": self.summary,
@@ -351,6 +419,8 @@ class _Finetuning:
         # Not to validation, on which the values were tuned: its scores would be flattered.
         for split in predictions.keys() - {"validation"}:
             predictions[split] = self.task.apply_tuned(predictions[split], tuned)
+            if tuned and split in results["scores"]:
+                results["scores"][split] |= without_warnings(self.task.score, raw[split], predictions[split])
         self.task.save_plots(directory, raw["validation"], predictions["validation"])
         self._draw_curves()
         for split, split_predictions in predictions.items():

@@ -3,6 +3,7 @@
 Each `<name>/<name>.py` can also be loaded by its path: `evaluate.load(".../metrics/glue", "mrpc")`.
 """
 
+import getpass
 import importlib
 import os
 import tempfile
@@ -33,5 +34,5 @@ def load_metric(name: str, config: str | None = None) -> evaluate.Metric:
         raise InputError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
     metric = getattr(importlib.import_module(f"{__name__}.{name}.{name}"), METRICS[name])
     # evaluate creates a cache directory even if it writes nothing there; the default, HOME, may be read-only.
-    cache = Path(tempfile.gettempdir()) / f"hfbert-metrics-{os.getuid()}"
+    cache = Path(tempfile.gettempdir()) / f"hfbert-metrics-{getattr(os, 'getuid', getpass.getuser)()}"
     return metric(config_name=config, keep_in_memory=True, cache_dir=str(cache))

@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..utils.errors import InputError, one_line
-from ..utils.files import read_json
+from ..utils.files import read_json, split_revision
 from .checks_hfbert import WRAPPED
-from .configuration_hfbert import MAX_SIZES
+from .configuration_hfbert import MAX_SIZES, HFBertConfig
 
 
 # Limits of configuration fields without a limit of their own. Layers are built one by one, even without memory.
@@ -36,7 +36,7 @@ def open_model(
 
     Args:
         model_class: a model class of this package, or an Auto class of transformers.
-        name: a checkpoint directory or a name on the Hub.
+        name: a checkpoint directory, or a name on the Hub, with @REVISION behind it if it is not the newest.
         overrides: configuration fields that replace the checkpoint's own.
         new_head: accept weights outside the encoder whose shapes differ from the configuration; like missing ones
             they are drawn at random.
@@ -49,13 +49,19 @@ def open_model(
             or if a weight is not finite.
     """
     check_directory(name)
+    source, revision = split_revision(name)
     config_class = getattr(model_class, "config_class", None) or AutoConfig
     try:
         with _quiet_transformers():  # new weights are returned, not logged
             # Code of the checkpoint never runs, so transformers must not ask for permission on the terminal.
-            config = config_class.from_pretrained(name, trust_remote_code=False, **(overrides or {}))
+            if config_class is HFBertConfig:
+                _check_is_bert(config_class.get_config_dict(source, revision=revision or "main")[0], name)
+            config = config_class.from_pretrained(
+                source, trust_remote_code=False, revision=revision or "main", **(overrides or {})
+            )
             model, info = model_class.from_pretrained(
-                name,
+                source,
+                revision=revision or "main",
                 config=config,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=new_head,
@@ -63,6 +69,8 @@ def open_model(
                 use_safetensors=True,
                 trust_remote_code=False,
             )
+    except InputError:
+        raise
     except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError, SafetensorError) as error:
         raise InputError(f"the checkpoint {name} cannot be opened: {one_line(error)}") from error
     new = sorted(info["missing_keys"]) + sorted(entry[0] for entry in info["mismatched_keys"])
@@ -77,6 +85,13 @@ def open_model(
         )
     check_finite(model, name)
     return model, new
+
+
+def _check_is_bert(config: dict[str, Any], name: str | Path) -> None:
+    """Refuse another architecture, whose weights would all be missing."""
+    model_type = config.get("model_type", "bert")
+    if model_type not in ("bert", HFBertConfig.model_type):
+        raise InputError(f"{name} is a {model_type} model; this needs a bert or a checkpoint of this package")
 
 
 def drop_random_pooler(model: nn.Module, new: list[str]) -> list[str]:

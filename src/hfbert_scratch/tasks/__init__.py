@@ -7,8 +7,8 @@
     predictions = task.predict(raw["validation"], features, {"logits": …})
     task.score(raw["validation"], predictions)[task.main_metric]
 
-Shapes: sequence (GLUE and the user's own), squad, swag, ner. A new one subclasses `Task`, here or in any other
-package, and joins the table by `register_task`.
+Shapes: sequence (GLUE and the user's own), multilabel, squad, swag, ner. A new one subclasses `Task`, here or in any
+other package, and joins the table by `register_task`.
 """
 
 import difflib
@@ -17,6 +17,7 @@ from ..utils.errors import InputError
 from .data import DataArguments
 from .encoding import FeatureSettings
 from .glue import GLUE_TASKS, SUBMISSION_FILES, glue_average, glue_leaderboard_score, write_submission
+from .multilabel import MULTILABEL_TASKS, LabelSets, MultilabelTask
 from .ner import NER_TASKS, NerTask
 from .notes import collect_notes
 from .sequence import CUSTOM_TASKS, SequenceTask
@@ -48,7 +49,7 @@ def register_task(task: Task, *, replace: bool = False) -> Task:
     return task
 
 
-for _task in (*GLUE_TASKS, *SQUAD_TASKS, *SWAG_TASKS, *NER_TASKS, *CUSTOM_TASKS):
+for _task in (*GLUE_TASKS, *SQUAD_TASKS, *SWAG_TASKS, *NER_TASKS, *CUSTOM_TASKS, *MULTILABEL_TASKS):
     register_task(_task)
 
 
@@ -78,6 +79,8 @@ __all__ = [
     "DataArguments",
     "Defaults",
     "FeatureSettings",
+    "LabelSets",
+    "MultilabelTask",
     "NerTask",
     "SequenceTask",
     "SquadTask",

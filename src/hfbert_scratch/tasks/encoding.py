@@ -207,9 +207,57 @@ def plain_backend(tokenizer: Any) -> Tokenizer:
     return word_encoder.plain_backend(tokenizer.backend_tokenizer.to_str())
 
 
-def num_truncated(first: np.ndarray, second: np.ndarray | None, max_seq_length: int) -> int:
-    """Count the tokens that `with_special_tokens` cuts off."""
-    max_tokens = max_seq_length - (2 if second is None else 3)
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids a tokenizer puts around texts: `begin` a `end`, and `begin` a `middle` b `end`; BERT's are [CLS], [SEP].
+
+    Attributes:
+        has_segments: the second text has token type 1.
+    """
+
+    begin: tuple[int, ...]
+    middle: tuple[int, ...]
+    end: tuple[int, ...]
+    has_segments: bool
+
+    def count(self, is_pair: bool) -> int:
+        """Return how many there are around one text, or two."""
+        return len(self.begin) + len(self.end) + (len(self.middle) if is_pair else 0)
+
+
+@functools.lru_cache(maxsize=1)
+def special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Find the special tokens of any encoder's tokenizer, by what it makes of a pair of texts."""
+    if tokenizer.unk_token_id is None:
+        raise InputError("the tokenizer has no unknown token; take an encoder's")
+    text = tokenizer.pad_token  # encodes to itself: a single token, whatever the algorithm
+    pair = tokenizer(text, text)
+    ids, mark = pair["input_ids"], tokenizer.pad_token_id
+    if ids.count(mark) != 2:
+        raise InputError("the tokenizer does not mark where a pair of texts begins and ends; take an encoder's")
+    first = ids.index(mark)
+    second = ids.index(mark, first + 1)
+    return SpecialTokens(
+        begin=tuple(ids[:first]),
+        middle=tuple(ids[first + 1 : second]),
+        end=tuple(ids[second + 1 :]),
+        has_segments=pair.get("token_type_ids", ids)[second] == 1,
+    )
+
+
+def cls_and_sep(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the ids of [CLS] and [SEP]; raise InputError if the tokenizer puts other ones around a pair of texts."""
+    special, cls, sep = special_tokens(tokenizer), tokenizer.cls_token_id, tokenizer.sep_token_id
+    if (special.begin, special.middle, special.end) != ((cls,), (sep,), (sep,)):
+        raise InputError("questions need BERT's special tokens, [CLS] a [SEP] b [SEP]; this tokenizer has others")
+    return [cls], [sep]
+
+
+def num_truncated(
+    first: np.ndarray, second: np.ndarray | None, max_seq_length: int, special: int | None = None
+) -> int:
+    """Count the tokens that `with_special_tokens` cuts off; `special` tokens beside them, BERT's by default."""
+    max_tokens = max_seq_length - ((2 if second is None else 3) if special is None else special)
     return max(0, len(first) + (0 if second is None else len(second)) - max_tokens)
 
 
@@ -219,15 +267,31 @@ def with_special_tokens(
     """Build [CLS] first [SEP] (second [SEP]), truncated to max_seq_length, and its segment ids; both (tokens,).
 
     The longer text loses tokens at its end, one by one; when both are equally long, the second loses one
-    (google-research/bert, `_truncate_seq_pair`).
+    (google-research/bert, `_truncate_seq_pair`). Tokenizers of other encoders put their own special tokens.
     """
-    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    special = special_tokens(tokenizer)
+    max_tokens = max_seq_length - special.count(second is not None)
     if second is None:
-        ids = np.concatenate([cls, first[: max_seq_length - 2], sep])
+        ids = np.concatenate([special.begin, first[:max_tokens], special.end]).astype(np.int64)
         return ids, np.zeros(len(ids), dtype=np.int8)
-    max_tokens = max_seq_length - 3
     if len(first) + len(second) > max_tokens:
         kept = min(len(first), max(max_tokens - len(second), (max_tokens + 1) // 2))
         first, second = first[:kept], second[: max_tokens - kept]
-    ids = np.concatenate([cls, first, sep, second, sep])
-    return ids, (np.arange(len(ids)) > len(first) + 1).astype(np.int8)
+    ids = np.concatenate([special.begin, first, special.middle, second, special.end]).astype(np.int64)
+    border = len(special.begin) + len(first) + len(special.middle)
+    return ids, ((np.arange(len(ids)) >= border) & special.has_segments).astype(np.int8)
+
+
+def as_inner_word(tokenizer: Any, word: str) -> str:
+    """Return a word as it must be encoded to get the pieces that it has inside a text.
+
+    Byte-level BPE writes the blank before a word into its first piece.
+    """
+    return f" {word}" if _marks_blanks(tokenizer) else word
+
+
+@functools.lru_cache(maxsize=1)
+def _marks_blanks(tokenizer: Any) -> bool:
+    backend = plain_backend(tokenizer)
+    inside, alone, marked = (backend.encode(text, add_special_tokens=False).ids for text in ("a a", "a", " a"))
+    return inside != alone * 2 and inside == alone + marked

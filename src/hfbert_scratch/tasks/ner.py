@@ -15,7 +15,15 @@ from ..metrics.bootstrap import f1_rows
 from ..metrics.ner.ner import to_iobes
 from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
-from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, token_ids
+from .encoding import (
+    INPUT_FEATURES,
+    FeatureSettings,
+    as_inner_word,
+    cached_map,
+    make_dataset,
+    special_tokens,
+    token_ids,
+)
 from .labels import are_unnamed, check_user_classes, label_maps, match_model_classes, warn_of_similar
 from .ner_files import (
     OUTSIDE,
@@ -339,7 +347,7 @@ def document_features(
     `documents` are those of all rows.
     """
     own = _word_pieces(tokenizer, batch["tokens"])
-    max_tokens = settings.max_seq_length - 2
+    max_tokens = settings.max_seq_length - special_tokens(tokenizer).count(is_pair=False)
     pieces: dict[int, np.ndarray] = {}
 
     def sentence(row: int) -> np.ndarray:
@@ -376,15 +384,14 @@ def _features(
 ) -> dict[str, list]:
     names = ["input_ids", "token_type_ids", "example", "num_truncated", "positions", *(["labels"] if labels else [])]
     columns: dict[str, list] = {name: [] for name in names}
-    max_tokens = settings.max_seq_length - 2
+    special = special_tokens(tokenizer)
+    max_tokens = settings.max_seq_length - special.count(is_pair=False)
     for number, words in enumerate(own):
         left, right = contexts[number] if contexts else (_joined([]), _joined([]))
         lengths = np.array([len(word) for word in words], dtype=np.int64)
         first = np.cumsum(lengths) - lengths
-        positions = np.where((lengths > 0) & (first < max_tokens), first + 1 + len(left), -1)
-        ids = np.concatenate(
-            [[tokenizer.cls_token_id], left, _joined(words)[:max_tokens], right, [tokenizer.sep_token_id]]
-        )
+        positions = np.where((lengths > 0) & (first < max_tokens), first + len(special.begin) + len(left), -1)
+        ids = np.concatenate([special.begin, left, _joined(words)[:max_tokens], right, special.end]).astype(np.int64)
         columns["input_ids"].append(ids)
         columns["token_type_ids"].append(np.zeros(len(ids), dtype=np.int8))
         columns["example"].append(indices[number])
@@ -405,7 +412,8 @@ def _joined(words: list[np.ndarray]) -> np.ndarray:
 def _word_pieces(tokenizer: Any, sentences: list[list[str]]) -> list[list[np.ndarray]]:
     """Tokenize every distinct word once, by itself; return the pieces of every word of every sentence."""
     distinct = list(dict.fromkeys(word for words in sentences for word in words))
-    known = dict(zip(distinct, token_ids(tokenizer, distinct), strict=True))
+    encoded = token_ids(tokenizer, [as_inner_word(tokenizer, word) for word in distinct])
+    known = dict(zip(distinct, encoded, strict=True))
     return [[known[word] for word in words] for words in sentences]
 
 

@@ -22,6 +22,7 @@ from .encoding import (
     cached_map,
     make_dataset,
     num_truncated,
+    special_tokens,
     token_ids,
     with_special_tokens,
 )
@@ -126,13 +127,7 @@ class SequenceTask(Task):
         location = f"{self.name}, split {split}"
         if _is_nli(names) and "label" in table.column_names:
             table = _with_gold_label(table, location)
-        columns: dict[str, Any] = {}
-        features: dict[str, Any] = {}
-        for text in self.texts:
-            if text in table.column_names:
-                columns[text] = check_strings(table.column(text), f"{location}: column {text!r}")
-                warn_of_blanks(columns[text], f"{location}: column {text!r}")
-                features[text] = datasets.Value("string")
+        columns, features = self.text_columns(table, location)
         if "label" in table.column_names:
             label = table.column("label")
             if self.is_regression:
@@ -154,6 +149,17 @@ class SequenceTask(Task):
             features["label"] = datasets.ClassLabel(names=names)
             columns.setdefault("label", pa.array(np.full(table.num_rows, -1)))
         return make_dataset(columns, datasets.Features(features))
+
+    def text_columns(self, table: pa.Table, location: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the columns of the texts, checked, and their types."""
+        columns: dict[str, Any] = {}
+        features: dict[str, Any] = {}
+        for text in self.texts:
+            if text in table.column_names:
+                columns[text] = check_strings(table.column(text), f"{location}: column {text!r}")
+                warn_of_blanks(columns[text], f"{location}: column {text!r}")
+                features[text] = datasets.Value("string")
+        return columns, features
 
     def _numbers(self, label: pa.ChunkedArray, location: str) -> np.ndarray:
         """Return the labels as numbers, (rows,), NaN for none; the Hub's −1 for STS-B means none."""
@@ -221,10 +227,12 @@ class SequenceTask(Task):
             raw, text_features, datasets.Features(kinds), tokenizer, settings, texts=texts, labels=labels
         )
 
-    def loss_sum(self, outputs: Any, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss_sum(
+        self, outputs: Any, targets: Mapping[str, torch.Tensor], class_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Sum the cross-entropy over classes, or the squared error of numbers."""
         if not self.is_regression:
-            return super().loss_sum(outputs, targets)
+            return super().loss_sum(outputs, targets, class_weights)
         return F.mse_loss(outputs["logits"].float().reshape(-1), targets["labels"].float(), reduction="sum")
 
     def predict(
@@ -310,7 +318,7 @@ def _single_labels(label: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
     if pa.types.is_nested(label.type):
         raise InputError(
             f"{location} holds lists or objects such as {label[0].as_py()!r}; every row needs a single label, not in "
-            "a list (several labels per text are not supported)"
+            "a list (several labels per text: --task custom-multilabel)"
         )
     return label
 
@@ -379,7 +387,10 @@ def text_features(
         "input_ids": [ids for ids, _ in rows],
         "token_type_ids": [types for _, types in rows],
         "example": indices,
-        "num_truncated": [num_truncated(a, b, settings.max_seq_length) for a, b in zip(first, second, strict=True)],
+        "num_truncated": [
+            num_truncated(a, b, settings.max_seq_length, special_tokens(tokenizer).count(b is not None))
+            for a, b in zip(first, second, strict=True)
+        ],
     }
     return result | ({"labels": batch["label"]} if labels else {})
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ..metrics.bootstrap import mean_rows
 from ..metrics.squad_scoring import best_threshold, score_v1, score_v2
 from ..utils.errors import InputError
-from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset, plain_backend, token_ids
+from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, cls_and_sep, make_dataset, plain_backend, token_ids
 from .notes import leave_out, warn
 from .squad_files import (
     check_answers,
@@ -234,7 +234,9 @@ class SquadTask(Task):
             }
         return cached_map(raw, squad_features, datasets.Features(kinds), tokenizer, settings, training=training)
 
-    def loss_sum(self, outputs: Any, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss_sum(  # type: ignore[override]  # without classes there are no weights of them
+        self, outputs: Any, targets: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         """Sum the mean of the start's and the end's cross-entropy, over all positions, padding too."""
         start, end = (
             F.cross_entropy(outputs[f"{name}_logits"].float(), targets[f"{name}_positions"], reduction="sum")
@@ -414,7 +416,7 @@ def squad_features(
     """Encode a batch for `cached_map`: one feature per window of each row's context."""
     questions = token_ids(tokenizer, batch["question"])
     contexts = _tokenize_contexts(tokenizer, batch["context"])
-    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    cls, sep = cls_and_sep(tokenizer)
     names = ["input_ids", "token_type_ids", "example", "num_truncated"]
     names += ["start_positions", "end_positions"] if training else ["context_first", "starts", "ends", "max_context"]
     columns: dict[str, list] = {name: [] for name in names}

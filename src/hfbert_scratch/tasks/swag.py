@@ -18,6 +18,7 @@ from .encoding import (
     cached_map,
     make_dataset,
     num_truncated,
+    special_tokens,
     token_ids,
     with_special_tokens,
 )
@@ -181,7 +182,7 @@ def swag_features(
     labels: bool,
 ) -> dict[str, list]:
     """`cached_map` function: one feature of four pairs per row."""
-    first = token_ids(tokenizer, batch["sent1"])
+    first, special = token_ids(tokenizer, batch["sent1"]), special_tokens(tokenizer).count(is_pair=True)
     pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in indices]
     cut = [0] * len(indices)  # of the choice that loses most
     for number in range(CHOICES):
@@ -189,7 +190,7 @@ def swag_features(
             tokenizer, [f"{a} {b}" for a, b in zip(batch["sent2"], batch[f"ending{number}"], strict=True)]
         )
         for row, (a, b) in enumerate(zip(first, second, strict=True)):
-            cut[row] = max(cut[row], num_truncated(a, b, settings.max_seq_length))
+            cut[row] = max(cut[row], num_truncated(a, b, settings.max_seq_length, special))
             pairs[row].append(with_special_tokens(tokenizer, a, b, settings.max_seq_length))
     result: dict[str, list] = {
         "input_ids": [[ids for ids, _ in choices] for choices in pairs],

@@ -94,8 +94,8 @@ class Task(ABC):
         Raises:
             InputError: for unusable data; the message names file or split, row, column and value.
         """
-        columns = data.renamed(self.columns)
         user_classes = data.class_names or ()
+        columns = data.renamed(self.columns) | dict(self.class_columns(user_classes or model_classes or ()))
         if user_classes and not self.has_classes:
             raise InputError(f"--class_names {' '.join(user_classes)}: {self.name} has no classes to be named")
         if len(set(user_classes)) < len(user_classes):
@@ -107,7 +107,8 @@ class Task(ABC):
                 for split, paths in files.items()
             }
         else:
-            tables = load_hub(*self._hub_name(data), self.splits, columns, self.optional_columns)
+            optional = self.optional_columns | (columns.keys() - self.columns.keys())
+            tables = load_hub(*self._hub_name(data), self.splits, columns, optional)
         for split, table in tables.items():
             if not table.num_rows:
                 raise InputError(f"split {split} of {self.name} holds no rows")
@@ -120,6 +121,10 @@ class Task(ABC):
             if split in raw and 0 < limit < len(raw[split]):
                 raw[split] = raw[split].select(np.linspace(0, len(raw[split]) - 1, limit).astype(int))
         return raw
+
+    def class_columns(self, names: Sequence[str]) -> Columns:
+        """Return columns that data may have for the classes, if their names are known; none by default."""
+        return {}
 
     def read(self, path: Path, columns: Columns) -> pa.Table:
         """Read one file, in any format the task knows, into a table with the task's columns."""
@@ -240,7 +245,9 @@ class Task(ABC):
             InputError: for settings that do not fit, and for training without labels.
         """
 
-    def loss_sum(self, outputs: Any, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss_sum(
+        self, outputs: Any, targets: Mapping[str, torch.Tensor], class_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Sum the loss over the targets of a micro-batch.
 
         Here cross-entropy over classes, choices, or the classes of labelled tokens.
@@ -248,13 +255,18 @@ class Task(ABC):
         Args:
             outputs: the model's outputs, by name.
             targets: the label columns of the micro-batch.
+            class_weights: (classes,) factors of the losses of targets, by their class.
 
         Returns:
             A scalar. The caller divides it by the number of targets of the whole optimizer step.
         """
         logits, labels = outputs["logits"].float(), targets["labels"]
         return F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED_LABEL, reduction="sum"
+            logits.reshape(-1, logits.shape[-1]),
+            labels.reshape(-1),
+            weight=class_weights,
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
         )
 
     # Predictions and scores.

@@ -19,7 +19,13 @@ The rules, in order:
 6. A sentence of more than `MAX_SENTENCE` characters is cut at a blank, to bound the tokenizer's memory.
 """
 
+import importlib
 import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ..utils.errors import InputError, one_line
 
 
 MAX_SENTENCE = 10_000
@@ -191,3 +197,33 @@ def _abbreviates(text: str, start: int, stop: int, following: int) -> bool:
     if lowered in _NUMBER_ABBREVIATIONS:
         return text[following : following + 1].isdigit()
     return "." in word and all(len(part) == 1 and part.isalpha() for part in word.split("."))
+
+
+def load_splitter(name: str) -> Callable[[str], list[str]]:
+    """Import the user's own sentence splitter.
+
+    Args:
+        name: MODULE:FUNCTION; the module may be a file in the working directory.
+
+    Returns:
+        The function, from a text to its sentences.
+
+    Raises:
+        InputError: if it cannot be imported, or does not split a text into strings.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise InputError(f"--sentence_splitter {name}: write it as MODULE:FUNCTION, as my_rules:split")
+    sys.path.append(str(Path.cwd()))  # stays there, for worker processes
+    try:
+        splitter = getattr(importlib.import_module(module), function)
+        sentences = splitter("One two. Three four.")
+    except Exception as error:  # of any type: the user's own code
+        raise InputError(
+            f"--sentence_splitter {name} does not work: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+        raise InputError(
+            f"--sentence_splitter {name} returns {type(sentences).__name__}; it must return a list of texts"
+        )
+    return splitter

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from ..utils.errors import InputError, one_line
-from ..utils.files import writing
+from ..utils.files import split_revision, writing
 from .tokenizer_checks import (
     NOTABLE,
     SPECIAL_TOKENS,
@@ -41,6 +41,11 @@ MAX_WORD = 100
 CHARACTER_COVERAGE = 0.9999
 # A pair seen once is not evidence for a piece (trainers usually take 2 or less; BERT's value is not published).
 MIN_FREQUENCY = 2
+
+# Values of --unicode_form.
+NO_FORM, FORMS = "none", ("NFC", "NFKC")
+# Words of so many pieces on average are worth a warning; English has 1.1 to 1.3 with 30,000 tokens.
+MANY_PIECES = 2.5
 
 # The remedy for words beyond MAX_WORD.
 SEGMENT_WORDS = (
@@ -104,9 +109,11 @@ def train_wordpiece(
     vocab_size: int,
     lowercase: bool = True,
     strip_accents: bool = True,
+    segmented: bool = False,
+    unicode_form: str = NO_FORM,
     model_max_length: int = 512,
     losses: TextLosses | None = None,
-) -> "BertTokenizer":
+) -> "PreTrainedTokenizerBase":
     """Train a BERT tokenizer with a WordPiece vocabulary learnt from `documents`.
 
     The same text gives the same vocabulary, byte for byte. Ids: the special tokens 0–4, then the characters by code
@@ -118,11 +125,14 @@ def train_wordpiece(
             pairs that occur twice; ask `len` of the result.
         lowercase: whether the tokenizer lower-cases text.
         strip_accents: whether lower-casing takes accents and vowel signs away too, as BERT's uncased models do.
+        segmented: blanks in the text separate all words, as a word segmenter left them, so that ideographs make words
+            of several characters, too.
+        unicode_form: NFC or NFKC, to which the tokenizer brings every text first; NO_FORM leaves text as it is.
         model_max_length: stored with the tokenizer.
         losses: filled with the text that the vocabulary cannot learn.
 
     Returns:
-        The stock tokenizer of transformers.
+        The stock tokenizer of transformers; with a Unicode form a PreTrainedTokenizerFast, for BertTokenizer has none.
 
     Raises:
         InputError: if the text is empty, or `vocab_size` has no room for the special tokens and the characters.
@@ -132,7 +142,11 @@ def train_wordpiece(
     losses = TextLosses() if losses is None else losses
     # None: together with lower case, as in every released BERT.
     stripping = None if strip_accents else False
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=stripping)
+    normalizer: Any = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=stripping, handle_chinese_chars=not segmented
+    )
+    if unicode_form != NO_FORM:
+        normalizer = normalizers.Sequence([getattr(normalizers, unicode_form)(), normalizer])
     alphabet = _alphabet(documents, normalizer, losses)
     first = _first_tokens(alphabet, vocab_size)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -150,8 +164,25 @@ def train_wordpiece(
     )
     texts = (without_long_words(document, normalizer, losses) for document in documents)
     tokenizer.train_from_iterator(texts, trainer=trainer)
-    return bert_tokenizer(
-        tokenizer.get_vocab(with_added_tokens=False), lowercase, model_max_length, strip_accents=stripping
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    trained = bert_tokenizer(
+        vocabulary, lowercase, model_max_length, strip_accents=stripping, tokenize_chinese_chars=not segmented
+    )
+    return trained if unicode_form == NO_FORM else _with_normalizer(trained, normalizer)
+
+
+def _with_normalizer(tokenizer: "BertTokenizer", normalizer: Any) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer with another normalizer, in the class that keeps it when it is saved and opened."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.normalizer = normalizer
+    special = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **special,
     )
 
 
@@ -172,7 +203,11 @@ def _first_tokens(alphabet: list[str], vocab_size: int) -> list[str]:
 
 
 def bert_tokenizer(
-    vocabulary: dict[str, int], lowercase: bool, model_max_length: int = 512, strip_accents: bool | None = None
+    vocabulary: dict[str, int],
+    lowercase: bool,
+    model_max_length: int = 512,
+    strip_accents: bool | None = None,
+    tokenize_chinese_chars: bool = True,
 ) -> "BertTokenizer":
     """Make the stock BERT tokenizer of transformers.
 
@@ -181,11 +216,16 @@ def bert_tokenizer(
         lowercase: whether the tokenizer lower-cases text.
         model_max_length: stored with the tokenizer.
         strip_accents: whether it strips accents; None: if it lower-cases.
+        tokenize_chinese_chars: whether every ideograph is a word.
     """
     from transformers import BertTokenizer
 
     return BertTokenizer(
-        vocab=vocabulary, do_lower_case=lowercase, model_max_length=model_max_length, strip_accents=strip_accents
+        vocab=vocabulary,
+        do_lower_case=lowercase,
+        model_max_length=model_max_length,
+        strip_accents=strip_accents,
+        tokenize_chinese_chars=tokenize_chinese_chars,
     )
 
 
@@ -242,6 +282,32 @@ def _alphabet(documents: Iterable[str], normalizer: normalizers.Normalizer, loss
     return sorted(kept)
 
 
+def describe_words(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str]) -> dict[str, float]:
+    """Return pieces_per_word and unknown_words, the share of words that are [UNK], of some documents."""
+    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # PreTrainedTokenizerBase does not declare it
+    words = Counter(word for document in documents for word in bert_words(document, backend.normalizer))
+    pieces = {word: [token.value for token in backend.model.tokenize(word)] for word in words}
+    total = max(1, words.total())
+    unknown = sum(count for word, count in words.items() if pieces[word] == [tokenizer.unk_token])
+    return {
+        "pieces_per_word": round(sum(count * len(pieces[word]) for word, count in words.items()) / total, 3),
+        "unknown_words": round(unknown / total, 5),
+    }
+
+
+def word_warnings(figures: dict[str, float]) -> list[str]:
+    """Return one sentence for each figure of `describe_words` that says that WordPiece does badly."""
+    sentences = []
+    if figures["pieces_per_word"] > MANY_PIECES:
+        sentences.append(
+            f"words have {figures['pieces_per_word']:.1f} pieces on average; where that is not the language's own way "
+            "to build words, take a larger --vocab_size, more text, or segment the text into words first"
+        )
+    if figures["unknown_words"] > NOTABLE:
+        sentences.append(f"{figures['unknown_words']:.1%} of the words are [UNK], of rare characters or too long")
+    return sentences
+
+
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and vocab.txt, and check that AutoTokenizer reads them back.
 
@@ -260,7 +326,8 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) 
     with writing(f"the tokenizer {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(directory)
-        write_vocabulary(vocabulary, directory)
+        if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":  # type: ignore[attr-defined]
+            write_vocabulary(vocabulary, directory)
     reloaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     same = tokenizer_hash(reloaded) == tokenizer_hash(tokenizer) and all(
         reloaded(text)["input_ids"] == tokenizer(text)["input_ids"] for text in _SAMPLE_TEXTS
@@ -281,7 +348,7 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None) -> "P
     Oddities that may be intended are printed as warnings.
 
     Args:
-        directory: of a tokenizer or a checkpoint, or its name on the Hub.
+        directory: of a tokenizer or a checkpoint, or its name on the Hub, perhaps with @REVISION.
         model: the checkpoint to use the tokenizer with. Its own tokenizer, if any, must have the same vocabulary.
 
     Returns:
@@ -299,7 +366,8 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None) -> "P
     elif str(directory).startswith((".", "/", "~")) or str(directory).count("/") > 1:
         raise InputError(f"no tokenizer directory {directory}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        source, revision = split_revision(directory)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many types, bare Exception among them
         raise InputError(f"{directory} holds no tokenizer that can be loaded ({one_line(error)})") from None
     check_tokenizer(tokenizer, str(directory))
@@ -312,6 +380,44 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None) -> "P
             warn(f"whether --model {model} was trained with the tokenizer {directory} cannot be checked: {error}")
         else:
             check_same_vocabulary(tokenizer, other, f"the tokenizer {directory}", str(model))
+    return tokenizer
+
+
+def load_any_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of any encoder: WordPiece ones as `load_tokenizer` does, others as transformers does.
+
+    Args:
+        name: directory of a checkpoint, or its name on the Hub.
+
+    Returns:
+        The tokenizer of transformers.
+
+    Raises:
+        InputError: if there is none, it is not a fast one, or lacks a special token that an encoder needs.
+    """
+    from transformers import AutoTokenizer
+
+    serialized = Path(name) / "tokenizer.json"
+    try:
+        content = json.loads(serialized.read_text(encoding="utf-8"))["model"] if serialized.is_file() else {}
+        is_other = content.get("type", "WordPiece") != "WordPiece"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        is_other = False  # load_tokenizer names the fault
+    if Path(name).exists() and not is_other:
+        return load_tokenizer(name)
+    source, revision = split_revision(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    except Exception as error:  # as in load_tokenizer
+        raise InputError(f"{name} holds no tokenizer that can be loaded ({one_line(error)})") from None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if type(getattr(backend, "model", None)).__name__ == "WordPiece":
+        return load_tokenizer(name)
+    if backend is None:
+        raise InputError(f"{name} is not backed by the tokenizers library; save it again with a current transformers")
+    for role in ("cls_token", "sep_token", "pad_token", "unk_token"):
+        if getattr(tokenizer, role) is None:
+            raise InputError(f"{name} has no {role}, which fine-tuning an encoder needs")
     return tokenizer
 
 

@@ -35,7 +35,7 @@ _CONFIGURED = {
     "tokenize_chinese_chars": "normalizer.handle_chinese_chars",
 }
 # Entries of released vocabularies reserved for new words, and special tokens.
-_UNUSED, _RESERVED = re.compile(r"\[unused\d+\]"), re.compile(r"\[\w+\]")
+UNUSED, _RESERVED = re.compile(r"\[unused\d+\]"), re.compile(r"\[\w+\]")
 
 
 def check_tokenizer(tokenizer: Any, name: str = "the tokenizer") -> None:
@@ -301,7 +301,7 @@ def check_same_vocabulary(tokenizer: Any, other: Any, name: str, model: str) -> 
     """
     ours, theirs = ({number: token for token, number in one.get_vocab().items()} for one in (tokenizer, other))
     changed = [number for number in sorted(ours.keys() & theirs.keys()) if ours[number] != theirs[number]]
-    edited = [number for number in changed if not _UNUSED.fullmatch(theirs[number])]
+    edited = [number for number in changed if not UNUSED.fullmatch(theirs[number])]
     what = f"{name} and that of --model {model} differ"
     if changed:
         first = (edited or changed)[0]

@@ -21,10 +21,22 @@ from .throughput import peak_flops
 _ACCELERATE_NAMES = {torch.float32: "no", torch.bfloat16: "bf16"}
 
 
+def best_device() -> torch.device:
+    """Return the kind of device a launch computes on: CUDA, ROCm (which is called cuda), XPU, MPS…, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the type of sums over many steps or examples: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Return True if the device has native bfloat16 matrix products; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "xpu":
+        return torch.xpu.is_bf16_supported(including_emulation=False)
     cpu_check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device.type == "cpu" and cpu_check is not None and cpu_check()
 
@@ -53,7 +65,7 @@ def fastest_precision(device: torch.device) -> str:
     """
     if not has_bfloat16(device):
         return "float32"
-    if device.type == "cuda":
+    if device.type != "cpu":
         return "bfloat16"
     return first_process_says(
         lambda: "bfloat16" if _peak(device, torch.bfloat16) > _peak(device, torch.float32) else "float32"
@@ -81,7 +93,7 @@ def create_accelerator(
     directory: Path | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Accelerator:
-    """Create the Accelerator of this launch, on GPUs if there are any, else on CPUs.
+    """Create the Accelerator of this launch, on the device that PyTorch and Accelerate find: a GPU, or CPUs.
 
     Args:
         precision: float32, bfloat16, or auto for the faster one.
@@ -96,11 +108,12 @@ def create_accelerator(
     # this once, at the first allocation on a GPU.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # Without a GPU, accelerate must be told so, or several launched processes become independent runs.
-    cpu = not torch.cuda.is_available()
-    device = torch.device("cpu" if cpu else "cuda")
+    device = best_device()
+    cpu = device.type == "cpu"
     trackers = [name for name in trackers if name != "none"]
     _check_trackers(trackers)
-    join_processes(cpu, timeout_seconds)
+    if device.type in ("cpu", "cuda"):  # Accelerate connects the others
+        join_processes(cpu, timeout_seconds)
     if precision == "auto":
         # Accelerate has one precision a process: a second accelerator takes the first one's.
         in_use = AcceleratorState._shared_state.get("_mixed_precision")

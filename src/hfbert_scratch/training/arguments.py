@@ -12,12 +12,24 @@ from .optimizers import OPTIMIZERS
 # A resumed run may change these: they do not change what is learned.
 NON_SEMANTIC_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
 NON_SEMANTIC_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
-NON_SEMANTIC_ARGUMENTS |= {"checkpoint_words", "estimate", "price"}
+NON_SEMANTIC_ARGUMENTS |= {"also_evaluate", "checkpoint_words", "estimate", "price"}
 
 
 # Spellings of switches on the command line, and their values in records and code; None is chosen by the run.
 SWITCH: dict[str, bool | None] = {"auto": None, "true": True, "false": False}
 COMPILE: dict[str, bool | str | None] = {"auto": None, "layers": "layers", "true": True, "false": False}
+
+
+# The value of micro_batch_size auto, until the size is found.
+AUTO = -1
+
+
+def number_or_auto(text: str) -> int:
+    """Parse a number, or auto."""
+    return AUTO if text == "auto" else int(text)
+
+
+number_or_auto.__name__ = "int"  # argparse names it in its message
 
 
 @dataclass(kw_only=True)
@@ -27,7 +39,11 @@ class TrainingArguments:
     output_dir: str = argument(help="the run's directory; started again with the same command, a run continues")
     max_steps: int = argument(help="optimizer steps", at_least=1)
     batch_size: int = argument(256, help="sequences per optimizer step, over all processes", at_least=1)
-    micro_batch_size: int = argument(32, help="sequences per forward pass; must divide batch_size", at_least=1)
+    micro_batch_size: int = argument(
+        32,
+        help="sequences per forward pass, which must divide batch_size; or auto: the most that fit into memory",
+        parse=number_or_auto,
+    )
     learning_rate: float = argument(1e-4, help="peak learning rate", above=0, below=10, group="optimizer")
     warmup_steps: int | None = argument(
         None,
@@ -124,6 +140,7 @@ class TrainingArguments:
     def __post_init__(self) -> None:
         self._spell_switches()
         check_arguments(self)
+        self._require("micro_batch_size", self.micro_batch_size == AUTO or self.micro_batch_size >= 1, "at least 1")
         if self.schedule == "time" and not self.max_time:
             raise InputError("schedule time needs max_time, the minutes the run has")
         if self.warmup_steps is None:
@@ -132,6 +149,8 @@ class TrainingArguments:
         check_divides(self.batch_size, self.micro_batch_size)
 
     def _spell_switches(self) -> None:
+        if self.micro_batch_size == "auto":  # type: ignore[comparison-overlap]  # from Python
+            self.micro_batch_size = AUTO
         for name in ("packing", "compile", "cuda_graphs", "onednn"):
             setattr(self, name, str(getattr(self, name)).lower())  # from Python and YAML, true is True
 
@@ -142,5 +161,5 @@ class TrainingArguments:
 
 def check_divides(batch_size: int, micro_batch_size: int) -> None:
     """Raise InputError unless a global batch is a whole number of micro-batches."""
-    if batch_size % micro_batch_size:
+    if micro_batch_size != AUTO and batch_size % micro_batch_size:
         raise InputError(f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}")

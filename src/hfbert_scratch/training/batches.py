@@ -47,6 +47,8 @@ def local_micro_batches(accelerator: Accelerator, batch_size: int, micro_batch_s
     Raises:
         InputError: if the processes cannot share the micro-batches evenly.
     """
+    if micro_batch_size < 1:
+        raise InputError("micro_batch_size auto is not for this kind of run; name a number")
     micro_batches, processes = batch_size // micro_batch_size, accelerator.num_processes
     count, rest = divmod(micro_batches, processes)
     if rest:

@@ -168,6 +168,8 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # where a directory cannot be opened
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

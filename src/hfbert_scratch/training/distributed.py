@@ -122,7 +122,8 @@ class StopController:
                 raise KeyboardInterrupt
             self.signalled = True
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        names = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows lacks the last
+        for number in [getattr(signal, name) for name in names if hasattr(signal, name)]:
             self._handlers[number] = signal.signal(number, stop)
 
     def end(self, reason: str) -> None:

@@ -10,7 +10,6 @@ The steps are those of the run itself: its data, precision, attention, processes
 
 import dataclasses
 import json
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..utils.arguments import argument
+from ..utils.environment import peak_host_bytes
 from ..utils.errors import InputError
 from ..utils.quantities import count_text, size_text
 from .arguments import TrainingArguments
@@ -155,7 +155,7 @@ class Rehearsal(Run):
         changes = {"eval_every": never, "save_every": never, "trackers": [], "max_time": 0.0, "schedule": "steps"}
         super().__init__(dataclasses.replace(planned, **changes), settings, last=last)
         self.planned: TrainingArguments = planned
-        self.arguments.log_every = STEPS_PER_READING[self.device.type]
+        self.arguments.log_every = STEPS_PER_READING["cpu" if self.device.type == "cpu" else "cuda"]
         self._is_timing = False
         self._readings: list[tuple[int, float, int]] = []  # steps, seconds, tokens
 
@@ -219,7 +219,7 @@ class Rehearsal(Run):
     @property
     def _warm(self) -> int:
         """The reading after the warm-up."""
-        return WARMUP_STEPS[self.device.type] // self.arguments.log_every
+        return WARMUP_STEPS["cpu" if self.device.type == "cpu" else "cuda"] // self.arguments.log_every
 
     def _timed(self) -> tuple[int, float, int]:
         start = self._readings[self._warm if len(self._readings) > self._warm + 1 else 0]
@@ -330,7 +330,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def _peak_memory(run: Run, moments: int) -> tuple[int, int]:
     """Return the peak memory of all processes' hosts together, and of the fullest GPU."""
-    host = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux
+    host = peak_host_bytes()
     device = 0
     if run.device.type == "cuda":
         device = torch.cuda.max_memory_reserved(run.device)

@@ -162,6 +162,8 @@ def train(
     run.start_bar()
     model.train()
     stop = False
+    if run.is_stale:  # continued after its last evaluation, for example to write what is still missing
+        batches = ()
     for batch in meter.time_waiting(prefetch(batches)):
         totals, stop = run.stopping.all_reduce(batch.counts)
         learning_rate = _set_learning_rate(run, optimizer)
@@ -178,6 +180,7 @@ def train(
         if finished or progress.step % arguments.eval_every == 0:
             with meter.paused():
                 run.log(evaluate_between_steps(model, evaluate))
+                finished = is_finished(run)
                 if draw is not None and run.writes and not finished:
                     draw()
         if revisions and progress.step in revisions:
@@ -243,7 +246,7 @@ def _forward_and_backward(
 
 def is_finished(run: Run) -> bool:
     """Return whether the run has made its last step."""
-    return run.progress.step >= run.arguments.max_steps or run.stopping.time_used >= 1
+    return run.progress.step >= run.arguments.max_steps or run.stopping.time_used >= 1 or run.is_stale
 
 
 def _set_learning_rate(run: Run, optimizer: torch.optim.Optimizer) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from ..utils.errors import DivergenceError
 from ..utils.files import write_json
+from .accelerator import sum_dtype
 from .batches import StepBatch
 from .run import Run
 from .throughput import clock
@@ -31,8 +32,8 @@ class TrainingMetrics:
         self.flops_per_token = flops_per_token
         _ = run.peak  # time it before the steps, if it is not known yet
         # In float64 a sum of float32 losses is exact, so that it may be split at a checkpoint.
-        self.losses = torch.zeros(len(self.PARTS), dtype=torch.float64, device=run.device)
-        self.gradient_norms = torch.zeros((), dtype=torch.float64, device=run.device)
+        self.losses = torch.zeros(len(self.PARTS), dtype=sum_dtype(run.device), device=run.device)
+        self.gradient_norms = torch.zeros((), dtype=sum_dtype(run.device), device=run.device)
         self.first_bad_step = torch.full((), math.inf, device=run.device)
         self.unchecked: dict[int, dict[str, np.ndarray]] = {}
         self.tokens = self.squared_lengths = 0
@@ -89,7 +90,7 @@ class TrainingMetrics:
         """Sum over all processes into `run.progress`, which checkpoints save."""
         self.check_finite()
         accelerator, progress = self.run.accelerator, self.run.progress
-        work = torch.tensor([self.tokens, self.squared_lengths], dtype=torch.float64, device=self.run.device)
+        work = torch.tensor([self.tokens, self.squared_lengths], dtype=self.losses.dtype, device=self.run.device)
         sums = torch.cat([self.losses, self.gradient_norms[None] / accelerator.num_processes, work])
         *losses, gradient_norm, tokens, squared_lengths = accelerator.reduce(sums, reduction="sum").tolist()
         seconds = time.perf_counter() - self.started

@@ -27,10 +27,11 @@ from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputE
 from ..utils.files import differences, lock, read_json, write_json, write_text, writing
 from ..utils.progress import TrainingBar, fold
 from .accelerator import compute_dtype, create_accelerator, precision_name
-from .arguments import COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingArguments
+from .arguments import AUTO, COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingArguments
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .distributed import StopController, first_process_says
 from .fsdp import full_state_dict, is_sharded, meta_copy
+from .memory import is_out_of_memory, out_of_memory
 from .spinning import Spinning
 from .throughput import peak_flops
 
@@ -93,12 +94,16 @@ class Run:
         if arguments.precision == "auto":
             reason = "as the run began" if "precision" in recorded else "the faster on this device"
             self.choices.append(f"precision {self.precision}: {reason}")
+        if arguments.micro_batch_size == AUTO:  # a run that goes on keeps what was found
+            for name in {"micro_batch_size", "long_micro_batch_size"} & recorded.keys():
+                setattr(arguments, name, recorded[name])
         self._choose_ways(recorded)
         self._choose_onednn(recorded)
         self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.best_by: tuple[str, Callable[..., Any]] | None = None
+        self.patience = 0
         self.stopping = StopController(self.accelerator, arguments.max_time, is_budget=arguments.schedule == "time")
         self.spinning = Spinning(self.device)
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
@@ -115,6 +120,8 @@ class Run:
         self.stopping.release_signals()
         self.spinning.restore()
         self._lock.close()
+        if is_out_of_memory(error[1]):
+            raise out_of_memory(self, error[1]) from error[1]
         if error[0] is None:  # after an error the other processes may not come to this point
             if self.last:
                 self.accelerator.end_training()
@@ -154,6 +161,23 @@ class Run:
         steps = {*checkpoint_steps(self.checkpoints), self.progress.step}
         entries = [entry for entry in self.history if metric in entry and entry["step"] in steps]
         return int(best(entries, key=lambda entry: entry[metric])["step"]) if entries else None
+
+    def is_best_so_far(self, metrics: dict[str, float]) -> bool:
+        """Tell whether `metrics`, which are not logged yet, beat all evaluations before by `best_by`."""
+        if self.best_by is None:
+            return False
+        metric, best = self.best_by
+        earlier = [entry[metric] for entry in self.history if metric in entry]
+        return metrics[metric] not in earlier and best([*earlier, metrics[metric]]) == metrics[metric]
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether the last `patience` evaluations were no better than the best one before them."""
+        if not self.patience or self.best_by is None:
+            return False
+        metric, best = self.best_by
+        values = [entry[metric] for entry in self.history if metric in entry]
+        return len(values) - values.index(best(values)) > self.patience if values else False
 
     def print(self, text: str) -> None:
         """Print, on the main process only; on a terminal above the progress bar and no wider than its lines."""
@@ -378,6 +402,13 @@ class Run:
         self.choices.append(f"attention {chosen}: {reason}")
         return chosen
 
+    def choose_micro_batch_size(self, size: int, name: str = "micro_batch_size") -> None:
+        """Record the micro-batch that `auto` came to; a run that goes on keeps it."""
+        setattr(self.arguments, name, size)
+        self.settings[name] = size
+        self.save_arguments()
+        self.print(f"{name} {size}: the largest that fits into memory")
+
     def _fixed_arguments(self) -> dict[str, Any]:
         fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in NON_SEMANTIC_ARGUMENTS}
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
@@ -392,17 +423,20 @@ def _own_directory(directory: Path) -> Iterator[None]:
     At the end the lock is gone, and so is the directory of a run that was refused before it wrote anything.
     """
     path, is_new = directory / ".lock", not directory.exists()
+    owner = directory / ".lock-owner"  # a locked file cannot be read on every system
     with ExitStack() as stack:
         with writing(f"output_dir {directory}", "choose another"):
             is_free = stack.enter_context(lock(path, wait=False))
             if not is_free:
-                owner = path.read_text(encoding="utf-8")
-                raise OutputError(f"another run is writing to {directory} ({owner.strip()}); stop it first")
-            path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+                name = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "it has just begun"
+                raise OutputError(f"another run is writing to {directory} ({name}); stop it first")
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            owner.unlink(missing_ok=True)
+            with suppress(PermissionError):  # of a file that is open, on Windows
+                path.unlink(missing_ok=True)
             if is_new:
                 with suppress(OSError):  # not empty
                     directory.rmdir()

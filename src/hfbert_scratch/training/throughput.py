@@ -42,7 +42,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
         for known, peak in DATASHEET_PEAKS.items():
             if known in name:
                 return peak, f"datasheet of {known}"
-    size = 4096 if device.type == "cuda" else 1024
+    size = 1024 if device.type == "cpu" else 4096
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):
@@ -55,8 +55,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def clock(seconds: float) -> str:

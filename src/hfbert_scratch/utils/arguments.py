@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
@@ -113,6 +113,7 @@ def argument(
     at_most: float | None = None,
     below: float | None = None,
     choices: Sequence[Any] = (),
+    parse: Callable[[str], Any] | None = None,
     **options: Any,
 ) -> Any:
     """Declare an option: a dataclass field with its help text; without a default it is required.
@@ -123,14 +124,16 @@ def argument(
         group: Its heading in `--help`; by default the name of the class that declares it first.
         at_least, above, at_most, below: Bounds, checked by `check_arguments`; None always passes.
         choices: The values there are.
+        parse: Turns the word of the command line into the value, in place of the type.
         options: Further options of `dataclasses.field`.
 
-    A subclass that declares the option again inherits bounds and group, unless it gives others.
+    A subclass that declares the option again inherits bounds, group and parser, unless it gives others.
     """
     options["metadata"] = {
         "help": help,
         "group": group,
         "limits": Limits(at_least, above, at_most, below, tuple(choices)),
+        "parse": parse,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), **options)
@@ -244,6 +247,7 @@ class _Parser(HfArgumentParser):
             before = len(group._group_actions)
             self._parse_dataclass_field(group, field)
             option, *negations = group._group_actions[before:]
+            option.type = _declared(dtype, field.name, "parse") or option.type
             option.metavar = _metavar(hints[field.name], _declared(dtype, field.name, "limits"), option)
             for action in negations:  # --no_NAME of a switch: accepted, and --NAME false says the same
                 action.help = SUPPRESS

@@ -1,6 +1,7 @@
 """The machine and what is installed on it, for records and bug reports."""
 
 import ctypes
+import gc
 import importlib.metadata
 import os
 import platform
@@ -52,3 +53,20 @@ def disable_malloc_trim() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(2**31 - 1))
+
+
+def peak_host_bytes() -> int:
+    """Return the most memory that this process has taken so far."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def release_freed_memory() -> None:
+    """Hand freed memory back to the system, where glibc manages it, so that the process's size is what it uses."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

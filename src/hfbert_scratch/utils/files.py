@@ -1,12 +1,13 @@
 """Files that are whole or not there, and one sentence for one that cannot be written or read."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from .errors import HFBertError, InputError, OutputError, one_line
 
@@ -55,23 +56,28 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
         Whether this process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            if _is_at(file, path):  # else its last holder removed it meanwhile
-                yield True
-                return
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
+    held = FileLock(path)
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        held.acquire(blocking=wait)
+        while not path.exists():  # its last holder removed the file meanwhile
+            held.release()
+            held.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        held.release()
+
+
+def split_revision(name: str | Path) -> tuple[str, str | None]:
+    """Split NAME@REVISION, a name on the Hub with a branch, tag or commit; a path stays as it is, with None."""
+    text = str(name)
+    hub, separator, revision = text.rpartition("@")
+    if not separator or not hub or not revision or Path(text).exists() or text.startswith((".", "/", "~")):
+        return text, None
+    return hub, revision
 
 
 def differences(there: dict[str, Any], now: dict[str, Any]) -> str:

@@ -61,6 +61,7 @@ def draw_curves(history: list[dict[str, Any]], baseline: dict[str, Any], path: P
     figure, axes = _subplots(1, 2 + has_nsp, figsize=(5 * (2 + has_nsp), 4), layout="constrained")
     _line(axes[0], history, "masked_lm_loss", "training", linewidth=0.8)
     _line(axes[0], history, "eval_masked_lm_loss", "held out", marker="o", markersize=3)
+    _line(axes[0], history, "also_masked_lm_loss", "also evaluated", marker="s", markersize=3)
     axes[0].axhline(baseline["loss"], color="grey", linestyle="--", label="unigram")
     axes[0].set(title="masked LM loss (nats)", xlabel="step")
     _line(axes[1], history, "eval_masked_lm_accuracy", "held out", marker="o", markersize=3)
@@ -134,6 +135,23 @@ def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str
 
 
 @_picture
+def draw_precision_recall(gold: Any, probabilities: Any, names: list[str], path: Path) -> None:
+    """Draw precision against recall of every label that occurs, from (rows, classes) labels and probabilities."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    figure, axis = _subplots(figsize=(6, 5), layout="constrained")
+    for number, name in enumerate(names):
+        if gold[:, number].any():
+            precision, recall, _ = precision_recall_curve(gold[:, number], probabilities[:, number])
+            average = average_precision_score(gold[:, number], probabilities[:, number])
+            axis.plot(recall, precision, drawstyle="steps-post", label=f"{name} ({average:.2f})")
+    axis.set(xlabel="recall", ylabel="precision", title="validation, average precision in brackets", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    _save(figure, path)
+
+
+@_picture
 def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> None:
     """Draw SQuAD 2.0's F1 against the threshold on the null score's lead, above which there is no answer."""
     figure, axis = _subplots(figsize=(6, 4), layout="constrained")
@@ -143,6 +161,25 @@ def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> N
     axis.set(xlabel="threshold on null score − best answer's score", ylabel="F1", title="SQuAD 2.0, validation")
     axis.grid(alpha=0.3)
     axis.legend()
+    _save(figure, path)
+
+
+@_picture
+def draw_comparison(entries: list[dict[str, Any]], path: Path) -> None:
+    """Draw the seeds' scores of every model (`model`, `scores`) as points, and the mean, a panel for each `task`."""
+    tasks = list(dict.fromkeys(entry["task"] for entry in entries))
+    models = list(dict.fromkeys(entry["model"] for entry in entries))
+    size = (4 * len(tasks) + 1, 0.5 * len(models) + 2)
+    figure, axes = _subplots(1, len(tasks), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for entry in (entry for entry in entries if entry["task"] == task):
+            place = models.index(entry["model"])
+            axis.plot(entry["scores"], [place] * len(entry["scores"]), "o", color="tab:blue", alpha=0.6)
+            axis.vlines(entry["mean"], place - 0.3, place + 0.3, color="black")
+            axis.set(title=task, xlabel=entry["metric"])
+        axis.set_yticks(range(len(models)), models)
+        axis.grid(alpha=0.3)
+    axes[0][0].invert_yaxis()  # of all: they share it
     _save(figure, path)
 
 
