@@ -229,7 +229,7 @@ def full_length_inputs(
 ) -> dict[str, Any]:
     """Make a micro-batch of `size` instances without padding, for measuring what one takes."""
     ids = np.full((size, max_seq_length), tokenizer.unk_token_id, dtype=np.int64)
-    rows = {
+    rows: dict[str, np.ndarray] = {
         "input_ids": ids,
         "token_type_ids": np.zeros_like(ids),
         "lengths": np.full(size, max_seq_length, dtype=np.int32),

@@ -284,7 +284,7 @@ def _alphabet(documents: Iterable[str], normalizer: normalizers.Normalizer, loss
 
 def describe_words(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str]) -> dict[str, float]:
     """Return pieces_per_word and unknown_words, the share of words that are [UNK], of some documents."""
-    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # PreTrainedTokenizerBase does not declare it
+    backend = tokenizer.backend_tokenizer
     words = Counter(word for document in documents for word in bert_words(document, backend.normalizer))
     pieces = {word: [token.value for token in backend.model.tokenize(word)] for word in words}
     total = max(1, words.total())
@@ -326,7 +326,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | Path) 
     with writing(f"the tokenizer {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(directory)
-        if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":  # type: ignore[attr-defined]
+        if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":
             write_vocabulary(vocabulary, directory)
     reloaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     same = tokenizer_hash(reloaded) == tokenizer_hash(tokenizer) and all(

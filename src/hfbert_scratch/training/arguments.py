@@ -149,7 +149,7 @@ class TrainingArguments:
         check_divides(self.batch_size, self.micro_batch_size)
 
     def _spell_switches(self) -> None:
-        if self.micro_batch_size == "auto":  # type: ignore[comparison-overlap]  # from Python
+        if self.micro_batch_size == "auto":  # from Python
             self.micro_batch_size = AUTO
         for name in ("packing", "compile", "cuda_graphs", "onednn"):
             setattr(self, name, str(getattr(self, name)).lower())  # from Python and YAML, true is True
