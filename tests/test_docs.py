@@ -108,11 +108,12 @@ def check(name: str, words: list[str], whole: bool, monkeypatch) -> None:
         unknown = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)} - known
         assert not unknown, f"{name}: no option {unknown}"
         if whole:
-            real(cls, words, **options)
+            real(cls, **({"argv": words} | options))
         raise Parsed
 
     with monkeypatch.context() as patch, pytest.raises(Parsed):
         patch.setattr(module, "parse_arguments", parse)
+        patch.setattr("sys.argv", [command.recipe, *words])
         module.main.__wrapped__()
 
 
