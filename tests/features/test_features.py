@@ -190,6 +190,47 @@ def test_an_inference_copy_has_packed_layers_shared_embeddings_and_the_same_vect
     assert all(type(module) is torch.nn.Linear for module in linear)
 
 
+class Adapted(torch.nn.Module):
+    """As PEFT wraps a layer: it reads the type of its adapter's weight."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer, self.adapter = layer, torch.nn.Linear(layer.in_features, layer.out_features)
+
+    def forward(self, values):
+        return self.base_layer(values) + self.adapter(values.to(self.adapter.weight.dtype))
+
+
+def replace_forward(layer):
+    plain = layer.forward
+    layer.forward = lambda values: 2 * plain(values)
+
+
+# What a user may have done to a layer that a packed copy would leave out.
+CHANGES = {
+    "a hook": lambda layer, parent: layer.register_forward_hook(lambda module, inputs, output: 2 * output),
+    "a hook before": lambda layer, parent: layer.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],)),
+    "another forward": lambda layer, parent: replace_forward(layer),
+    "a hook on the activation": lambda layer, parent: parent.intermediate_act_fn.register_forward_hook(
+        lambda module, inputs, output: 2 * output
+    ),
+    "an adapter": lambda layer, parent: setattr(parent, "dense", Adapted(layer)),
+    "pruning": lambda layer, parent: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_inference_copy_keeps_what_was_done_to_a_layer(tokenizer, change):
+    model = make("base", vocab_size=len(tokenizer))
+    ids = torch.tensor([[5, 6, 7]])
+    unchanged = model(ids).last_hidden_state
+    for layer in model.encoder.layer:
+        CHANGES[change](layer.intermediate.dense, layer.intermediate)
+    expected = model(ids).last_hidden_state
+    assert (expected - unchanged).abs().max() > 0.01
+    torch.testing.assert_close(inference_copy(model)(ids).last_hidden_state, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["DistilBert", "Roberta", "Electra"])
 def test_other_encoders_and_models_with_a_head_work_the_same(tokenizer, texts, name):
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}

@@ -762,6 +762,11 @@ BAD_INPUTS = {
         lambda inputs: inputs | {"position_ids": torch.arange(12)[None, None]},
         r"position_ids has shape \(1, 1, 12\), the input \(3, 12\)",
     ),
+    "segments outside, without a batch": (
+        "base",
+        lambda inputs: inputs | {"token_type_ids": torch.arange(12)},
+        r"token_type_ids\[2\] is 2; it must be 0 … 1 \(type_vocab_size 2\)",
+    ),
     "segments for each row alone": (
         "base",
         lambda inputs: inputs | {"token_type_ids": torch.ones(3, 1, dtype=torch.long)},

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.activations import GELUActivation
 
 from .attention import choose_attention
-from .onednn import PackedLinear, has_onednn
+from .onednn import PackedLinear, has_onednn, is_unchanged
 
 
 def inference_copy(encoder: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -27,9 +27,11 @@ def inference_copy(encoder: PreTrainedModel, dtype: torch.dtype | None = None) -
     dtype = encoder.dtype if dtype is None else dtype
     memo: dict[int, Any] = {}
     if has_onednn(encoder.device, dtype):
+        # Parts of a layer with an adapter read each other's weights.
+        adapted = {part for module in encoder.modules() if hasattr(module, "base_layer") for part in module.modules()}
         for module in encoder.modules():
             # A subclass may compute something else.
-            if type(module) is nn.Linear:
+            if type(module) is nn.Linear and is_unchanged(module) and module not in adapted:
                 memo[id(module)] = PackedLinear(module, dtype)
     for parameter in encoder.parameters():
         if parameter.dtype == dtype:
@@ -38,7 +40,8 @@ def inference_copy(encoder: PreTrainedModel, dtype: torch.dtype | None = None) -
     copied = copied.to(dtype).eval()
     for module in copied.modules():
         dense, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
-        if isinstance(dense, PackedLinear) and isinstance(activation, GELUActivation):
+        is_gelu = isinstance(activation, GELUActivation) and is_unchanged(activation)
+        if isinstance(dense, PackedLinear) and is_gelu:
             dense.activation, module.intermediate_act_fn = "gelu", nn.Identity()
     choose_attention(copied)
     return copied

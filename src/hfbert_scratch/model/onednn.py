@@ -29,6 +29,11 @@ def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def is_unchanged(module: nn.Module) -> bool:
+    """Return whether `module` computes what its class does: it has no hook and no other forward."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 class PackedLinear(nn.Module):
     """nn.Linear whose weight stands in memory as oneDNN's matrix product reads it, optionally with GELU behind it.
 
@@ -58,8 +63,8 @@ def train_with_onednn(model: nn.Module) -> bool:
     if parameter.dtype != torch.float32 or not has_onednn(parameter.device, parameter.dtype):
         return False
     for module in model.modules():
-        # Another subclass may compute something else.
-        if type(module) in (nn.Linear, HFBertOutputProjection):
+        # Another subclass may compute something else, and so may a forward that was replaced, as offloading does.
+        if type(module) in (nn.Linear, HFBertOutputProjection) and "forward" not in vars(module):
             module.forward = types.MethodType(_forward, module)
     return True
 
