@@ -12,6 +12,7 @@ from hfbert_scratch.utils.files import lock
 # What Python lacks on Windows: modules, signals and calls. Locks then are files that exist.
 WITHOUT = """
 import os, runpy, signal, sys
+import psutil  # whose Linux part needs resource
 sys.modules["fcntl"] = sys.modules["resource"] = None
 del signal.SIGUSR1
 del os.getuid, os.geteuid
