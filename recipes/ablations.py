@@ -41,13 +41,14 @@ from feature_based_ner import run_trial as run_features
 from finetune import task_directory as find_task_directory
 from pretrain import PretrainingArguments, run_pretraining
 
+from hfbert_scratch import HFBertConfig
 from hfbert_scratch.ablations.arms import BUDGETS, COLUMNS, SELECTION_SEED, TABLES, Arm, Budget, Column, Table
 from hfbert_scratch.ablations.jobs import Job, results_of, run_jobs
 from hfbert_scratch.ablations.report import RULE, Evidence, pretraining_directory, task_directory, write_report
 from hfbert_scratch.corpus.bigrams import bigram_baseline
 from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.evaluation import TaskData, majority_baseline
-from hfbert_scratch.features.tagger import FeatureTagger, predict_tags
+from hfbert_scratch.features.tagger import FeatureTagger, combination_layers, predict_tags
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune
 from hfbert_scratch.pretraining import held_out_batches
 from hfbert_scratch.tasks import get_task
@@ -168,6 +169,9 @@ class Experiment:
             raw = self.data[column.task].raw["validation"]
             majority = self.data[column.task].task.majority_predictions(self.data[column.task].raw["train"], raw)
             self.data[column.task].task.example_rows(raw, majority, column.metric)  # refuses what cannot be compared
+            for arm in table.arms:
+                if combination := combination_of(arm, column):
+                    combination_layers(combination, self.num_layers(arm))  # refuses models with too few
         self.settings = {
             "table": arguments.table,
             "pretraining": dict(budget.pretraining),
@@ -179,6 +183,11 @@ class Experiment:
             "tokenizer": tokenizer_hash(self.tokenizer),
             "data": {task: data.raw["train"]._fingerprint for task, data in self.data.items()},
         }
+
+    def num_layers(self, arm: Arm) -> int:
+        """Return the number of layers of an arm's encoder."""
+        arguments = self.pretraining(self.table.arm(arm.pretrained_as or arm.name), 0)
+        return arguments.num_hidden_layers or HFBertConfig.from_size(arguments.size).num_hidden_layers
 
     def open_task(self, name: str) -> TaskData:
         """Load the data of a task."""
@@ -395,7 +404,8 @@ class Experiment:
         facts = {"hardware": hardware(device), "versions": versions()}
         with lock(self.root / ".report", wait=True):
             text = write_report(evidence, self.settings, facts)
-        print(f"\n{text}\n{self.root}: results.json, results.md, differences.png, scores.png")
+        files = ("results.json", "results.md", "differences.png", "scores.png")
+        print(f"\n{text}\n{self.root}: {', '.join(file for file in files if (self.root / file).is_file())}")
         if diverged := evidence.diverged():
             raise DivergenceError(
                 f"{len(diverged)} runs diverged, the first {diverged[0]}; all others are finished and judged. "

@@ -93,7 +93,7 @@ def test_a_table_runs_once_and_goes_on_where_it_was_killed(run, tmp_path, capsys
 
 @pytest.mark.parametrize(("table", "tasks"), [("7", ["ner"]), ("figure5", ["mnli"]), ("6", ["sst2"])])
 def test_features_checkpoints_and_sizes_are_arms_too(run, tmp_path, table, tasks, monkeypatch):
-    if table == "7":  # two rows of it: the rehearsal's encoder has one layer
+    if table == "7":  # two rows of it, for the time
         arms = lambda budget: dataclasses.replace(  # noqa: E731
             whole(budget),
             arms=tuple(a for a in whole(budget).arms if a.name in ("finetuned", "last")),
@@ -136,6 +136,7 @@ def test_processes_that_share_a_directory_do_each_run_once(tmp_path, monkeypatch
         ({"seeds": [3, 999]}, "without 999, on which the learning rates are chosen"),
         ({"table": "9"}, "table"),
         ({"data_dir": "nowhere"}, "no directory sst2"),
+        ({"table": "7", "tasks": ["ner"], "size": "tiny"}, "weighted_last_four needs 4 layers, this model has 2"),
     ],
 )
 def test_bad_input_is_named_before_the_first_run(run, tmp_path, capsys, options, message):

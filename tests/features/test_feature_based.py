@@ -358,7 +358,7 @@ def test_the_recipe_leaves_a_table_beside_the_papers(monkeypatch, capsys, checkp
     [
         ({"task": "cola"}, "does not tag words"),
         ({"task": "ner"}, "unknown task 'ner'"),
-        ({"combinations": "best"}, "unknown combination 'best'"),
+        ({"combinations": "best"}, "combinations is ['best']; it must be"),
         ({"model": "./missing"}, "no checkpoint directory ./missing"),
         ({"max_seq_length": 400}, "max_seq_length is 400"),
         ({"encoder_precision": "int8"}, "encoder_precision is int8"),

@@ -106,7 +106,7 @@ class Budget:
         features: options of recipes/feature_based_ner.py.
         learning_rates: tried for every arm and task on a seed that is not reported.
         seeds: reported ones.
-        columns: the columns that are run unless --tasks names others; empty for the table's.
+        columns: those of the table's that are run unless --tasks names others; all of them if none is here.
         sizes: the shapes of table 6, (layers, hidden size, heads).
         checkpoints: points of figure 5.
     """
@@ -125,6 +125,9 @@ class Budget:
 SELECTION_SEED = 999
 
 _PAPER_SIZES = ((3, 768, 12), (6, 768, 3), (6, 768, 12), (12, 768, 12), (12, 1024, 16), (24, 1024, 16))
+
+# What is quick: a few thousand short examples.
+_SMALL_COLUMNS = ("mrpc", "mrpc_f1", "sst2", "qnli", "ner", "ner_features")
 
 BUDGETS = {
     # The demo's shape (recipes/README.md has how it was found), at twice its length so that pairs of sentences fit.
@@ -150,10 +153,10 @@ BUDGETS = {
             "eval_rows": 1024,
         },
         finetuning={"epochs": 3.0, "batch_size": 32, "max_seq_length": 64, "max_train_samples": 4000},
-        features={"lstm_size": 128, "lstm_layers": 1, "epochs": 3.0, "max_train_samples": 4000, "max_seq_length": 96},
+        features={"lstm_size": 128, "lstm_layers": 1, "epochs": 3.0, "max_train_samples": 4000, "max_seq_length": 64},
         learning_rates=(1e-4, 3e-4),
         seeds=(0, 1, 2),
-        columns=("mrpc", "sst2", "qnli"),
+        columns=_SMALL_COLUMNS,
         sizes=((2, 64, 2), (2, 128, 4), (4, 128, 4), (4, 192, 6)),
         checkpoints=5,
     ),
@@ -179,7 +182,7 @@ BUDGETS = {
         features={"lstm_size": 256, "epochs": 5.0},
         learning_rates=(1e-4, 3e-4),
         seeds=(0, 1, 2),
-        columns=("mrpc", "sst2", "qnli"),
+        columns=_SMALL_COLUMNS,
         sizes=((2, 128, 2), (4, 256, 4), (4, 512, 8), (8, 512, 8)),
         checkpoints=5,
     ),
@@ -211,7 +214,7 @@ BUDGETS = {
 BUDGETS["rehearsal"] = replace(
     BUDGETS["cpu"],
     pretraining=dict(BUDGETS["cpu"].pretraining)
-    | {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "max_steps": 8, "warmup_steps": 2}
+    | {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "max_steps": 8, "warmup_steps": 2}
     | {"log_every": 4, "eval_every": 8, "save_every": 4, "eval_rows": 64, "max_seq_length": 32},
     finetuning={"max_steps": 4, "batch_size": 8, "max_seq_length": 48, "max_train_samples": 64},
     features={"lstm_size": 8, "lstm_layers": 1, "epochs": 1.0, "max_train_samples": 32, "max_seq_length": 48},
