@@ -19,6 +19,7 @@ test: $(VENV)/installed
 
 # The same, and the share of lines that the tests run, by file; what they start as processes counts too.
 coverage: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet "pytest-cov>=7"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m $(DEFAULT) --ignore tests/clients -n 2 --dist loadscope --cov
 
 test-slow: $(VENV)/installed
