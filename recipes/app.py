@@ -4,7 +4,7 @@
 # ///
 """Try a checkpoint in the browser: a page with a tab for everything that its head can do.
 
-    python recipes/app.py --model runs/demo/pretraining/model
+    hfbert app --model runs/demo/pretraining/model
 
 Fills in blanks, says whether a sentence follows another, classifies, finds entities, answers questions: what the
 checkpoint has a head for. For every checkpoint: attention of each layer and head, and similarity of sentences. The

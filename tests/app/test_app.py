@@ -164,6 +164,19 @@ def test_a_checkpoint_of_another_kind_is_named(tokenizer, tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_a_name_that_is_no_directory_is_said_to_be_one_of_the_hub():
+    with pytest.raises(InputError, match=r"nowhere \(no directory here, so a name on the Hub\) cannot be opened"):
+        open_checkpoint("nowhere")
+
+
+def test_a_model_of_one_layer_and_one_head_has_a_page(tokenizer, tmp_path):
+    pytest.importorskip("gradio")
+    model = make("base", vocab_size=len(tokenizer), num_hidden_layers=1, num_attention_heads=1)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
+    assert build_page(open_checkpoint(tmp_path)).title == tmp_path.name
+
+
 def test_nothing_typed_becomes_markup():
     evil = "<script>alert(1)</script>"
     shown = (

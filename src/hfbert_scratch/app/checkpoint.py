@@ -8,9 +8,9 @@ import transformers
 
 from ..evaluation import read_task_file
 from ..model.configuration_hfbert import HEADS
-from ..model.loading import check_directory, check_fits, drop_random_pooler, open_model, short_name
+from ..model.loading import check_directory, check_fits, drop_random_pooler, open_model, refusal, short_name
 from ..text.tokenizer import load_tokenizer
-from ..utils.errors import InputError, one_line
+from ..utils.errors import InputError
 
 
 # Stock's class name → Auto class. A checkpoint names its head by ours or by stock's class.
@@ -94,7 +94,7 @@ def _saved_head(name: str) -> str:
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"the checkpoint {name} cannot be opened: {one_line(error)}") from None
+        raise InputError(refusal(name, error)) from None
     architectures = config.architectures or ["no architecture"]
     head = architectures[0].removeprefix("HF")
     if head not in _AUTO_CLASSES:

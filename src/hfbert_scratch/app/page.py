@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from ..utils.errors import InputError, OutputError, one_line
+from ..utils.quantities import count_text
 from . import answers, pictures
 from .checkpoint import Checkpoint
 
@@ -40,11 +41,10 @@ def build_page(checkpoint: Checkpoint, title: str | None = None) -> Any:
         "attention": ("Attention", _attention_tab),
     }
     heading = title or checkpoint.title
-    millions = checkpoint.model.num_parameters() / 1e6
+    parameters = count_text(checkpoint.model.num_parameters())
     with gradio.Blocks(title=heading, analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# {heading}\n{checkpoint.head} · {millions:.1f} million parameters · reads at most "
-            f"{checkpoint.max_tokens} tokens"
+            f"# {heading}\n{checkpoint.head} · {parameters} parameters · reads at most {checkpoint.max_tokens} tokens"
         )
         for ability in checkpoint.abilities:
             name, lay_out = tabs[ability]
@@ -227,6 +227,9 @@ def _attention_tab(gradio: Any, checkpoint: Checkpoint) -> None:
     text = gradio.Textbox("He opened the door and looked outside.", label="Text")
     second = gradio.Textbox("", label="Second text, if any")
     with gradio.Row():
-        layer = gradio.Slider(1, config.num_hidden_layers, 1, step=1, label="Layer")
-        head = gradio.Slider(1, config.num_attention_heads, 1, step=1, label="Head")
+        layer, head = (
+            # A slider needs two values; where there is one, nothing is to be chosen.
+            gradio.Slider(1, max(2, count), 1, step=1, label=label, visible=count > 1)
+            for label, count in (("Layer", config.num_hidden_layers), ("Head", config.num_attention_heads))
+        )
     _ask(gradio, "Show", show, [text, second, layer, head], "A picture of the weights.")

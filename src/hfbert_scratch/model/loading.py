@@ -72,7 +72,7 @@ def open_model(
     except InputError:
         raise
     except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError, SafetensorError) as error:
-        raise InputError(f"the checkpoint {name} cannot be opened: {one_line(error)}") from error
+        raise InputError(refusal(name, error)) from error
     new = sorted(info["missing_keys"]) + sorted(entry[0] for entry in info["mismatched_keys"])
     # A base model's own keys have no prefix.
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -92,6 +92,12 @@ def _check_is_bert(config: dict[str, Any], name: str | Path) -> None:
     model_type = config.get("model_type", "bert")
     if model_type not in ("bert", HFBertConfig.model_type):
         raise InputError(f"{name} is a {model_type} model; this needs a bert or a checkpoint of this package")
+
+
+def refusal(name: str | Path, error: Exception) -> str:
+    """Return the sentence for a checkpoint that transformers cannot open."""
+    place = "" if Path(name).is_dir() else " (no directory here, so a name on the Hub)"
+    return f"the checkpoint {name}{place} cannot be opened: {one_line(error)}"
 
 
 def drop_random_pooler(model: nn.Module, new: list[str]) -> list[str]:
