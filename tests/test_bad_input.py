@@ -887,7 +887,7 @@ CASES |= {
         "names code of its own",
     ),
     "tags of no words": ("feature_based_ner", {"task": "mrpc"}, "--task mrpc does not tag words"),
-    "an unknown combination": ("feature_based_ner", {"combinations": "best"}, "unknown combination 'best'"),
+    "an unknown combination": ("feature_based_ner", {"combinations": "best"}, r"combinations is \['best'\]"),
     "instances over other files": (
         "create_pretraining_data",
         {"output_dir": filled},

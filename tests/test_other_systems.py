@@ -16,6 +16,7 @@ import psutil  # whose Linux part needs resource
 sys.modules["fcntl"] = sys.modules["resource"] = None
 del signal.SIGUSR1
 del os.getuid, os.geteuid
+os.environ["USERNAME"] = "somebody"
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -18,6 +18,7 @@ import torch
 import transformers
 from corpus_helpers import documents, small_tokenizer
 from helpers import TINY, make, pair, save_wrapped
+from torch.nn.utils import prune
 from training_helpers import RECIPES, environment
 
 from hfbert_scratch.features.encoder import EncoderInput, encode, encode_inputs, load_encoder, weights_hash
@@ -215,7 +216,7 @@ CHANGES = {
         lambda module, inputs, output: 2 * output
     ),
     "an adapter": lambda layer, parent: setattr(parent, "dense", Adapted(layer)),
-    "pruning": lambda layer, parent: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+    "pruning": lambda layer, parent: prune.l1_unstructured(layer, "weight", 0.5),
 }
 
 

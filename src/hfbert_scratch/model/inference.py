@@ -36,6 +36,10 @@ def inference_copy(encoder: PreTrainedModel, dtype: torch.dtype | None = None) -
     for parameter in encoder.parameters():
         if parameter.dtype == dtype:
             memo[id(parameter)] = parameter
+    for module in encoder.modules():
+        # What pruning and weight norm compute anew before each forward pass; a graph's results cannot be copied.
+        computed = [value for value in vars(module).values() if isinstance(value, torch.Tensor) and not value.is_leaf]
+        memo |= {id(value): value.detach() for value in computed}
     copied: Any = copy.deepcopy(encoder, memo)  # its `to` is decorated, which hides the signature
     copied = copied.to(dtype).eval()
     for module in copied.modules():
