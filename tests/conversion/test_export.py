@@ -121,11 +121,13 @@ def test_a_web_page_asks_for_what_the_head_can_do(case, task, tmp_path, monkeypa
     monkeypatch.setattr(onnx, "write", lambda source, directory: written.append(directory) or 0.5)
     title = '</script><b>"1"'
     (tmp_path / "out").mkdir()
-    assert web.write(web_source(tmp_path, case, name=title), tmp_path / "out") == 0.5
+    source = web_source(tmp_path, case, name=title, task={"null_threshold": 1.5})
+    assert web.write(source, tmp_path / "out") == 0.5
     assert written == [tmp_path / "out" / "model"]
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     settings = settings_of(page)
     assert (settings["task"], settings["title"], settings["regression"]) == (task, title, case == "regression")
+    assert settings["nullThreshold"] == 1.5
     assert settings["library"].startswith(
         f"https://cdn.jsdelivr.net/npm/@huggingface/transformers@{web.LIBRARY_VERSION}/"
     )

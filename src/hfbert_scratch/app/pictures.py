@@ -94,13 +94,13 @@ def probability_table(probabilities: list[tuple[str, float]], empty: str = "") -
         empty: shown for an empty text.
     """
     rows = (
-        f"<span class='hfbert-text'>{escape(text or empty)}</span>"
+        f"<span style='min-width:5em;overflow-wrap:anywhere'>{escape(text or empty)}</span>"
         "<span style='background:rgba(127,127,127,.18);border-radius:4px'><span style='display:block;height:14px;"
         f"border-radius:4px;background:#3b82f6;width:{100 * probability:.1f}%'></span></span>"
         f"<span style='text-align:right'>{_percent(probability)}</span>"
         for text, probability in probabilities
     )
-    style = "display:grid;grid-template-columns:minmax(5em,max-content) 1fr 4.5em;gap:8px 14px;align-items:center"
+    style = "display:grid;grid-template-columns:fit-content(55%) minmax(3em,1fr) 4.5em;gap:8px 14px;align-items:center"
     return f"<div class='hfbert-answer' style='{style}'>{''.join(rows)}</div>"
 
 
@@ -118,25 +118,27 @@ def entity_text(pieces: list[tuple[str, str | None]]) -> str:
             f"border-radius:5px'>{escape(text)} <small style='opacity:.75'>{escape(kind)}</small></mark>"
         )
     note = "" if types else "<p style='opacity:.7'>No entity was found.</p>"
-    return f"<p class='hfbert-answer' style='line-height:2'>{''.join(shown)}</p>{note}"
+    return f"<p class='hfbert-answer' style='line-height:2;overflow-wrap:anywhere'>{''.join(shown)}</p>{note}"
 
 
 def similarity_table(texts: list[str], cosines: np.ndarray) -> str:
-    """Return an HTML table of the cosines between numbered texts, the higher the darker."""
+    """Return an HTML table of the cosines between numbered texts, the higher the darker; a wide one scrolls."""
     others = cosines[~np.eye(len(cosines), dtype=bool)]
     low, spread = float(others.min()), float(np.ptp(others)) or 1.0
     cell = "padding:5px 11px;border:none;text-align:center"
+    name = "text-align:left;max-width:16em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
     head = "".join(f"<th style='{cell}'>{number}</th>" for number in range(1, len(texts) + 1))
     rows = []
     for number, text in enumerate(texts):
-        label = f"<td style='{cell};text-align:left'>{number + 1}. {escape(text)}</td>"
+        label = f"<td style='{cell};{name}' title='{escape(text)}'>{number + 1}. {escape(text)}</td>"
         cells = ""
         for column, value in enumerate(cosines[number]):
             shade = 0.0 if column == number else 0.6 * (value - low) / spread
             cells += f"<td style='{cell};background:rgba(59,130,246,{shade:.2f})'>{value:.2f}</td>"
         rows.append(f"<tr style='border:none'>{label}{cells}</tr>")
     top = f"<tr style='border:none'><th style='{cell}'></th>{head}</tr>"
-    return f"<table class='hfbert-answer' style='border-collapse:collapse;border:none'>{top}{''.join(rows)}</table>"
+    table = f"<table style='border-collapse:collapse;border:none'>{top}{''.join(rows)}</table>"
+    return f"<div class='hfbert-answer' style='overflow-x:auto'>{table}</div>"
 
 
 def likelihood_table(tokens: list[tuple[str, float]]) -> str:

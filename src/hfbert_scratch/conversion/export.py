@@ -14,6 +14,7 @@ from pathlib import Path
 import transformers
 from torch import nn
 
+from ..evaluation import read_task_file
 from ..model import modeling_hfbert
 from ..model.loading import drop_random_pooler, open_model, short_name
 from ..utils.directories import atomic_directory
@@ -143,7 +144,14 @@ def _prepare_source(source: str | Path, temporary: Path, format: str) -> ExportS
         model.save_pretrained(temporary / "encoder")
         copy_existing(converted.directory, temporary / "encoder", *TOKENIZER_FILES)
         converted = to_stock(temporary / "encoder", temporary / "stock_encoder")
-    return ExportSource(converted.directory, architecture, model, name=short_name(source), notes=list(notes))
+    return ExportSource(
+        converted.directory,
+        architecture,
+        model,
+        name=short_name(source),
+        task=read_task_file(str(source)),
+        notes=list(notes),
+    )
 
 
 def _require_packages(packages: dict[str, str], format: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class ExportSource:
         name: the checkpoint's name for people.
         quantize: write weights of matrices and embeddings as 8-bit integers.
         web_library: the node_modules directory of the library that a web page carries with it; None for a link.
+        task: task.json of a fine-tuned model, empty for others.
         notes: sentences for the user, to which a format may add.
     """
 
@@ -45,6 +47,7 @@ class ExportSource:
     name: str = ""
     quantize: bool = False
     web_library: Path | None = None
+    task: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def batches(self) -> list[dict[str, torch.Tensor]]:

@@ -47,6 +47,7 @@ def write(source: ExportSource, directory: Path) -> float:
         "maxTokens": config.max_position_embeddings,
         "regression": config.num_labels == 1,
         "multiLabel": config.problem_type == "multi_label_classification",
+        "nullThreshold": source.task.get("null_threshold"),
     }
     write_text(directory / "index.html", page(settings))
     return difference
