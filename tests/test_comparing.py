@@ -107,7 +107,7 @@ def test_seven_families_are_compared_on_pairs_and_words(encoders, data, tmp_path
             figures = entry["difference"]
             assert figures["low"] <= figures["difference"] <= figures["high"]
     table = (output / "compare.md").read_text()
-    assert table.count("\n| ") == 1 + 14 + 6 and (output / "compare.png").is_file()
+    assert table.count("\n| ") == 2 + 14 + 6 and (output / "compare.png").is_file()
     assert table in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in output.rglob("trial.json")}
     assert len(before) == 28
@@ -166,7 +166,7 @@ def test_a_fine_tuned_roberta_is_evaluated_again(encoders, data, tmp_path, monke
         (["ours", "bert"], {"tasks": ["mrpc", "rte"]}, "has no directory rte"),
         (["ours", "bert"], {"tasks": ["mrcp"]}, "did you mean 'mrpc'"),
         (["ours", "bert"], {"early_stopping": 2}, "leave out task, model, estimate, early_stopping"),
-        (["ours", "roberta"], {"tasks": ["squad"]}, "special tokens"),
+        (["ours", "roberta"], {"tasks": ["squad"], "max_seq_length": 100}, "special tokens"),
         (["ours", "missing"], {}, "no checkpoint directory"),
     ],
 )

@@ -12,11 +12,10 @@ from hfbert_scratch.utils.files import lock
 # What Python lacks on Windows: modules, signals and calls. Locks then are files that exist.
 WITHOUT = """
 import os, runpy, signal, sys
+import psutil  # whose Linux part needs resource
 sys.modules["fcntl"] = sys.modules["resource"] = None
 del signal.SIGUSR1
 del os.getuid, os.geteuid
-import hfbert_scratch
-assert "fcntl" not in open(hfbert_scratch.utils.files.__file__).read()
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -48,7 +48,7 @@ def test_the_table_of_tasks():
     assert list(TASKS) == [
         *("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"),
         *("squad", "squad_v2", "custom-qa", "swag", "conll2003", "custom-ner"),
-        *("custom-classification", "custom-pair", "custom-regression"),
+        *("custom-classification", "custom-pair", "custom-regression", "custom-multilabel"),
     ]
     # The Hub's orders, of which WNLI's is the reverse of RTE's.
     assert TASKS["rte"].classes == ("entailment", "not_entailment")
@@ -651,16 +651,13 @@ def _google_truncate(a: list, b: list, most: int) -> tuple[list, list]:
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(5, 40))
 @hypothesis_settings(max_examples=300, deadline=None)
-def test_truncation_is_the_original_rule(length_a, length_b, most):
-    class Ids:
-        cls_token_id, sep_token_id = 2, 3
-
+def test_truncation_is_the_original_rule(tokenizer, length_a, length_b, most):
     a, b = np.arange(100, 100 + length_a), np.arange(200, 200 + length_b)
-    ids, types = with_special_tokens(Ids(), a, b, most)
+    ids, types = with_special_tokens(tokenizer, a, b, most)
     kept_a, kept_b = _google_truncate(a.tolist(), b.tolist(), most - 3)
     assert ids.tolist() == [2, *kept_a, 3, *kept_b, 3]
     assert types.tolist() == [0] * (len(kept_a) + 2) + [1] * (len(kept_b) + 1)
-    ids, types = with_special_tokens(Ids(), a, None, most)
+    ids, types = with_special_tokens(tokenizer, a, None, most)
     assert ids.tolist() == [2, *a[: most - 2].tolist(), 3] and set(types.tolist()) == {0}
 
 

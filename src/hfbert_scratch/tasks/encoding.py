@@ -230,7 +230,7 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
         begin=tuple(ids[:first]),
         middle=tuple(ids[first + 1 : second]),
         end=tuple(ids[second + 1 :]),
-        has_segments=pair.get("token_type_ids", ids)[second] == 1,
+        has_segments=1 in pair.get("token_type_ids", ()),
     )
 
 

@@ -20,6 +20,7 @@ from ..utils.errors import InputError, one_line
 from ..utils.files import split_revision, writing
 from .tokenizer_checks import (
     NOTABLE,
+    OTHER_ALGORITHMS,
     SPECIAL_TOKENS,
     check_as_written,
     check_case,
@@ -397,13 +398,7 @@ def load_any_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    serialized = Path(name) / "tokenizer.json"
-    try:
-        content = json.loads(serialized.read_text(encoding="utf-8"))["model"] if serialized.is_file() else {}
-        is_other = content.get("type", "WordPiece") != "WordPiece"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        is_other = False  # load_tokenizer names the fault
-    if Path(name).exists() and not is_other:
+    if Path(name).exists() and not _is_of_another_kind(Path(name)):
         return load_tokenizer(name)
     source, revision = split_revision(name)
     try:
@@ -419,6 +414,18 @@ def load_any_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
         if getattr(tokenizer, role) is None:
             raise InputError(f"{name} has no {role}, which fine-tuning an encoder needs")
     return tokenizer
+
+
+def _is_of_another_kind(directory: Path) -> bool:
+    """Return whether a directory holds a tokenizer that is not a WordPiece one; False for a faulty or missing one."""
+    serialized = directory / "tokenizer.json"
+    if not serialized.is_file():
+        others = any(any(directory.glob(name)) for name in OTHER_ALGORITHMS)
+        return others and not (directory / "vocab.txt").is_file()
+    try:
+        return json.loads(serialized.read_text(encoding="utf-8"))["model"].get("type", "WordPiece") != "WordPiece"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False  # load_tokenizer names the fault
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

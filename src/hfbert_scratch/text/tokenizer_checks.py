@@ -24,7 +24,7 @@ NOTABLE = 0.01
 _MAX_EDITED = 0.1
 _BLANK = re.compile(r"[ \t\r]")
 # Files of tokenizers of other algorithms.
-_OTHER_ALGORITHMS = {"*.model": "SentencePiece", "merges.txt": "BPE", "vocab.json": "BPE"}
+OTHER_ALGORITHMS = {"*.model": "SentencePiece", "merges.txt": "BPE", "vocab.json": "BPE"}
 _ONLY_WORDPIECE = (
     "only WordPiece ones are supported, as BERT's, DistilBERT's and ELECTRA's are, not those of RoBERTa and XLM-R"
 )
@@ -76,7 +76,7 @@ def check_files(path: Path) -> None:
         raise InputError(f"{path} is a file; name the directory of the tokenizer")
     vocabulary, serialized = path / "vocab.txt", path / "tokenizer.json"
     if not vocabulary.is_file() and not serialized.is_file():
-        other = next((kind for name, kind in _OTHER_ALGORITHMS.items() if any(path.glob(name))), None)
+        other = next((kind for name, kind in OTHER_ALGORITHMS.items() if any(path.glob(name))), None)
         if other:
             raise InputError(f"{path} holds a {other} tokenizer; {_ONLY_WORDPIECE}")
         raise InputError(f"{path} is not a tokenizer directory: it has neither tokenizer.json nor vocab.txt")
