@@ -21,8 +21,10 @@ from helpers import (
     tiny_config,
 )
 from torch._dynamo.testing import CompileCounter
+from torch.nn.utils import prune
 
 from hfbert_scratch import HFBertForMaskedLM, HFBertForPreTraining
+from hfbert_scratch.model.kernels_hfbert import HFBertOutputProjection
 
 
 TOLERANCE = 1e-5
@@ -205,6 +207,40 @@ def test_the_output_bias_is_removed_as_in_stock(tmp_path):
     ours.save_pretrained(tmp_path)
     again = HFBertForMaskedLM.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again(**batch()).logits, expected.logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("case", PREDICTING)
+def test_a_copy_of_the_projection_alone_is_a_layer_of_its_own_as_in_stock(case):
+    """PEFT trains such a copy (modules_to_save)."""
+    ours, stock = pair(case)
+    for model in (ours, stock):
+        predictions = model.cls.predictions
+        predictions.decoder = copy.deepcopy(predictions.decoder)
+        with torch.no_grad():
+            for parameter in predictions.decoder.parameters():
+                parameter.mul_(1.5)
+        assert dict(model.named_parameters())["cls.predictions.decoder.bias"].shape == (TINY["vocab_size"],)
+    losses = [model(**batch(case)).loss for model in (ours, stock)]
+    torch.testing.assert_close(*losses, atol=TOLERANCE, rtol=0)
+    left, right = (gradients(model, loss) for model, loss in zip((ours, stock), losses, strict=True))
+    assert_same(left, right, TOLERANCE)
+    assert type(copy.deepcopy(make(case)).cls.predictions.decoder) is HFBertOutputProjection
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("case", PREDICTING)
+def test_the_projection_is_pruned_as_stocks(case, name):
+    ours, stock = pair(case)
+    for model in (ours, stock):
+        prune.l1_unstructured(model.cls.predictions.decoder, name, 0.5)
+    left, right = (tensors(model(**batch(case))) for model in (ours, stock))
+    for model in (ours, stock):
+        prune.remove(model.cls.predictions.decoder, name)
+    pruned, expected = (tensors(model(**batch(case))) for model in (ours, stock))
+    for key in right:
+        torch.testing.assert_close(left[key], right[key], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(pruned[key], expected[key], atol=TOLERANCE, rtol=0)
+    assert "bias" not in dict(ours.cls.predictions.decoder.named_parameters())
 
 
 def test_a_projection_of_another_class_replaces_ours_as_in_stock():

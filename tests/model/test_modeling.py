@@ -492,6 +492,15 @@ def test_losses_of_models_in_double_precision_are_stocks(case):
     assert losses[0].dtype == torch.float64
 
 
+@pytest.mark.parametrize("shape", [(36,), (1, 36), (3, 12, 1), (1, 3, 12)])
+@pytest.mark.parametrize("case", ["masked_lm", "pretraining", "token"])
+def test_labels_of_tokens_may_be_flat_as_for_stock(case, shape):
+    inputs = batch(case)
+    inputs["labels"] = inputs["labels"].view(shape)
+    ours, stock = pair(case)
+    torch.testing.assert_close(ours(**inputs).loss, stock(**inputs).loss, atol=TOLERANCE, rtol=0)
+
+
 def test_labels_of_a_classifier_may_be_a_column():
     for case in ("single_label", "regression", "next_sentence"):
         model = make(case)

@@ -5,6 +5,7 @@ Each refuses with one sentence that names the argument and the remedy. Values ar
 nothing. This file travels with every checkpoint: it imports nothing of this package but configuration_hfbert.
 """
 
+import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -290,15 +291,15 @@ def check_inputs(
     return tokens.shape, tokens.device
 
 
-def index_error_message(
-    config: HFBertConfig, ids: dict[str, torch.Tensor | None], word_embeddings: torch.nn.Module
-) -> str:
+def index_error_message(config: HFBertConfig, ids: dict[str, torch.Tensor | None], embeddings: torch.nn.Module) -> str:
     """Build the message for an id without an embedding. Called only after the lookup failed, on the CPU."""
     fields = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
+    if ids["position_ids"] is None:
+        ids = ids | {"position_ids": getattr(embeddings, "position_ids", None)}
     for name, tensor in ids.items():
         field = fields.get(name, "max_position_embeddings")
         size = getattr(config, field)
-        table = getattr(word_embeddings, "weight", None)
+        table = getattr(getattr(embeddings, "word_embeddings", None), "weight", None)
         if name == "input_ids" and table is not None and table.shape[0] != size:
             return (
                 f"the word embeddings hold {table.shape[0]} tokens and vocab_size is {size}; resize both with "
@@ -352,11 +353,17 @@ def check_span(start_positions: torch.Tensor | None, end_positions: torch.Tensor
     check_tensors(start_positions=start_positions, end_positions=end_positions)
 
 
-def check_label_shape(labels: torch.Tensor, tokens: torch.Tensor) -> None:
-    """Refuse fractions, and labels in another shape than the tokens, as if transposed: they train the wrong ones."""
-    if labels.shape != tokens.shape[:2]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(tokens.shape[:2])}")
+def fit_labels(labels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return labels in the shape of the tokens; refuse fractions and shapes that are not theirs.
+
+    Flat labels and dimensions of 1 are theirs, as for stock. Transposed labels would train the wrong tokens.
+    """
+    shape, sizes = tokens.shape[:2], [size for size in labels.shape if size != 1]
+    is_flat = sizes == [math.prod(shape)]
+    if labels.shape != shape and not (is_flat or sizes == [size for size in shape if size != 1]):
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, the input {tuple(shape)}")
     check_class_ids(labels)
+    return labels.reshape(shape)
 
 
 def check_problem_type(problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> None:

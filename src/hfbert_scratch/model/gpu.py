@@ -16,12 +16,11 @@ from transformers.activations import GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_hfbert import autocast_dtype
-from .kernels_hfbert import HFBertDropout
+from .kernels_hfbert import HFBertDropout, HFBertOutputProjection
 from .modeling_hfbert import (
     HFBertEmbeddings,
     HFBertLMPredictionHead,
     HFBertMaskedPrediction,
-    HFBertOutputProjection,
     HFBertSelfAttention,
 )
 from .triton_attention import has_kernel, murmur_mix, packed_attention

@@ -6,6 +6,7 @@ backward pass that is differentiated itself uses operations PyTorch can differen
 checkpoint and imports of this package nothing but the files that do. Measurements: benchmarks/pretraining_step.py.
 """
 
+import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -114,6 +115,49 @@ class HFBertBiLSTM(nn.LSTM):
             states = pad_packed_sequence(packed, batch_first=True, total_length=order.shape[1])[0]
             states = states.gather(1, order.argsort(dim=1)[..., None].expand_as(states))
         return layout.restore(states)[0], ends.transpose(0, 1).flatten(1)[:, None]
+
+
+class HFBertOutputProjection(nn.Linear):
+    """Projection onto the vocabulary by the matrix of the word embeddings; its `bias` is the head's parameter.
+
+    Adding the bias in the same operation is bit-identical to stock and makes no second copy of the logits.
+    """
+
+    def __init__(self, config: HFBertConfig, head: nn.Module):
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+        self._head: Any = (head,)  # a tuple, so that the head is not registered as a submodule of its part
+
+    @property
+    def bias(self) -> Any:  # a parameter, or another tensor
+        return self.__dict__.get("_tensor_bias", self._head[0].bias)
+
+    @bias.setter
+    def bias(self, value: torch.Tensor | None) -> None:
+        """Compute with a tensor that is no parameter, as pruning assigns in every forward pass."""
+        self.__dict__["_tensor_bias"] = value
+
+    @bias.deleter
+    def bias(self) -> None:
+        self.__dict__.pop("_tensor_bias", None)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Give an assigned bias, or None, to the head: there is one, under one name."""
+        if name == "bias" and "_head" in self.__dict__:
+            self.__dict__.pop("_tensor_bias", None)
+            self._head[0].bias = param
+        else:
+            super().register_parameter(name, param)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        """Copy with the head or, when copied alone as PEFT does, as an nn.Linear with a bias of its own."""
+        with_head = id(self._head[0]) in memo
+        copied: Any = object.__new__(type(self) if with_head else nn.Linear)
+        memo[id(self)] = copied
+        state = {name: value for name, value in vars(self).items() if with_head or name != "_head"}
+        copied.__setstate__(copy.deepcopy(state, memo))
+        if not with_head:
+            copied.bias = copy.deepcopy(self.bias, memo)
+        return copied
 
 
 def recompute_gelu(activated: torch.Tensor) -> AbstractContextManager:
@@ -253,6 +297,14 @@ def span_loss(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     check_class_ids(positions)
     positions = positions.long()
     return cross_entropy(logits, positions.clamp(min=0).masked_fill(positions >= logits.shape[1], IGNORED_LABEL))
+
+
+def problem_type_of(labels: torch.Tensor, num_labels: int) -> str:
+    """Return the problem type of labels, as stock settles it by the first ones."""
+    if num_labels == 1:
+        return "regression"
+    is_numbers = labels.is_floating_point() or labels.dtype == torch.bool
+    return "multi_label_classification" if is_numbers else "single_label_classification"
 
 
 def classification_loss(

@@ -174,10 +174,10 @@ class TokenLayout:
         sequences = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), self.packed_cu_seqlens)
         return sequences | dict.fromkeys(("max_length_q", "max_length_k"), self.packed_max_seqlen)
 
-    def default_positions(self, embeddings: nn.Module, device: torch.device) -> torch.Tensor:
-        """Return 0, 1, 2 …, (1, sequence_length), from 0 again in each sequence of a packed row."""
+    def default_positions(self, embeddings: nn.Module, device: torch.device) -> torch.Tensor | None:
+        """Return 0, 1, 2 … from 0 again in each sequence of a packed row, (1, tokens); None for a padded batch."""
         if self.packed_cu_seqlens is None:
-            return embeddings.default_positions(self.shape[1], device)  # type: ignore[operator]  # HFBertEmbeddings
+            return None
         tokens = torch.arange(self.shape[1], device=device)
         return (tokens - self.packed_cu_seqlens[sequence_numbers(self.packed_cu_seqlens, self.shape[1])])[None]
 
@@ -207,12 +207,12 @@ class TokenLayout:
         return values
 
     def restore(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the vectors to read, (count, size) or all, and the pooler's input, (sequences, 1, size)."""
+        """Return the vectors to read, (count, size) or all, and the pooler's input, (sequences, 1 or length, size)."""
         positions = self.pooled_positions
-        pooled = hidden_states[:, 0] if positions is None else states_at(hidden_states, positions)
+        pooled = hidden_states if positions is None else states_at(hidden_states, positions)[:, None]
         if self.read_positions is not None:
             hidden_states = states_at(hidden_states, self.read_positions)
-        return hidden_states, pooled[:, None]
+        return hidden_states, pooled
 
     def unpadded(
         self, attention_mask: torch.Tensor | None, device: torch.device, has_kernel: bool = False
@@ -283,6 +283,11 @@ class UnpaddedLayout(TokenLayout):
 
     def attention_kwargs(self) -> dict[str, Any]:
         return super().attention_kwargs() | {"layout": self, "query_subset": self.query_subset}
+
+    def default_positions(self, embeddings: nn.Module, device: torch.device) -> torch.Tensor | None:
+        if self.packed_cu_seqlens is not None:
+            return super().default_positions(embeddings, device)
+        return embeddings.default_positions(self.shape[1], device)  # type: ignore[operator]  # HFBertEmbeddings
 
     def attention_mask(
         self, config: HFBertConfig, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, training: bool

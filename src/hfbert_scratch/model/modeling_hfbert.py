@@ -37,7 +37,6 @@ from transformers.utils.output_capturing import capture_outputs
 from .checks_hfbert import (
     check_choices,
     check_inputs,
-    check_label_shape,
     check_length,
     check_not_packed,
     check_problem_type,
@@ -45,6 +44,7 @@ from .checks_hfbert import (
     check_span,
     check_tensors,
     check_weight_names,
+    fit_labels,
     index_error_message,
     take_stock_output_bias,
 )
@@ -52,9 +52,11 @@ from .configuration_hfbert import HEADS, HFBertConfig, autocast_dtype
 from .kernels_hfbert import (
     HFBertBiLSTM,
     HFBertDropout,
+    HFBertOutputProjection,
     classification_loss,
     cross_entropy,
     predicted_positions,
+    problem_type_of,
     recompute_gelu,
     span_loss,
 )
@@ -206,7 +208,7 @@ class HFBertAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attended, probabilities = self.self(hidden_states, attention_mask, **kwargs)
+        attended, probabilities = self.self(hidden_states, attention_mask=attention_mask, **kwargs)
         return self.output(attended, select_queries(hidden_states, kwargs)), probabilities
 
 
@@ -300,28 +302,6 @@ class HFBertPredictionHeadTransform(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden_states)))
-
-
-class HFBertOutputProjection(nn.Linear):
-    """Projection onto the vocabulary by the matrix of the word embeddings; its `bias` is the head's parameter.
-
-    Adding the bias in the same operation is bit-identical to stock and makes no second copy of the logits.
-    """
-
-    def __init__(self, config: HFBertConfig, head: nn.Module):
-        super().__init__(config.hidden_size, config.vocab_size, bias=False)
-        self._head = (head,)  # a tuple, so that the head is not registered as a submodule of its part
-
-    @property
-    def bias(self) -> nn.Parameter:
-        return self._head[0].bias
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Give an assigned bias, or None, to the head: there is one, under one name."""
-        if name == "bias" and "_head" in self.__dict__:
-            self._head[0].bias = param
-        else:
-            super().register_parameter(name, param)
 
 
 class HFBertLMPredictionHead(nn.Module):
@@ -418,9 +398,16 @@ class HFBertPreTrainedModel(PreTrainedModel):
         check_weight_names(encoder, loaded[0].missing_keys, loaded[0].unexpected_keys)
         return loaded
 
-    def _encode(self, *inputs: torch.Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Return the base model's output by name, also where the user asked for tuples."""
-        return getattr(self, self.base_model_prefix)(*inputs, return_dict=True, **kwargs)
+    def _encode(self, input_ids: Any, *inputs: torch.Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return the base model's output by name, also where the user asked for tuples. Hooks see stock's call."""
+        named = dict(zip(("attention_mask", "token_type_ids", "position_ids", "inputs_embeds"), inputs, strict=True))
+        return self.base_model(input_ids, **named, return_dict=True, **kwargs)
+
+    def _pool(self, *inputs: torch.Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return the base model's output to a head that reads pooler_output alone, which may save all else."""
+        pooler, hooks = self.base_model.pooler, self.base_model._forward_hooks
+        is_read = hooks or type(pooler) is not HFBertPooler or pooler._forward_hooks or pooler._forward_pre_hooks
+        return self._encode(*inputs, read_positions=None if is_read else (), **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -501,18 +488,16 @@ class HFBertModel(HFBertPreTrainedModel):
         layout = token_layout(self, shape, device, attention_mask, read_positions, kwargs)
         attention_kwargs = kwargs | layout.attention_kwargs()
         if position_ids is None:
-            position_ids = layout.default_positions(self.embeddings, device)
-        else:
-            position_ids = position_ids.view(-1, shape[1])
-            attention_kwargs["position_ids"] = position_ids  # flash attention finds packed rows by them, as for stock
+            ids["position_ids"] = layout.default_positions(self.embeddings, device)
+        else:  # flash attention finds packed rows by them, as for stock
+            ids["position_ids"] = attention_kwargs["position_ids"] = position_ids.view(-1, shape[1])
+        unpadded = {name: layout.unpad(values) for name, values in ids.items()}
         try:
-            inputs = map(layout.unpad, (input_ids, token_type_ids, position_ids, inputs_embeds))
-            hidden_states = self.embeddings(*inputs)
+            hidden_states = self.embeddings(**unpadded, inputs_embeds=layout.unpad(inputs_embeds))
         except IndexError as error:
-            ids["position_ids"] = position_ids
-            raise ValueError(index_error_message(self.config, ids, self.get_input_embeddings())) from error
+            raise ValueError(index_error_message(self.config, ids, self.embeddings)) from error
         mask = layout.attention_mask(self.config, hidden_states, attention_mask, self.training)
-        hidden_states = self.encoder(hidden_states, mask, **attention_kwargs).last_hidden_state
+        hidden_states = self.encoder(hidden_states, attention_mask=mask, **attention_kwargs).last_hidden_state
         last_hidden_state, pooled_states = layout.restore(hidden_states)
         if self.bilstm is not None:
             last_hidden_state, pooled_states = self.bilstm(hidden_states, attention_mask, layout)
@@ -538,10 +523,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Take over weight and bias; without a bias, cut ours or extend it by zeros, as stock does.
-
-        A module other than nn.Linear replaces the projection, for it may compute something else.
-        """
+        """Take over weight and bias, if any (else ours is fitted), of an nn.Linear; another module replaces ours."""
         predictions, bias = self.cls.predictions, getattr(new_embeddings, "bias", None)
         is_plain = type(new_embeddings) in (nn.Linear, HFBertOutputProjection)
         if is_plain and isinstance(predictions.decoder, HFBertOutputProjection):
@@ -592,8 +574,7 @@ class HFBertMaskedPrediction(HFBertPreTrainedModel):
         )
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is not None:  # else HFBertModel raises
-            check_label_shape(labels, tokens)
-            labels = labels.to(tokens.device, torch.long)
+            labels = fit_labels(labels, tokens).to(tokens.device, torch.long)
         positions, targets = predicted_positions(labels, masked_positions)
         sparse = positions is not None and (skip_logits or (self.training and self.config.sparse_prediction))
         outputs = self._encode(*inputs, read_positions=positions if sparse else None, **kwargs)
@@ -796,7 +777,7 @@ class HFBertForNextSentencePrediction(HFBertLabelHead):
         self.post_init()
 
     def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
-        outputs = self._encode(*inputs, read_positions=(), **kwargs)
+        outputs = self._pool(*inputs, **kwargs)
         return outputs, self.cls(outputs.pooler_output)
 
 
@@ -815,7 +796,7 @@ class HFBertClassifier(HFBertLabelHead):
         self.post_init()
 
     def _predict(self, *inputs: torch.Tensor | None, **kwargs: Any) -> Prediction:
-        outputs = self._encode(*inputs, read_positions=(), **kwargs)
+        outputs = self._pool(*inputs, **kwargs)
         return outputs, self.classifier(self.dropout(outputs.pooler_output))
 
 
@@ -837,12 +818,7 @@ class HFBertForSequenceClassification(HFBertClassifier):
         self.num_labels = config.num_labels
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
-        problem_type = self.config.problem_type
-        if problem_type is None and self.num_labels == 1:
-            problem_type = "regression"
-        elif problem_type is None:
-            is_numbers = labels.is_floating_point() or labels.dtype == torch.bool
-            problem_type = "multi_label_classification" if is_numbers else "single_label_classification"
+        problem_type = self.config.problem_type or problem_type_of(labels, self.num_labels)
         check_problem_type(problem_type, logits, labels)
         if self.config.problem_type is None:
             self.config.problem_type = problem_type
@@ -866,8 +842,7 @@ class HFBertForTokenClassification(HFBertClassifier):
         return outputs, self.classifier(self.dropout(outputs.last_hidden_state))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
-        check_label_shape(labels, logits)
-        return cross_entropy(logits, labels, num_items)
+        return cross_entropy(logits, fit_labels(labels, logits), num_items)
 
 
 class HFBertForMultipleChoice(HFBertClassifier):

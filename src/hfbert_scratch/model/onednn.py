@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .kernels_hfbert import is_transformed, needs_plain_backward
-from .modeling_hfbert import HFBertOutputProjection
+from .kernels_hfbert import HFBertOutputProjection, is_transformed, needs_plain_backward
 
 
 # What is timed to choose: both feed-forward layers of the base size, which are two thirds of a layer's arithmetic.
