@@ -102,7 +102,7 @@ class AblationArguments:
     def resolved_budget(self) -> Budget:
         """Return the budget with the options of the command line."""
         budget = BUDGETS[self.budget]
-        pretraining, finetuning = dict(budget.pretraining), dict(budget.finetuning)
+        pretraining, finetuning, features = dict(budget.pretraining), dict(budget.finetuning), dict(budget.features)
         if self.size is not None:
             for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
                 pretraining.pop(name, None)
@@ -112,11 +112,12 @@ class AblationArguments:
             for name in ("warmup_steps", "eval_every", "save_every", "log_every"):
                 pretraining[name] = min(pretraining[name], self.steps)
         if self.max_train_samples is not None:
-            finetuning["max_train_samples"] = self.max_train_samples
+            finetuning["max_train_samples"] = features["max_train_samples"] = self.max_train_samples
         return dataclasses.replace(
             budget,
             pretraining=pretraining,
             finetuning=finetuning,
+            features=features,
             learning_rates=tuple(self.learning_rates) or budget.learning_rates,
             seeds=tuple(self.seeds) or budget.seeds,
         )
