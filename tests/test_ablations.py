@@ -91,7 +91,9 @@ def test_a_table_runs_once_and_goes_on_where_it_was_killed(run, tmp_path, capsys
     assert "holds runs with other settings" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("table", "tasks"), [("7", ["ner"]), ("figure5", ["mnli"]), ("6", ["sst2"])])
+@pytest.mark.parametrize(
+    ("table", "tasks"), [("7", ["ner"]), ("figure5", ["mnli"]), pytest.param("6", ["sst2"], marks=pytest.mark.slow)]
+)
 def test_features_checkpoints_and_sizes_are_arms_too(run, tmp_path, table, tasks, monkeypatch):
     if table == "7":  # two rows of it, for the time
         arms = lambda budget: dataclasses.replace(  # noqa: E731

@@ -475,7 +475,7 @@ def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypa
     assert run(tmp_path / "refused", schedule="time") == 2
 
 
-@pytest.mark.parametrize("compile, expected", [("layers", 4), ("true", 1)])
+@pytest.mark.parametrize("compile, expected", [("layers", 4), pytest.param("true", 1, marks=pytest.mark.slow)])
 def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, monkeypatch, compile, expected):
     """As on a GPU: packed, in bfloat16, through Accelerate's wrapping, with the modules and the operator of GPUs."""
     torch._dynamo.reset()
