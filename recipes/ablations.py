@@ -53,6 +53,8 @@ from hfbert_scratch.finetuning import FinetuningArguments, fine_tune
 from hfbert_scratch.pretraining import held_out_batches
 from hfbert_scratch.tasks import get_task
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
+from hfbert_scratch.training.accelerator import best_device
+from hfbert_scratch.training.arguments import NEVER
 from hfbert_scratch.training.distributed import leave_the_launchers_group
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.directories import claim_directory
@@ -167,9 +169,7 @@ class Experiment:
         self.columns = [COLUMNS[name] for name in names]
         self.data = {column.task: self.open_task(column.task) for column in self.columns}
         for column in self.columns:
-            raw = self.data[column.task].raw["validation"]
-            majority = self.data[column.task].task.majority_predictions(self.data[column.task].raw["train"], raw)
-            self.data[column.task].task.example_rows(raw, majority, column.metric)  # refuses what cannot be compared
+            self.data[column.task].check_comparable(column.metric)
             for arm in table.arms:
                 if combination := combination_of(arm, column):
                     combination_layers(combination, self.num_layers(arm))  # refuses models with too few
@@ -233,9 +233,9 @@ class Experiment:
             trackers=["none"],
             seed=seed,
             keep_checkpoints=0,
-            log_every=10**9,
-            eval_every=10**9,
-            save_every=10**9,
+            log_every=NEVER,
+            eval_every=NEVER,
+            save_every=NEVER,
         )
 
     def task_data(self, task: str) -> str:
@@ -375,7 +375,7 @@ class Experiment:
         if run_features(arguments, data, encoder, combination, seed, end_training=False) is None:
             return None
         run = directory / "run" / f"{combination}-seed{seed}"
-        tagger = FeatureTagger.from_pretrained(run / "model").to("cuda" if torch.cuda.is_available() else "cpu")
+        tagger = FeatureTagger.from_pretrained(run / "model").to(best_device())
         predictions = predict_tags(tagger, data, "validation")
         columns = self.column_results(column.task, data, predictions, directory)
         shutil.rmtree(directory / "run" / "cache", ignore_errors=True)
@@ -401,8 +401,7 @@ class Experiment:
     def report(self) -> None:
         """Judge, write and print; raise DivergenceError if an arm diverged."""
         evidence = Evidence(self.root, self.table, self.columns, self.budget.seeds)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        facts = {"hardware": hardware(device), "versions": versions()}
+        facts = {"hardware": hardware(best_device()), "versions": versions()}
         with lock(self.root / ".report", wait=True):
             text = write_report(evidence, self.settings, facts)
         files = ("results.json", "results.md", "differences.png", "scores.png")

@@ -23,7 +23,6 @@ Exit codes: 0 done, 2 unusable input, 5 diverged, 6 another comparison's directo
 
 import dataclasses
 import itertools
-import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -31,21 +30,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finetune import task_directory as find_task_directory
 
 from hfbert_scratch.evaluation import TaskData
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.metrics.bootstrap import ExampleScores, PairedDifference, paired_bootstrap
+from hfbert_scratch.training.arguments import NEVER
 from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.directories import claim_directory
 from hfbert_scratch.utils.environment import is_first_process
-from hfbert_scratch.utils.errors import STOPPED, CheckpointError, InputError, command_line
-from hfbert_scratch.utils.files import differences, read_json, write_json, write_text, writing
+from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
+from hfbert_scratch.utils.files import read_json, write_json, write_text
 from hfbert_scratch.utils.plots import draw_comparison
 
 
 # Options that do not change scores.
 FREE = {"output_dir", "log_every", "num_proc", "cache_dir", "process_timeout", "max_time", "eval_batch_size"}
-# An evaluation only at the end of a trial.
-NEVER = 10**9
 
 
 @dataclass(kw_only=True)
@@ -77,22 +77,17 @@ class CompareArguments(FinetuningArguments):
 
     def trial(self, model: str, task: str, seed: int, directory: Path) -> FinetuningArguments:
         """Return the arguments of one trial."""
-        names = {field.name for field in dataclasses.fields(FinetuningArguments)}
-        changes = {"model": model, "task": task, "seed": seed, "output_dir": str(directory)}
+        changes: dict[str, Any] = {"model": model, "task": task, "seed": seed, "output_dir": str(directory)}
         changes |= {"data_dir": self.task_directory(task), "keep_checkpoints": 0}
         changes |= {"eval_every": NEVER, "save_every": NEVER}
-        return FinetuningArguments(**({name: getattr(self, name) for name in names} | changes))
+        return self.of_one_run(changes)
 
     def task_directory(self, task: str) -> str | None:
         """Return the directory of a task's files within data_dir, or data_dir itself for a single task."""
-        if self.data_dir is None:
-            return None
-        for name in (task, f"glue_{task}", task.upper()):
-            if (Path(self.data_dir) / name).is_dir():
-                return str(Path(self.data_dir) / name)
-        if len(self.tasks) > 1:
+        found = find_task_directory(self.data_dir, task, required=False)
+        if found is None and self.data_dir is not None and len(self.tasks) > 1:
             raise InputError(f"--data_dir {self.data_dir} has no directory {task}, which several tasks need")
-        return self.data_dir
+        return found or self.data_dir
 
 
 @command_line
@@ -104,7 +99,8 @@ def main() -> None:
     arguments = parse_arguments(CompareArguments, argv=[*models, *words[count:]], description=__doc__)
     root = Path(arguments.output_dir)
     data = open_all(arguments)
-    claim_directory(root, arguments)
+    shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in FREE}
+    claim_directory(root, shared, "a comparison")
     for task, model, seed in itertools.product(arguments.tasks, arguments.models, arguments.seeds):
         directory = trial_directory(root, arguments, task, model, seed)
         if not run_trial(arguments, data[task, model], model, seed, directory):
@@ -121,23 +117,9 @@ def open_all(arguments: CompareArguments) -> dict[tuple[str, str], TaskData]:
             own = arguments.trial(model, task, arguments.seeds[0], Path(arguments.output_dir))
             data[task, model] = open_task(own)
         opened = data[task, model]
-        raw = opened.raw["validation"]
-        majority = opened.task.majority_predictions(opened.raw["train"], raw)
-        opened.task.example_rows(raw, majority, opened.task.main_metric)  # refuses what cannot be compared
+        opened.check_comparable(opened.task.main_metric)
         print("\n".join(opened.describe(["train", "validation"])[1]))
     return data
-
-
-def claim_directory(root: Path, arguments: CompareArguments) -> None:
-    """Write the settings that all trials share; refuse the directory of another comparison."""
-    shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in FREE}
-    shared, path = json.loads(json.dumps(shared)), root / "settings.json"
-    with writing(f"output_dir {root}", "choose another"):
-        root.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() and is_first_process():
-        write_json(path, shared)
-    elif path.is_file() and (differing := differences(read_json(path, "settings of a comparison"), shared)):
-        raise CheckpointError(f"{root} holds a comparison with other settings ({differing}); use another")
 
 
 def trial_directory(root: Path, arguments: CompareArguments, task: str, model: str, seed: int) -> Path:

@@ -46,6 +46,7 @@ from hfbert_scratch.scoring import (
 )
 from hfbert_scratch.text.streams import read_lines
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
+from hfbert_scratch.training.accelerator import best_device
 from hfbert_scratch.training.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.directories import claim_directory
@@ -106,7 +107,7 @@ def main() -> None:
     pairs = {Path(name).stem: read_minimal_pairs(Path(name)) for name in arguments.pairs}
     sentences = read_sentences(Path(arguments.text)) if arguments.text else []
     tokenizer = load_tokenizer(arguments.model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model = open_language_model(arguments.model, device, getattr(torch, arguments.precision))
     method = resolve_method(model, arguments.method)
     directory = Path(arguments.output_dir)

@@ -32,6 +32,7 @@ from typing import Any
 from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning, fine_tune, open_task
 from hfbert_scratch.tasks import Task
+from hfbert_scratch.training.arguments import NEVER
 from hfbert_scratch.training.distributed import leave_the_launchers_group
 from hfbert_scratch.training.estimate import Estimate, describe_estimate, total
 from hfbert_scratch.utils.arguments import argument, parse_arguments
@@ -46,8 +47,6 @@ from hfbert_scratch.utils.plots import draw_sweep
 GRID = ("learning_rates", "batch_sizes", "epoch_counts", "seeds")
 FREE = {*GRID, "output_dir", "log_every", "keep_checkpoints", "save_every", "eval_every", "num_proc", "cache_dir"}
 FREE |= {"estimate", "price"}
-# An evaluation only at the end of a trial.
-NEVER = 10**9
 
 
 @dataclass(kw_only=True)
@@ -75,11 +74,6 @@ class SweepArguments(FinetuningArguments):
         if not trials:
             raise InputError("--seeds names no seed; give at least one")
         return trials
-
-    def without_grid(self, changes: dict[str, Any]) -> FinetuningArguments:
-        """Return the arguments of one trial, which do not change when the grid grows."""
-        names = {field.name for field in dataclasses.fields(FinetuningArguments)}
-        return FinetuningArguments(**({name: getattr(self, name) for name in names} | changes))
 
 
 @command_line
@@ -134,7 +128,7 @@ def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) 
             changes["eval_every"] = changes["save_every"] = NEVER
         print(f"== {directory.name}", flush=True)
         try:
-            results = fine_tune(arguments.without_grid(changes), data, save_model=False, end_training=False)
+            results = fine_tune(arguments.of_one_run(changes), data, save_model=False, end_training=False)
         except DivergenceError as error:
             print(f"diverged: {error}", flush=True)
             entry: dict[str, Any] = {"score": None, "scores": {}, "degenerate": True, "seconds": None}
@@ -164,7 +158,7 @@ def estimate_sweep(
     estimates = []
     for trial in trials:
         changes = trial | ({} if arguments.keep_checkpoints else {"eval_every": NEVER, "save_every": NEVER})
-        own, size = arguments.without_grid(changes), trial["batch_size"]
+        own, size = arguments.of_one_run(changes), trial["batch_size"]
         if size not in timed:
             timed[size] = estimate_fine_tuning(own, data, save_model=False, end_training=False)
         estimate = timed[size].scaled(int(own.resolved(data.task, rows).max_steps or 1))

@@ -110,6 +110,15 @@ class TaskData:
             self.task.check_training(self.raw["train"])
         self.notes.warnings += notes.warnings
 
+    def check_comparable(self, metric: str) -> None:
+        """Refuse a metric that is no function of the validation examples' own numbers (`Task.example_rows`).
+
+        Raises:
+            InputError: for such a metric.
+        """
+        raw = self.raw["validation"]
+        self.task.example_rows(raw, self.task.majority_predictions(self.raw["train"], raw), metric)
+
     def describe(self, splits: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """Summarize splits as they were read and tokenized.
 

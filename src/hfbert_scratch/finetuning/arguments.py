@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from ..tasks import DataArguments, FeatureSettings, Task
 from ..training.arguments import TrainingArguments
@@ -114,6 +115,11 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
             eval_every=eval_every,
             save_every=self.save_every or eval_every,
         )
+
+    def of_one_run(self, changes: dict[str, Any]) -> "FinetuningArguments":
+        """Return the arguments of one of several runs, without the options that a recipe has beside these."""
+        names = {field.name for field in dataclasses.fields(FinetuningArguments)}
+        return FinetuningArguments(**({name: getattr(self, name) for name in names} | changes))
 
     def feature_settings(self, task: Task) -> FeatureSettings:
         """Return the settings of the features, with the task's defaults."""

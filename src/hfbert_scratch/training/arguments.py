@@ -20,6 +20,8 @@ SWITCH: dict[str, bool | None] = {"auto": None, "true": True, "false": False}
 COMPILE: dict[str, bool | str | None] = {"auto": None, "layers": "layers", "true": True, "false": False}
 
 
+# Steps between evaluations or checkpoints of a run that makes none before its end.
+NEVER = 10**9
 # The value of micro_batch_size auto, until the size is found.
 AUTO = -1
 

@@ -25,7 +25,7 @@ from ..utils.arguments import argument
 from ..utils.environment import peak_host_bytes
 from ..utils.errors import InputError
 from ..utils.quantities import count_text, size_text
-from .arguments import TrainingArguments
+from .arguments import NEVER, TrainingArguments
 from .batches import StepBatch
 from .distributed import StopController
 from .loop import evaluate_between_steps, train
@@ -151,8 +151,7 @@ class Rehearsal(Run):
     records = False
 
     def __init__(self, planned: Any, settings: dict[str, Any], *, last: bool = True):
-        never = 10**9
-        changes = {"eval_every": never, "save_every": never, "trackers": [], "max_time": 0.0, "schedule": "steps"}
+        changes = {"eval_every": NEVER, "save_every": NEVER, "trackers": [], "max_time": 0.0, "schedule": "steps"}
         super().__init__(dataclasses.replace(planned, **changes), settings, last=last)
         self.planned: TrainingArguments = planned
         self.arguments.log_every = STEPS_PER_READING["cpu" if self.device.type == "cpu" else "cuda"]
@@ -286,8 +285,7 @@ def time_steps(
         cache_bytes=cache_bytes,
         **_memory_and_disk(run, model, optimizer, sum(stretch.steps for stretch in stretches)),
     )
-    planned = run.planned
-    return _within(60 * planned.max_time, estimate) if planned.schedule == "time" else estimate
+    return _within(60 * run.planned.max_time, estimate) if run.planned.schedule == "time" else estimate
 
 
 def _within(budget: float, estimate: Estimate) -> Estimate:
