@@ -38,7 +38,6 @@ import numpy as np
 import torch
 from feature_based_ner import FeatureBasedArguments, open_data
 from feature_based_ner import run_trial as run_features
-from finetune import task_directory as find_task_directory
 from pretrain import PretrainingArguments, run_pretraining
 
 from hfbert_scratch import HFBertConfig
@@ -51,7 +50,7 @@ from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.features.tagger import FeatureTagger, combination_layers, predict_tags
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune
 from hfbert_scratch.pretraining import held_out_batches
-from hfbert_scratch.tasks import get_task
+from hfbert_scratch.tasks import find_task_directory, get_task
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
 from hfbert_scratch.training.accelerator import best_device
 from hfbert_scratch.training.arguments import NEVER

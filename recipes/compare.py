@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finetune import task_directory as find_task_directory
 
 from hfbert_scratch.evaluation import TaskData
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
 from hfbert_scratch.metrics.bootstrap import ExampleScores, PairedDifference, paired_bootstrap
+from hfbert_scratch.tasks import find_task_directory
 from hfbert_scratch.training.arguments import NEVER
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.directories import claim_directory

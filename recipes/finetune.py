@@ -33,7 +33,14 @@ from typing import Any
 
 from hfbert_scratch.evaluation import TaskData, load_for_task, predict
 from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning, fine_tune, open_task
-from hfbert_scratch.tasks import SUBMISSION_FILES, get_task, glue_average, glue_leaderboard_score, write_submission
+from hfbert_scratch.tasks import (
+    SUBMISSION_FILES,
+    find_task_directory,
+    get_task,
+    glue_average,
+    glue_leaderboard_score,
+    write_submission,
+)
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.accelerator import create_accelerator
 from hfbert_scratch.training.estimate import describe_estimate, total
@@ -46,8 +53,6 @@ from hfbert_scratch.utils.files import write_json
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 # Trained task → task with only a test set, predicted with the same model.
 DIAGNOSTICS = {"mnli": "ax"}
-# Names of the tasks' directories in GLUE's own archive.
-DIRECTORIES = {"cola": "CoLA", "sst2": "SST-2", "stsb": "STS-B"}
 
 
 @command_line
@@ -81,7 +86,7 @@ def glue_settings(arguments: FinetuningArguments) -> dict[str, FinetuningArgumen
             arguments,
             task=name,
             output_dir=str(Path(arguments.output_dir) / name),
-            data_dir=task_directory(arguments.data_dir, name),
+            data_dir=find_task_directory(arguments.data_dir, name),
         )
         for name in GLUE
     }
@@ -112,7 +117,7 @@ def all_glue(arguments: FinetuningArguments) -> dict[str, Any] | None:
 def predict_test(name: str, arguments: FinetuningArguments, model: Path) -> dict[str, Any]:
     """Predict the test set of a task with the model of another, if its data are there."""
     task = get_task(name)
-    directory = task_directory(arguments.data_dir, task.name, required=False)
+    directory = find_task_directory(arguments.data_dir, task.name, required=False)
     if arguments.data_dir and not directory:
         return {}
     accelerator = create_accelerator(arguments.precision)
@@ -126,17 +131,6 @@ def predict_test(name: str, arguments: FinetuningArguments, model: Path) -> dict
             Path(arguments.output_dir) / name / "predictions", data.raw["test"], predictions, "test"
         )
     return {name: predictions}
-
-
-def task_directory(root: str | None, name: str, required: bool = True) -> str | None:
-    """Find the directory of a task in GLUE's; return None without a root, or if it is neither there nor required."""
-    if root is None:
-        return None
-    names = (name, DIRECTORIES.get(name, name.upper()), f"glue_{name}")
-    directory = next((str(Path(root) / each) for each in names if (Path(root) / each).is_dir()), None)
-    if directory is None and required:
-        raise InputError(f"--data_dir {root} has no directory {' or '.join(names)}, which all-glue needs")
-    return directory
 
 
 def summarize(directory: Path, scores: dict[str, dict[str, float]], predictions: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,14 @@ import difflib
 from ..utils.errors import InputError
 from .data import DataArguments
 from .encoding import FeatureSettings
-from .glue import GLUE_TASKS, SUBMISSION_FILES, glue_average, glue_leaderboard_score, write_submission
+from .glue import (
+    GLUE_TASKS,
+    SUBMISSION_FILES,
+    find_task_directory,
+    glue_average,
+    glue_leaderboard_score,
+    write_submission,
+)
 from .multilabel import MULTILABEL_TASKS, LabelSets, MultilabelTask
 from .ner import NER_TASKS, NerTask
 from .notes import collect_notes
@@ -87,6 +94,7 @@ __all__ = [
     "SwagTask",
     "Task",
     "collect_notes",
+    "find_task_directory",
     "get_task",
     "glue_average",
     "glue_leaderboard_score",

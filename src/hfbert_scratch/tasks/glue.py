@@ -20,6 +20,8 @@ _LABEL = ("label", "gold_label", "is_duplicate", "Quality", "score", "Label")
 _NLI = ("entailment", "not_entailment")
 _MNLI = ("entailment", "neutral", "contradiction")
 _PREMISE = {"premise": ("premise", "sentence1", "Premise"), "hypothesis": ("hypothesis", "sentence2", "Hypothesis")}
+# Names of the tasks' directories in GLUE's own archive.
+_DIRECTORIES = {"cola": "CoLA", "sst2": "SST-2", "stsb": "STS-B"}
 _MNLI_SPLITS = ("train", "validation", "validation_mismatched", "test", "test_mismatched")
 
 
@@ -80,6 +82,29 @@ _PAPER_COLUMNS = {
     "mrpc": "f1",
     "rte": "accuracy",
 }
+
+
+def find_task_directory(root: str | None, name: str, required: bool = True) -> str | None:
+    """Find a task's data in a directory of several tasks: under its name, GLUE's name of it, or glue_NAME.
+
+    Args:
+        root: the directory; None for data from elsewhere.
+        name: of the task.
+        required: the task's data must be there.
+
+    Returns:
+        The task's directory; None without a root, or if it is neither there nor required.
+
+    Raises:
+        InputError: if it is required and not there.
+    """
+    if root is None:
+        return None
+    names = (name, _DIRECTORIES.get(name, name.upper()), f"glue_{name}")
+    directory = next((str(Path(root) / each) for each in names if (Path(root) / each).is_dir()), None)
+    if directory is None and required:
+        raise InputError(f"--data_dir {root} has no directory {' or '.join(names)}, which all-glue needs")
+    return directory
 
 
 def glue_average(scores: Mapping[str, Mapping[str, float]]) -> float:
