@@ -116,8 +116,7 @@ def test_an_answer_is_a_part_of_the_text(opened):
 
 
 @torch.no_grad()
-def test_the_likelihood_masks_each_token_in_turn(opened, tokenizer, monkeypatch):
-    monkeypatch.setattr(answers, "_BATCH_SIZE", 2)  # more than one batch
+def test_the_likelihood_masks_each_token_in_turn(opened, tokenizer):
     checkpoint = opened("masked_lm")
     found = answers.pseudo_likelihood(checkpoint, TEXT)
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]

@@ -1,4 +1,4 @@
-"""What a checkpoint answers for one text: words for blanks, classes, entities, spans, similarities, attention."""
+"""Answers of a checkpoint for one text: words for blanks, classes, entities, spans, similarities, attention."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,11 @@ import transformers
 
 from ..evaluation import answer
 from ..features import encode
+from ..model.inference import masked_lm_logits
+from ..scoring import score_sentences
 from ..tasks import get_task
 from ..utils.errors import InputError
 from .checkpoint import Checkpoint
-
-
-# Sequences in a forward pass of `pseudo_likelihood`, which makes one for each token.
-_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def fill_mask(checkpoint: Checkpoint, text: str, top_k: int = 5) -> list[dict[st
     blanks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
     if not len(blanks):
         raise InputError(f"the text has no {tokenizer.mask_token}; write it where a word is missing")
-    probabilities, ids = _token_logits(checkpoint, inputs)[0, blanks].softmax(-1).topk(top_k)
+    probabilities, ids = masked_lm_logits(checkpoint.model(**inputs))[0, blanks].softmax(-1).topk(top_k)
     return [
         dict(zip(tokenizer.convert_ids_to_tokens(row.tolist()), shares.tolist(), strict=True))
         for row, shares in zip(ids, probabilities, strict=True)
@@ -146,25 +144,17 @@ def answer_question(checkpoint: Checkpoint, question: str, context: str, top_k: 
     return [(reply["answer"], reply["probability"]), *others][:top_k]
 
 
-@torch.no_grad()
 def pseudo_likelihood(checkpoint: Checkpoint, text: str) -> list[tuple[str, float]]:
     """Return each token with the probability that the model gives it when it alone is masked.
 
-    The sum of the logarithms is the sentence's pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659).
+    The sum of the logarithms is the sentence's pseudo-log-likelihood (see `scoring`).
 
     Raises InputError for a text that is empty or too long.
     """
-    inputs = _encode(checkpoint, text)
-    ids = inputs["input_ids"][0]
-    positions = torch.arange(1, len(ids) - 1)  # between [CLS] and [SEP]
-    probabilities: list[float] = []
-    for chunk in positions.split(_BATCH_SIZE):
-        rows = torch.arange(len(chunk))
-        batch = {name: tensor.expand(len(chunk), -1).clone() for name, tensor in inputs.items()}
-        batch["input_ids"][rows, chunk] = checkpoint.tokenizer.mask_token_id
-        logits = _token_logits(checkpoint, batch)[rows, chunk]
-        probabilities += logits.softmax(-1)[rows, ids[chunk]].tolist()
-    return list(zip(checkpoint.tokenizer.convert_ids_to_tokens(ids[positions].tolist()), probabilities, strict=True))
+    _encode(checkpoint, text)  # checks the length
+    (score,) = score_sentences(checkpoint.scorer, checkpoint.tokenizer, [text])
+    tokens = checkpoint.tokenizer.convert_ids_to_tokens(score.input_ids.tolist())
+    return list(zip(tokens, np.exp(score.log_probabilities).tolist(), strict=True))
 
 
 def similarity(checkpoint: Checkpoint, texts: list[str]) -> np.ndarray:
@@ -202,8 +192,3 @@ def _encode(checkpoint: Checkpoint, text: str, second: str = "") -> dict[str, to
 def _require(what: str, text: str) -> None:
     if not text.strip():
         raise InputError(f"{what} is empty; type one")
-
-
-def _token_logits(checkpoint: Checkpoint, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    outputs: Any = checkpoint.model(**inputs)
-    return outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits

@@ -1,6 +1,7 @@
 """A checkpoint opened to be tried: the model with the head it was saved with, and its tokenizer."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import transformers
 from ..evaluation import read_task_file
 from ..model.configuration_hfbert import HEADS
 from ..model.loading import check_directory, check_fits, drop_random_pooler, open_model, refusal, short_name
+from ..model.modeling_hfbert import HFBertForMaskedLM
+from ..scoring import open_language_model
 from ..text.tokenizer import load_tokenizer
 from ..utils.errors import InputError
 
@@ -47,9 +50,14 @@ class Checkpoint:
         """The most tokens of an input, special ones included."""
         return min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
 
+    @cached_property
+    def scorer(self) -> HFBertForMaskedLM:
+        """The checkpoint opened for scoring, when that is first asked for."""
+        return open_language_model(self.name)
+
     @property
     def abilities(self) -> list[str]:
-        """What the model can be asked for: names of functions in `answers`, those of its own head first."""
+        """List the functions in `answers` that the model supports, those of its own head first."""
         left_to_right = getattr(self.model.config, "left_to_right", False)
         conditions = {
             "fill_mask": self.head in _MASKED_LM and not left_to_right,

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ..model import modeling_hfbert
+from ..model.inference import masked_lm_logits
 from ..model.loading import open_model
 from ..text.tokenizer import MAX_WORD, bert_words, load_tokenizer, save_tokenizer, tokenizer_hash
 from ..text.tokenizer_checks import UNUSED
@@ -267,8 +268,7 @@ def measure(model: nn.Module, tokenizer: Any, spans: Sequence[str]) -> dict[str,
 def _loss_sum(model: nn.Module, tokenizer: Any, encoded: Any, ids: torch.Tensor, chosen: torch.Tensor) -> float:
     inputs = {name: torch.tensor(encoded[name]) for name in tokenizer.model_input_names if name in encoded}
     inputs["input_ids"] = ids.masked_fill(chosen, tokenizer.mask_token_id)
-    outputs = model(**inputs)
-    logits = outputs["prediction_logits"] if "prediction_logits" in outputs else outputs["logits"]
+    logits = masked_lm_logits(model(**inputs))
     return F.cross_entropy(logits[chosen].float(), ids[chosen], reduction="sum").item()
 
 

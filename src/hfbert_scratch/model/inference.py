@@ -64,6 +64,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def masked_lm_logits(outputs: Any) -> torch.Tensor:
+    """Return the logits, (batch_size, sequence_length, vocab_size), of any model with a masked-LM head."""
+    return outputs["prediction_logits" if "prediction_logits" in outputs else "logits"]
+
+
 def default_batch_tokens(device: torch.device) -> int:
     """Return the fastest number of tokens in a forward pass: 2048 on a CPU, 16384 on a GPU.
 
