@@ -63,6 +63,8 @@ from hfbert_scratch.utils.quantities import count_text
 
 
 CONFIGS = Path(__file__).parent / "configs"
+# Batches of each process on which --estimate times an evaluation.
+TIMED_BATCHES = 8
 
 
 @dataclass(kw_only=True)
@@ -313,16 +315,19 @@ def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bo
     corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     # A run belongs to the content of its inputs; where they lie may change.
     fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
+    also = None
     if arguments.also_evaluate:
-        Corpus.open(arguments.also_evaluate, tokenizer, arguments.phases()[-1].max_seq_length)
+        also = Corpus.open(arguments.also_evaluate, tokenizer, arguments.phases()[-1].max_seq_length)
     with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint, last=last) as run:
         if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
             run.print(f"warning: {note}")
-        return pretrain(run, arguments, corpus, tokenizer)
+        return pretrain(run, arguments, corpus, tokenizer, also)
 
 
-def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any) -> bool:
-    """Build, train, save and record; returns whether the run got to its end."""
+def pretrain(
+    run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any, other: Corpus | None = None
+) -> bool:
+    """Build, train, save and record; returns whether the run got to its end. `other`: a corpus to evaluate as well."""
     phases = arguments.phases()
     documents = corpus.split("train")
     for phase in phases:  # options out of range are refused before anything is written
@@ -339,9 +344,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     model, optimizer, _ = prepare(run, model)
     unwrapped = run.accelerator.unwrap_model(model)
     evaluation = open_evaluation(run, arguments, corpus, tokenizer)
-    also = None
-    if arguments.also_evaluate:
-        also = open_evaluation(run, arguments, Corpus.open(arguments.also_evaluate), tokenizer)
+    also = None if other is None else open_evaluation(run, arguments, other, tokenizer)
     phases = fit_micro_batches(run, model, arguments, tokenizer, evaluation, forward)
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
     run.best_by = ("eval_masked_lm_loss", min)
@@ -360,9 +363,13 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         "forward": forward,
     }
     if isinstance(run, Rehearsal):
+        evaluations = evaluation.times_longer(TIMED_BATCHES) * -(-arguments.max_steps // arguments.eval_every)
+        how |= {
+            "evaluate": lambda: evaluate(run, model, evaluation, also, TIMED_BATCHES),
+            "evaluations": evaluations,
+            "start_seconds": run.stopping.seconds(),
+        }
         stretches = stretches_of(run, documents, tokenizer, phases, arguments)
-        evaluations = evaluation.shorten() * -(-arguments.max_steps // arguments.eval_every)
-        how |= {"evaluations": evaluations, "start_seconds": run.stopping.seconds()}
         estimate = time_steps(run, model, optimizer, stretches, **how)
         run.print(describe_estimate(estimate, arguments.price))
         return True
@@ -395,16 +402,23 @@ def open_evaluation(
 
 
 def evaluate(
-    run: Run, model: Any, evaluation: PretrainingEvaluation, also: PretrainingEvaluation | None
+    run: Run,
+    model: Any,
+    evaluation: PretrainingEvaluation,
+    also: PretrainingEvaluation | None,
+    batches: int | None = None,
 ) -> dict[str, float]:
-    """Evaluate, on a second corpus too if there is one, and print; return the metrics of both."""
-    metrics = evaluation(model)
+    """Evaluate, on a second corpus too if there is one, and print; return the metrics of both.
+
+    `batches`: on so many batches of each process; None: on all.
+    """
+    metrics = evaluation(model, batches)
     run.print(evaluation.describe(metrics))
     run.bar.show(score=evaluation.short(metrics))
     if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
         run.print("the unigram plateau is left: the model uses context")
     if also is not None:
-        metrics |= {name.replace("eval_", "also_"): value for name, value in also(model).items()}
+        metrics |= {name.replace("eval_", "also_"): value for name, value in also(model, batches).items()}
         run.print(also.forgetting(run.history, metrics))
     return metrics
 

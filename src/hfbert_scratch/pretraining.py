@@ -345,11 +345,9 @@ class PretrainingEvaluation:
             metrics["eval_next_sentence_accuracy"] = pairs_right / pairs
         return metrics
 
-    def shorten(self, batches: int = 8) -> float:
-        """Evaluate on no more than `batches` batches of each process from now on; return how many times fewer."""
-        before = len(self.batches)
-        self.batches = self.batches[: batches * self.run.accelerator.num_processes]
-        return before / len(self.batches)
+    def times_longer(self, batches: int) -> float:
+        """Return how many times longer the whole takes than an evaluation of `batches` batches on each process."""
+        return max(1.0, len(self.batches) / (batches * self.run.accelerator.num_processes))
 
     def is_past_plateau(self, metrics: dict[str, float]) -> bool:
         """Tell whether the model clearly beats token counts: twice their accuracy, and half a nat less loss."""
