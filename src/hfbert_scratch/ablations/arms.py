@@ -1,4 +1,4 @@
-"""The paper's ablations as data: an arm is a row, a comparison two of them, a budget what a run may cost.
+"""The paper's ablations as data: an arm is a row, a comparison two rows, a budget the limits of a run.
 
 Figures are the paper's (Devlin et al. 2018, arXiv:1810.04805v2), in per cent.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Column:
-    """A score by which arms are compared.
+    """A score of a task, to compare arms by.
 
     Args:
         name: of the column.
@@ -98,7 +98,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a table may cost.
+    """The limits of a table's runs.
 
     Args:
         pretraining: options of recipes/pretrain.py.

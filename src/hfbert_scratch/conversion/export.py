@@ -83,15 +83,7 @@ def export(
         OutputError: if `target` cannot be written.
         RuntimeError: if the result differs from our own forward pass by more than the tolerance.
     """
-    if format != STOCK and format not in FORMATS:
-        raise InputError(f"format {format!r} is not known; choose one of {', '.join((STOCK, *FORMATS))}")
-    if pooling not in POOLINGS:
-        raise InputError(f"pooling {pooling!r} is not known; choose one of {', '.join(POOLINGS)}")
-    if quantize and (format == STOCK or not FORMATS[format].can_quantize):
-        able = [name for name, row in FORMATS.items() if row.can_quantize]
-        raise InputError(f"--quantize is for {' and '.join(able)}, not {format}; leave it out")
-    if web_library is not None and format != "web":
-        raise InputError(f"--web_library is for web, not {format}; leave it out")
+    _check_options(format, pooling, quantize, web_library)
     if format == STOCK:
         converted = to_stock(source, target)
         verified_with = f"stock {converted.architecture}"
@@ -114,6 +106,19 @@ def export(
     return Export(
         Path(target), format, prepared.architecture, difference, row.tolerance, verified_with, prepared.notes
     )
+
+
+def _check_options(format: str, pooling: str, quantize: bool, web_library: str | Path | None) -> None:
+    """Refuse what is not known, and options that are not the format's."""
+    if format != STOCK and format not in FORMATS:
+        raise InputError(f"format {format!r} is not known; choose one of {', '.join((STOCK, *FORMATS))}")
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling {pooling!r} is not known; choose one of {', '.join(POOLINGS)}")
+    if quantize and (format == STOCK or not FORMATS[format].can_quantize):
+        able = [name for name, row in FORMATS.items() if row.can_quantize]
+        raise InputError(f"--quantize is for {' and '.join(able)}, not {format}; leave it out")
+    if web_library is not None and format != "web":
+        raise InputError(f"--web_library is for web, not {format}; leave it out")
 
 
 def _prepare_source(source: str | Path, temporary: Path, format: str) -> ExportSource:

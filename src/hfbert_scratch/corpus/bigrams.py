@@ -1,4 +1,4 @@
-"""What counts of neighbouring tokens predict: the baseline beside which a model has to use more than one neighbour."""
+"""A baseline for pretraining: predictions from counts of neighbouring tokens. A better model uses more than those."""
 
 from collections.abc import Sequence
 

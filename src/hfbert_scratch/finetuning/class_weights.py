@@ -1,4 +1,4 @@
-"""Weights of classes in the loss, for data in which some classes are rare."""
+"""Weights of classes in the loss, for data with rare classes."""
 
 import difflib
 import inspect

@@ -143,13 +143,8 @@ def train_wordpiece(
     losses = TextLosses() if losses is None else losses
     # None: together with lower case, as in every released BERT.
     stripping = None if strip_accents else False
-    normalizer: Any = normalizers.BertNormalizer(
-        lowercase=lowercase, strip_accents=stripping, handle_chinese_chars=not segmented
-    )
-    if unicode_form != NO_FORM:
-        normalizer = normalizers.Sequence([getattr(normalizers, unicode_form)(), normalizer])
+    normalizer = _normalizer(lowercase, stripping, segmented, unicode_form)
     alphabet = _alphabet(documents, normalizer, losses)
-    first = _first_tokens(alphabet, vocab_size)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -158,7 +153,7 @@ def train_wordpiece(
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=MIN_FREQUENCY,
-        special_tokens=first,
+        special_tokens=_first_tokens(alphabet, vocab_size),
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -170,6 +165,14 @@ def train_wordpiece(
         vocabulary, lowercase, model_max_length, strip_accents=stripping, tokenize_chinese_chars=not segmented
     )
     return trained if unicode_form == NO_FORM else _with_normalizer(trained, normalizer)
+
+
+def _normalizer(lowercase: bool, strip_accents: bool | None, segmented: bool, unicode_form: str) -> Any:
+    """Return the normalizer of a new tokenizer, for the options of `train_wordpiece`."""
+    bert = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=not segmented
+    )
+    return bert if unicode_form == NO_FORM else normalizers.Sequence([getattr(normalizers, unicode_form)(), bert])
 
 
 def _with_normalizer(tokenizer: "BertTokenizer", normalizer: Any) -> "PreTrainedTokenizerBase":
