@@ -292,7 +292,7 @@ def test_the_best_checkpoint_is_kept_also_after_a_resume(run, tmp_path, monkeypa
     evaluate = PretrainingEvaluation.__call__
     stop = 14
 
-    def scripted(self, model):
+    def scripted(self, model, batches=None):
         if self.run.progress.step == stop:
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(self, model) | {"eval_masked_lm_loss": held_out.get(self.run.progress.step, 4.0)}
