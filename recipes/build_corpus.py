@@ -5,7 +5,9 @@
 reads the same sources as `hfbert tokenizer` and leaves a directory that `datasets.load_from_disk` opens, with
 manifest.json beside the splits: its content, and the results of a model that only knows token frequencies.
 The same command continues an interrupted build. On several hosts with a shared file system, run it on each, with
---num_hosts and --host_index, or under a launcher that sets WORLD_SIZE and RANK.
+--num_tasks and --task, or under a launcher that sets WORLD_SIZE and RANK. A cluster runs the three stages one after
+the other, the first and the last as arrays of tasks: recipes/slurm_corpus.sh. Whoever does what, the corpus is the
+same, byte for byte.
 
 Supports: text of any size in bounded memory, several processes and hosts with the same result, removal of exact
 duplicates, a validation split by document, corpora without next-sentence pairs (--no_nsp).
@@ -17,11 +19,16 @@ import dataclasses
 import os
 
 from hfbert_scratch.corpus.arguments import BuildArguments
-from hfbert_scratch.corpus.build import build_corpus
+from hfbert_scratch.corpus.build import STAGES, build_corpus
 from hfbert_scratch.corpus.statistics import corpus_lines
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
+
+
+def _from_environment(default: int, *names: str) -> int:
+    """Return the first of the variables that is set, of a launcher or a job array."""
+    return int(next((os.environ[name] for name in names if name in os.environ), default))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,9 +36,24 @@ class CorpusArguments(BuildArguments):
     """The command line."""
 
     output_dir: str = argument(help="directory for the corpus: new, or that of an interrupted build")
-    num_proc: int = argument(1, help="processes that split and tokenize")
-    num_hosts: int = argument(int(os.environ.get("WORLD_SIZE", 1)), help="hosts that build together")
-    host_index: int = argument(int(os.environ.get("RANK", 0)), help="number of this host, from 0")
+    num_proc: int = argument(1, help="processes of this command")
+    stage: str | None = argument(
+        None, help="do a part of this stage only, as the tasks of a cluster do; default: all of them", choices=STAGES
+    )
+    num_tasks: int = argument(
+        _from_environment(1, "WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT"),
+        help="such commands, on any hosts, that build together",
+    )
+    task: int = argument(_from_environment(0, "RANK", "SLURM_ARRAY_TASK_ID"), help="number of this one, from 0")
+    num_hosts: int | None = argument(None, help="former name of --num_tasks")
+    host_index: int | None = argument(None, help="former name of --task")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_hosts is not None:
+            self.num_tasks = self.num_hosts
+        if self.host_index is not None:
+            self.task = self.host_index
 
 
 @command_line
@@ -43,8 +65,9 @@ def main() -> None:
         load_tokenizer(arguments.tokenizer),
         arguments.output_dir,
         num_proc=arguments.num_proc,
-        num_hosts=arguments.num_hosts,
-        host_index=arguments.host_index,
+        num_tasks=arguments.num_tasks,
+        task=arguments.task,
+        stage=arguments.stage,
     )
     if corpus is None:
         return

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from hfbert_scratch.text.readers import TextSource, describe_sources, find_sources, read_documents
+from hfbert_scratch.text.readers import read_documents
+from hfbert_scratch.text.sources import TextSource, describe_sources, find_sources
 from hfbert_scratch.text.tokenizer import TextLosses, save_tokenizer, tokenizer_hash, train_wordpiece
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line
