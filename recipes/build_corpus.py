@@ -20,6 +20,8 @@ import os
 
 from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import STAGES, build_corpus
+from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.executors import EXECUTORS, run_on
 from hfbert_scratch.corpus.statistics import corpus_lines
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
@@ -45,6 +47,10 @@ class CorpusArguments(BuildArguments):
         help="such commands, on any hosts, that build together",
     )
     task: int = argument(_from_environment(0, "RANK", "SLURM_ARRAY_TASK_ID"), help="number of this one, from 0")
+    executor: str | None = argument(
+        None, help="let datatrove run num_tasks tasks: on this machine, by Slurm or by Ray", choices=EXECUTORS
+    )
+    executor_options: list[str] = argument([], help="arguments of datatrove's executor, as partition=cpu time=4:00:00")
     num_hosts: int | None = argument(None, help="former name of --num_tasks")
     host_index: int | None = argument(None, help="former name of --task")
 
@@ -60,7 +66,29 @@ class CorpusArguments(BuildArguments):
 def main() -> None:
     """Build, check, report."""
     arguments = parse_arguments(CorpusArguments, description=__doc__)
-    corpus = build_corpus(
+    corpus = run(arguments)
+    if corpus is None:
+        return
+    for warning in corpus.manifest["warnings"]:
+        print(f"warning: {warning}")
+    for line in corpus_lines(corpus.manifest):
+        print(line)
+    print(f"corpus: {arguments.output_dir}")
+
+
+def run(arguments: CorpusArguments) -> Corpus | None:
+    """Build here, or by an executor; None if the corpus is not complete."""
+    if arguments.executor is not None:
+        text = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(BuildArguments)}
+        return run_on(
+            arguments.executor,
+            BuildArguments(**text),
+            arguments.output_dir,
+            num_tasks=arguments.num_tasks,
+            num_proc=arguments.num_proc,
+            options=arguments.executor_options,
+        )
+    return build_corpus(
         arguments,
         load_tokenizer(arguments.tokenizer),
         arguments.output_dir,
@@ -69,13 +97,6 @@ def main() -> None:
         task=arguments.task,
         stage=arguments.stage,
     )
-    if corpus is None:
-        return
-    for warning in corpus.manifest["warnings"]:
-        print(f"warning: {warning}")
-    for line in corpus_lines(corpus.manifest):
-        print(line)
-    print(f"corpus: {arguments.output_dir}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.corpus.arguments import PretrainingDataArguments
-from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.mixture import Mixture
 from hfbert_scratch.model.loading import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import (
     Phase,
@@ -57,7 +57,12 @@ CONFIGS = Path(__file__).parent / "configs"
 class PretrainingArguments(TrainingArguments, PretrainingDataArguments, EstimateArguments):
     """The command line."""
 
-    corpus: str = argument(help="directory written by hfbert corpus")
+    corpus: list[str] = argument(
+        help="directory written by hfbert corpus; several, each as DIRECTORY:WEIGHT, give every batch their shares"
+    )
+    mixture_temperature: float = argument(
+        1.0, help="of several corpora without weights: their weights are tokens^(1/temperature)", above=0
+    )
     tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
     model: str | None = argument(
         None, help="checkpoint to start from, ours or stock bert; default: from scratch", group="model"
@@ -173,12 +178,9 @@ def set_sinusoidal_positions(model: HFBertForPreTraining | HFBertForMaskedLM, sc
     table.copy_(scale * torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width])
 
 
-def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, corpus: Corpus) -> dict[str, Any]:
+def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, mixture: Mixture) -> dict[str, Any]:
     """Compute what follows from the arguments before the first step: sizes, totals, FLOPs, device."""
-    pairs = corpus.manifest["pairs"]["train"]
-    described = pairs.get(str(arguments.max_seq_length)) or next(iter(pairs.values()))
-    share = min(1.0, described["mean_length"] / arguments.max_seq_length)
-    tokens_per_step = arguments.batch_size * arguments.max_seq_length * share
+    tokens_per_step = arguments.batch_size * mixture.mean_length(arguments.max_seq_length)
     flops = model_flops_per_token(model.config, arguments.max_seq_length, _predicted_share(arguments))
     peak, source = run.peak
     totals: dict[str, Any] = {}
@@ -186,7 +188,7 @@ def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, co
         tokens = tokens_per_step * arguments.max_steps
         totals = {
             "total_tokens": round(tokens),
-            "epochs": round(tokens / max(1, corpus.manifest["splits"]["train"]["tokens"]), 2),
+            "epochs": epochs_of(mixture, tokens),
             "total_flops": flops * tokens,
             "seconds_at_peak": round(flops * tokens / peak / run.accelerator.num_processes, 1),
         }
@@ -202,6 +204,12 @@ def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, co
     }
 
 
+def epochs_of(mixture: Mixture, tokens: float) -> float | dict[str, float]:
+    """Return the passes over the corpus in so many tokens; of several corpora, by name."""
+    epochs = mixture.epochs(tokens)
+    return epochs if len(epochs) > 1 else next(iter(epochs.values()))
+
+
 def _predicted_share(arguments: PretrainingArguments) -> float:
     return 1.0 if arguments.left_to_right else arguments.masked_lm_prob
 
@@ -211,23 +219,25 @@ def main() -> None:
     """Parse, open, run."""
     arguments = parse_arguments(PretrainingArguments, configs=CONFIGS, description=__doc__)
     tokenizer = load_tokenizer(arguments.tokenizer)
-    corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
+    longest = max(phase.max_seq_length for phase in arguments.phases())
+    mixture = Mixture.open(arguments.corpus, tokenizer, longest, arguments.mixture_temperature)
     # A run belongs to the content of its inputs; where they lie may change.
-    fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
+    fingerprint = {"corpus": mixture.identity, "tokenizer": tokenizer_hash(tokenizer)}
     with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint) as run:
-        if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
-            run.print(f"warning: {note}")
-        done = pretrain(run, arguments, corpus, tokenizer)
+        for corpus in mixture.corpora if arguments.whole_word else ():
+            if note := corpus.whole_word_note(tokenizer):
+                run.print(f"warning: {note}")
+        done = pretrain(run, arguments, mixture, tokenizer)
     if not done:
         sys.exit(STOPPED)
 
 
-def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any) -> bool:
+def pretrain(run: Run, arguments: PretrainingArguments, mixture: Mixture, tokenizer: Any) -> bool:
     """Build, train, save and record; returns whether the run got to its end."""
     phases = arguments.phases()
-    documents, held_out = corpus.split("train"), corpus.split("validation")
+    documents, held_out = mixture.split("train"), mixture.split("validation")
     for phase in phases:  # options out of range are refused before anything is written
-        arguments.sampler(documents, phase.max_seq_length)
+        arguments.mixed_sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
         local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
     model, optimizer, _ = prepare(run, build_model(arguments, tokenizer, run.print))
@@ -244,7 +254,7 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         max_rows=arguments.eval_rows,
     )
     run.best_by = ("eval_masked_lm_loss", min)
-    derived = derived_quantities(arguments, run, unwrapped, corpus)
+    derived = derived_quantities(arguments, run, unwrapped, mixture)
     describe(run, derived, evaluation.baseline)
     run.start_trackers()
     run.bar.show(score=evaluation.short({}))
@@ -252,6 +262,8 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
     def evaluate() -> dict[str, float]:
         metrics = evaluation(model)
         run.print(evaluation.describe(metrics))
+        if len(mixture.names) > 1:
+            run.print(f"epochs so far: {describe_epochs(mixture.epochs(run.progress.tokens))}")
         run.bar.show(score=evaluation.short(metrics))
         if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
             run.print("the unigram plateau is left: the model uses context")
@@ -282,11 +294,11 @@ def pretrain(run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenize
         run.save_model(model, save_extra)
     if run.is_main:
         curves.draw()
-    record(run, done, derived, evaluation, corpus)
+    record(run, done, derived, evaluation, mixture)
     return done
 
 
-def record(run: Run, done: bool, derived: dict[str, Any], evaluation: PretrainingEvaluation, corpus: Corpus) -> None:
+def record(run: Run, done: bool, derived: dict[str, Any], evaluation: PretrainingEvaluation, mixture: Mixture) -> None:
     """Write record.json, and print what the run leaves."""
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
     past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
@@ -295,7 +307,7 @@ def record(run: Run, done: bool, derived: dict[str, Any], evaluation: Pretrainin
         derived=derived,
         baseline=evaluation.baseline,
         results=results | {"plateau_left_at_step": past, "best_step": run.best_step},
-        corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
+        corpus=mixture.describe(),
     )
     run.print(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
 
@@ -312,12 +324,19 @@ def stretches_of(
     return stretches
 
 
+def describe_epochs(epochs: dict[str, float]) -> str:
+    """Name every corpus of a mixture with the passes over it."""
+    return ", ".join(f"{name} {passes:g}" for name, passes in epochs.items())
+
+
 def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> None:
     """Print what is about to happen."""
     total = f"as many steps as {run.arguments.max_time:g} minutes hold"
     peak = f"peak {derived['peak_flops'] / 1e12:.2f} TFLOP/s ({derived['peak_source']})"
     if "total_tokens" in derived:
-        total = f"{count_text(derived['total_tokens'])} tokens in all = {derived['epochs']} epochs"
+        epochs = derived["epochs"]
+        epochs = f"epochs {describe_epochs(epochs)}" if isinstance(epochs, dict) else f"{epochs} epochs"
+        total = f"{count_text(derived['total_tokens'])} tokens in all = {epochs}"
         peak = f"{derived['total_flops']:.2e} FLOPs, {clock(derived['seconds_at_peak'])} at the {peak}"
     run.print(
         f"{count_text(derived['parameters'], 2)} parameters, {derived['tokens_per_step']} tokens a step, {total}\n"

@@ -12,6 +12,7 @@ from torch import nn
 
 from .corpus.arguments import PretrainingDataArguments
 from .corpus.masking import collate
+from .corpus.mixture import MixedCursor, MixedSampler, parts_of
 from .corpus.segment_pairs import Cursor, Instances
 from .model.kernels_hfbert import IGNORED_LABEL
 from .model.layout_hfbert import pack
@@ -48,7 +49,7 @@ class PretrainingBatches:
 
     Args:
         run: its device and options decide shapes, packing and the local micro-batches.
-        documents: the train split.
+        documents: the train split of a corpus or a mixture.
         tokenizer: the corpus's.
         phases: in order.
         arguments: options of pairs and masks.
@@ -75,7 +76,7 @@ class PretrainingBatches:
         self.pin = run.device.type == "cuda"
         self.packing = run.packing
         self.pad_token_id = tokenizer.pad_token_id
-        self.samplers = [arguments.sampler(documents, phase.max_seq_length) for phase in phases]
+        self.samplers = [arguments.mixed_sampler(documents, phase.max_seq_length) for phase in phases]
         self.collators = [arguments.collator(tokenizer, phase.max_seq_length) for phase in phases]
         self.own = [local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size) for phase in phases]
 
@@ -84,14 +85,20 @@ class PretrainingBatches:
         for number, phase in enumerate(self.phases):
             if step >= phase.last_step:
                 continue
-            start = Cursor(*saved["cursor"]) if saved and saved["phase"] == number else None
-            for instances, cursor in self.samplers[number].batches(phase.batch_size, start):
+            start = saved["cursor"] if saved and saved["phase"] == number else None
+            for instances, cursor in self._stream(number, start):
                 yield self._step_batch(number, instances, cursor)
                 step += 1
                 if step == phase.last_step:
                     break
 
-    def _step_batch(self, number: int, instances: Instances, cursor: Cursor) -> StepBatch:
+    def _stream(self, number: int, saved: list[Any] | None) -> Iterator[tuple[Instances, Cursor | MixedCursor]]:
+        sampler, batch_size = self.samplers[number], self.phases[number].batch_size
+        if isinstance(sampler, MixedSampler):
+            return sampler.batches(batch_size, MixedCursor.restore(saved) if saved else None)
+        return sampler.batches(batch_size, Cursor(*saved) if saved else None)
+
+    def _step_batch(self, number: int, instances: Instances, cursor: Cursor | MixedCursor) -> StepBatch:
         phase, sampler, collator = self.phases[number], self.samplers[number], self.collators[number]
         first, share = self.own[number]
         own = instances[first * phase.micro_batch_size : (first + share) * phase.micro_batch_size]
@@ -148,7 +155,7 @@ class PretrainingEvaluation:
     Args:
         run: its accelerator shares the batches among the processes.
         train_documents: the train split, for the baseline.
-        documents: the validation split.
+        documents: the validation split; of a mixture, every corpus has its share of the instances.
         tokenizer: the corpus's.
         arguments: options of pairs and masks; the seed is fixed to 0.
         max_seq_length: tokens of an instance.
@@ -170,18 +177,26 @@ class PretrainingEvaluation:
     ):
         self.run = run
         # Validation does not change with the run's seed, so that runs can be compared.
-        sampler = arguments.sampler(documents, max_seq_length, seed=0)
         collator = arguments.collator(tokenizer, max_seq_length, seed=0)
         self.batches: list[dict[str, torch.Tensor]] = []
+        self.sources: list[str] = []  # of a mixture, the names of its corpora
+        self._source_of_batch: list[int] = []
         rows = 0
-        for instances, _ in sampler.batches(batch_size, epochs=1):
-            instances = instances[: max_rows - rows]
-            batch, _ = collate(sampler, collator, instances)
-            batch.pop("masked_positions", None)
-            self.batches.append({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()})
-            rows += len(instances)
-            if rows >= max_rows:
-                break
+        for number, (name, part, share) in enumerate(parts_of(documents)):
+            sampler = arguments.sampler(part, max_seq_length, seed=0)
+            self.sources.append(name)
+            most, own = max(1, round(share * max_rows)), 0
+            for instances, _ in sampler.batches(batch_size, epochs=1):
+                instances = instances[: most - own]
+                batch, _ = collate(sampler, collator, instances)
+                batch.pop("masked_positions", None)
+                tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+                self.batches.append(tensors)
+                self._source_of_batch.append(number)
+                own += len(instances)
+                if own >= most:
+                    break
+            rows += own
         self.baseline = self._unigram_baseline(train_documents, len(tokenizer)) | {"rows": rows}
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -189,17 +204,20 @@ class PretrainingEvaluation:
 
         Returns:
             `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with next-sentence
-            prediction `eval_next_sentence_loss` and `eval_next_sentence_accuracy`.
+            prediction `eval_next_sentence_loss` and `eval_next_sentence_accuracy`. For a mixture also
+            `eval_masked_lm_loss_NAME` of every corpus.
         """
         accelerator = self.run.accelerator
         unwrapped = accelerator.unwrap_model(model)
         unwrapped.eval()
-        sums = torch.zeros(6, dtype=torch.float64, device=self.run.device)
-        own = self.batches[accelerator.process_index :: accelerator.num_processes]
+        sums = torch.zeros((len(self.sources), 6), dtype=torch.float64, device=self.run.device)
+        own = slice(accelerator.process_index, None, accelerator.num_processes)
         with torch.no_grad(), accelerator.autocast():
-            for batch in own:
-                sums += self._sums(unwrapped, {name: tensor.to(self.run.device) for name, tensor in batch.items()})
-        loss, right, count, pair_loss, pairs_right, pairs = accelerator.reduce(sums, reduction="sum").tolist()
+            for batch, source in zip(self.batches[own], self._source_of_batch[own], strict=False):
+                inputs = {name: tensor.to(self.run.device) for name, tensor in batch.items()}
+                sums[source] += self._sums(unwrapped, inputs)
+        sums = accelerator.reduce(sums, reduction="sum")
+        loss, right, count, pair_loss, pairs_right, pairs = sums.sum(0).tolist()
         metrics = {
             "eval_masked_lm_loss": loss / count,
             "eval_perplexity": math.exp(min(loss / count, 700.0)),
@@ -208,6 +226,10 @@ class PretrainingEvaluation:
         if pairs:
             metrics["eval_next_sentence_loss"] = pair_loss / pairs
             metrics["eval_next_sentence_accuracy"] = pairs_right / pairs
+        if len(self.sources) > 1:
+            for name, (loss, _, count, *_) in zip(self.sources, sums.tolist(), strict=True):
+                if count:
+                    metrics[f"eval_masked_lm_loss_{name}"] = loss / count
         return metrics
 
     def shorten(self, batches: int = 8) -> float:
@@ -232,7 +254,9 @@ class PretrainingEvaluation:
         )
         if "eval_next_sentence_accuracy" in metrics:
             text += f", NSP accuracy {100 * metrics['eval_next_sentence_accuracy']:.1f} %"
-        return text
+        keys = {name: f"eval_masked_lm_loss_{name}" for name in self.sources}
+        parts = [f"{name} {metrics[key]:.3f}" for name, key in keys.items() if key in metrics]
+        return text + (f"; MLM loss on {', '.join(parts)}" if parts else "")
 
     def short(self, metrics: dict[str, float]) -> str:
         """Describe the accuracy beside the unigram baseline in three words; `metrics` may be empty."""

@@ -31,7 +31,7 @@ class Inspection:
 
     lines: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
-    histograms: dict[str, dict[str, float]] = field(default_factory=dict)
+    histograms: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def plain(text: str, style: str) -> str:
@@ -307,7 +307,7 @@ def inspect_tokenizer(tokenizer: Any, corpus: Corpus | None = None, *, paint: Pa
     return result
 
 
-def _by_frequency(counts: np.ndarray) -> dict[str, float]:
+def _by_frequency(counts: np.ndarray) -> dict[str, int]:
     """Count the tokens of the vocabulary that occur so often, by powers of ten."""
     powers = np.where(counts > 0, np.floor(np.log10(np.maximum(counts, 1))) + 1, 0).astype(np.int64)
     names = ["never", *(f"{10**power:,}+" for power in range(int(powers.max(initial=0))))]

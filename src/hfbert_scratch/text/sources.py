@@ -7,6 +7,7 @@ of processes, on any hosts, share the work in the same way.
 import dataclasses
 import glob
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -54,12 +55,18 @@ class TextSource:
     @property
     def size(self) -> int:
         """Bytes on disk, 0 for the Hub."""
-        return sum(path.stat().st_size for path in self._files())
+        return sum(status.st_size for status in self._status())
 
     @property
     def modified(self) -> list[int]:
         """Times of the last change of the files, in nanoseconds."""
-        return [path.stat().st_mtime_ns for path in self._files()]
+        return [status.st_mtime_ns for status in self._status()]
+
+    def _status(self) -> list[os.stat_result]:
+        try:
+            return [path.stat() for path in self._files()]
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
     def byte_range(self, part: Part = WHOLE) -> tuple[int, int]:
         """Return the first byte of a part and the one after its last, in the files one after the other."""

@@ -147,7 +147,7 @@ def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> N
 
 
 @_picture
-def draw_histograms(histograms: dict[str, dict[str, float]], path: Path) -> None:
+def draw_histograms(histograms: dict[str, dict[str, int]], path: Path) -> None:
     """Draw counts by name as bars, a panel for each histogram; `histograms` maps titles to them."""
     figure, axes = _subplots(1, len(histograms), figsize=(5 * len(histograms), 4), layout="constrained", squeeze=False)
     for axis, (title, counts) in zip(axes[0], histograms.items(), strict=True):
