@@ -3,9 +3,9 @@
     git worktree add /tmp/before COMMIT
     python benchmarks/corpus_stages.py --before /tmp/before [--megabytes 200] [--pairs 3]
 
-Every build is a process of its own. Its time is the whole command's, less the time of a command that only prints its
-help, which imports as much. The peak of memory is that of the largest process. The plan is also measured alone, on
-made indexes. The figures that docs/scaling.md counts with are copied to benchmarks/scaling.py by hand.
+Every build is a process of its own, timed by itself: without the start of Python, but with that of its workers. The
+peak of memory is that of the largest process. The plan is also measured alone, on made indexes. The figures that
+docs/scaling.md counts with are copied to benchmarks/scaling.py by hand.
 """
 
 import json
@@ -56,24 +56,32 @@ class Commands:
     def __init__(self, checkout: Path, directory: Path) -> None:
         self.checkout, self.directory = checkout, directory
         self.environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
-        self.start = min(self._run(["--help"])[0] for _ in range(3))
 
-    def build(self, text: Path, num_proc: int, *options: str) -> tuple[float, str]:
-        """Build a corpus; return seconds without the start of the program, and its output."""
-        output = self.directory / "corpus"
-        if not options or options[-1] == "index":
-            shutil.rmtree(output, ignore_errors=True)
-        command = ["--text", str(text), "--tokenizer", str(self.directory / "tokenizer"), "--output_dir", str(output)]
-        seconds, printed = self._run([*command, "--num_proc", str(num_proc), *options])
-        return seconds - self.start, printed
+    def build(self, text: Path, num_proc: int) -> float:
+        """Build a corpus anew; return the seconds that its manifest names."""
+        shutil.rmtree(self.directory / "corpus", ignore_errors=True)
+        self._run(text, num_proc)
+        return json.loads((self.directory / "corpus" / "manifest.json").read_text(encoding="utf-8"))["seconds"]
 
-    def _run(self, words: list[str]) -> tuple[float, str]:
+    def stages(self, text: Path, num_proc: int) -> dict[str, float]:
+        """Build a corpus anew, stage by stage; return MB/s of index and write, and of completing the corpus."""
+        shutil.rmtree(self.directory / "corpus", ignore_errors=True)
+        rates = {}
+        for stage in ("index", "plan", "write"):
+            printed = self._run(text, num_proc, "--stage", stage)
+            rate = re.findall(rf"corpus, {stage}: .* MB, (\S+) MB/s", printed)
+            if rate:
+                rates[stage] = float(rate[-1])
+        manifest = json.loads((self.directory / "corpus" / "manifest.json").read_text(encoding="utf-8"))
+        completing = manifest["seconds"] - manifest["megabytes"] / rates["write"]
+        return rates | {"complete": manifest["megabytes"] / max(completing, 1e-3)}
+
+    def _run(self, text: Path, num_proc: int, *options: str) -> str:
         script = str(self.checkout / "recipes" / "build_corpus.py")
-        start = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, script, *words], env=self.environment, check=True, capture_output=True, text=True
-        )
-        return time.monotonic() - start, done.stdout
+        paths = {"text": text, "tokenizer": self.directory / "tokenizer", "output_dir": self.directory / "corpus"}
+        words = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+        command = [sys.executable, script, *words, "--num_proc", str(num_proc), *options]
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
 
 
 def write_texts(directory: Path, size: int) -> list[Path]:
@@ -98,17 +106,15 @@ def measure_builds(arguments: StageArguments, directory: Path) -> None:
         for num_proc in arguments.num_proc:
             times: list[tuple[float, float]] = []
             for _ in range(arguments.pairs):
-                before = theirs.build(text, num_proc)[0] if theirs else float("nan")
-                times.append((before, ours.build(text, num_proc)[0]))
+                before = theirs.build(text, num_proc) if theirs else float("nan")
+                times.append((before, ours.build(text, num_proc)))
             before, now = (statistics.median(column) for column in zip(*times, strict=True))
             ratios = sorted(old / new for old, new in times)
             ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})"
             print(f"{text.suffix}, {num_proc} process(es): {megabytes / before:.1f} MB/s before, ", end="")
             print(f"{megabytes / now:.1f} now; ratio {ratio}", flush=True)
-            for stage in ("index", "plan", "write"):
-                seconds, printed = ours.build(text, num_proc, "--stage", stage)
-                rate = re.findall(rf"corpus, {stage}: .* MB, (\S+) MB/s", printed)
-                print(f"    {stage}: {seconds:.2f} s{f', {rate[-1]} MB/s' if rate else ''}", flush=True)
+            rates = ours.stages(text, num_proc)
+            print("    MB/s:", ", ".join(f"{stage} {rate:.1f}" for stage, rate in rates.items()), flush=True)
 
 
 def measure_plan(documents: int, directory: Path) -> None:

