@@ -204,16 +204,18 @@ def first_occurrences(units: Sequence[np.ndarray]) -> np.ndarray:
 
 def _repeated(digests: np.ndarray) -> np.ndarray:
     """Return the places of digests that occur before, ascending."""
-    ordered = np.sort(digests)
-    several = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(several) == 0:
+    order = np.argsort(digests)
+    ordered = digests[order]
+    equal = ordered[1:] == ordered[:-1]
+    if not equal.any():
         return np.empty(0, dtype=np.int64)
-    several = several[np.concatenate([[True], several[1:] != several[:-1]])]
-    nearest = np.minimum(np.searchsorted(several, digests), len(several) - 1)
-    places = np.flatnonzero(several[nearest] == digests)
-    repeated = np.ones(len(places), dtype=bool)
-    repeated[np.unique(nearest[places], return_index=True)[1]] = False
-    return places[repeated]
+    follows = np.concatenate([[False], equal])  # in sorted order: equal to the one before
+    grouped = follows | np.concatenate([equal, [False]])
+    places = order[grouped]  # one group of equal digests after the other
+    repeated = np.zeros(len(digests), dtype=bool)
+    repeated[places] = True
+    repeated[np.minimum.reduceat(places, np.flatnonzero(~follows[grouped]))] = False
+    return np.flatnonzero(repeated)
 
 
 def _shard_borders(units: Sequence[np.ndarray], kept: np.ndarray, size: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Train on several corpora at once, each with its share of the instances.
 
 The share holds in every batch within rounding, and what rounding left out comes in the next batches: after any number
-of batches, the instances drawn from a corpus differ by less than one or two from its share of all. The batches are a
+of batches, the instances drawn from a corpus differ by less than one from its share of all. The batches are a
 function of the seed and their number, like those of one corpus.
 """
 
