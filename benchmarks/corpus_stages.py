@@ -134,7 +134,7 @@ def measure_plan(documents: int, directory: Path) -> None:
     start = time.monotonic()
     index.make_plan(output, units, BuildArguments(["made.txt"], "none"))
     seconds = time.monotonic() - start
-    print(f"plan: {documents:,} documents in {seconds:.2f} s, {documents / seconds / 1e6:.1f} M/s")
+    print(f"plan: {documents:,} documents in {seconds:.2f} s, {documents / seconds / 1e6:.1f} M/s", flush=True)
 
 
 @command_line
@@ -143,11 +143,10 @@ def main() -> None:
     arguments = parse_arguments(StageArguments, description=__doc__)
     print(hardware(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as name:
-        measure_builds(arguments, Path(name))
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-        print(f"largest process: {peak:,.0f} MB")
         if arguments.documents:
             measure_plan(arguments.documents, Path(name))
+        measure_builds(arguments, Path(name))
+        print(f"largest process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3:,.0f} MB")
 
 
 if __name__ == "__main__":
