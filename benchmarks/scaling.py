@@ -28,13 +28,11 @@ BEGIN, END = "<!-- figures: python benchmarks/scaling.py --write -->\n", "<!-- e
 class Measured:
     """Our own single-device rates: AMD EPYC, 41 MB of Wikipedia and novels, bert-base-uncased's vocabulary."""
 
-    # benchmarks/corpus_stages.py on made text, MB/s of one core, plan in documents/s: one core of an Intel Xeon,
-    # 2026-11-27, beside other work.
-    index: float = 60.0
-    plan: float = 5e6
-    write_shards: float = 7.0
-    complete: float = 100.0
-    bytes_per_document: float = 2_000.0
+    # recipes/build_corpus.py's manifest, MB/s of one core, 2026-11-24.
+    read: float = 130.0
+    split: float = 55.0
+    tokenize: float = 25.0
+    write: float = 650.0
     tokens_per_byte: float = 0.228
     disk_bytes_per_token: float = 2.16
     # benchmarks/pretraining_step.py --size base --batch_size 16 --precision bfloat16: real tokens/s of two cores,
@@ -54,7 +52,6 @@ class Assumed:
     nvlink: float = 450e9  # bytes/s of one GPU in one direction, NVIDIA's datasheet
     network: float = 50e9  # bytes/s of one GPU across nodes: a 400 Gbit/s adapter each
     node: int = 8  # GPUs
-    storage: float = 2_000.0  # MB/s that one host reads from shared storage: most of a 25 Gbit/s network
     # Padding of rows padded to 128 and 512: original semantics on real English, as in the corpus manifest.
     padding: tuple[float, float] = (0.098, 0.32)
 
@@ -199,42 +196,30 @@ def network_table(configs: dict[str, HFBertConfig]) -> str:
     )
 
 
-def corpus_seconds(gigabytes: float, hosts: int, cores: int) -> tuple[float, float, float, float]:
-    """Seconds of indexing, planning, writing and completing; the first and the third are shared by all cores."""
+def corpus_table(gigabytes: float = 100.0, cores: int = 16) -> str:
+    """A corpus of `gigabytes` of text on hosts with `cores` processes each."""
     m, megabytes = MEASURED, gigabytes * 1e3
-    shared = hosts * cores
-    # No host reads faster than its storage gives; each of the two stages reads all text once, whatever the hosts.
-    index = max(megabytes / (shared * m.index), megabytes / (hosts * ASSUMED.storage))
-    write = max(megabytes / (shared * m.write_shards), megabytes / (hosts * ASSUMED.storage))
-    return index, megabytes * 1e6 / m.bytes_per_document / m.plan, write, megabytes / m.complete
-
-
-def corpus_table(sizes: tuple[float, ...] = (100.0, 1000.0), cores: int = 16) -> str:
-    """Corpora of so many gigabytes of text on hosts with `cores` processes each."""
+    work = 1 / (1 / m.split + 1 / m.tokenize + 1 / m.write)
+    tokens = gigabytes * 1e9 * m.tokens_per_byte
     rows = []
-    for gigabytes in sizes:
-        for hosts in (1, 2, 4, 8, 16, 32, 64):
-            stages = corpus_seconds(gigabytes, hosts, cores)
-            seconds = sum(stages)
-            rows.append(
-                [
-                    f"{gigabytes:,.0f} GB",
-                    str(hosts),
-                    *(f"{stage / 60:.1f}" for stage in stages),
-                    f"{seconds / 60:.1f}",
-                    f"{seconds / 3600 * hosts * cores * ASSUMED.core_hour:.2f}",
-                ]
-            )
-    m, tokens = MEASURED, sizes[0] * 1e9 * MEASURED.tokens_per_byte
+    for hosts in (1, 2, 4, 8):
+        # Every host reads all text in one process and works on its shards in the others.
+        reading, working = megabytes / m.read, megabytes / (hosts * (cores - 1) * work)
+        seconds = max(reading, working)
+        rows.append(
+            [
+                str(hosts),
+                f"{reading / 60:.0f}",
+                f"{working / 60:.0f}",
+                f"{seconds / 60:.0f}",
+                f"{seconds / 3600 * hosts * cores * ASSUMED.core_hour:.2f}",
+            ]
+        )
     head = (
-        f"{sizes[0]:.0f} GB of text are {tokens / 1e9:.1f} G tokens and {tokens * m.disk_bytes_per_token / 1e9:.0f} "
-        f"GB on disk. A core indexes {m.index:.0f} MB/s and writes {m.write_shards:.1f} MB/s; one process plans "
-        f"{m.plan / 1e6:.0f} M documents/s and completes {m.complete:.0f} MB/s.\n\n"
+        f"{gigabytes:.0f} GB of text are {tokens / 1e9:.1f} G tokens and {tokens * m.disk_bytes_per_token / 1e9:.0f} "
+        f"GB on disk; a core splits, tokenizes and writes {work:.1f} MB/s.\n\n"
     )
-    return head + table(
-        f"text | hosts of {cores} cores | index, min | plan, min | write, min | complete, min | all, min | $",
-        rows,
-    )
+    return head + table(f"hosts of {cores} cores | reading, min | working, min | together, min | $", rows)
 
 
 def budget_table() -> str:
