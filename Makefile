@@ -114,7 +114,7 @@ $(DOCS)/installed: pyproject.toml
 # Python clients together; transformers 4 for those that have not moved on; Node 20 or newer must be there.
 $(CLIENTS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(CLIENTS)/python
-	$(CLIENTS)/python/bin/python -m pip install --quiet "torch>=2.11,<2.14" --editable ".[test,export,app,clients]"
+	$(CLIENTS)/python/bin/python -m pip install --quiet "torch>=2.11,<2.14" --editable ".[test,export,app,clients,distributed]"
 	$(PYTHON) -m venv $(CLIENTS)/transformers4
 	$(CLIENTS)/transformers4/bin/python -m pip install --quiet "torch>=2.11,<2.14" optimum-onnx onnxruntime "transformers<4.58"
 	npm install --silent --ignore-scripts --prefix $(CLIENTS)/node @huggingface/transformers node-llama-cpp

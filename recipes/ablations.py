@@ -207,7 +207,7 @@ class Experiment:
             options["keep_checkpoints"] = 1
         return PretrainingArguments(
             **options,
-            corpus=self.arguments.corpus,
+            corpus=[self.arguments.corpus],
             tokenizer=self.arguments.tokenizer,
             output_dir=str(pretraining_directory(self.root, self.table, arm, seed)),
             precision=str(self.arguments.precision),

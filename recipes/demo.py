@@ -102,6 +102,8 @@ def main() -> None:
     stage("Building the corpus")
     share = ("--validation_share", "0.03", "--max_seq_length", "128")
     recipe("build_corpus", "--text", text, "--tokenizer", tokenizer, "--output_dir", corpus, *share)
+    stage("Two instances as the model will see them: [before→after] is a token to predict")
+    recipe("inspect_data", "batch", corpus, "--rows", "2")
     stage("Pretraining: masked LM and next sentence prediction")
     steps = () if arguments.max_steps is None else ("--max_steps", str(arguments.max_steps))
     inputs = ("--corpus", corpus, "--tokenizer", tokenizer, "--output_dir", pretraining)

@@ -35,7 +35,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.corpus.arguments import PretrainingDataArguments
-from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.mixture import Mixture
 from hfbert_scratch.lstm import LSTMPairConfig, LSTMPairForPreTraining
 from hfbert_scratch.model.loading import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import (
@@ -71,7 +71,12 @@ TIMED_BATCHES = 8
 class PretrainingArguments(TrainingArguments, PretrainingDataArguments, EstimateArguments):
     """The command line."""
 
-    corpus: str = argument(help="directory written by hfbert corpus")
+    corpus: list[str] = argument(
+        help="directory written by hfbert corpus; several, each as DIRECTORY:WEIGHT, give every batch their shares"
+    )
+    mixture_temperature: float = argument(
+        1.0, help="of several corpora without weights: their weights are tokens^(1/temperature)", above=0
+    )
     tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
     model: str | None = argument(
         None,
@@ -264,12 +269,9 @@ def set_sinusoidal_positions(model: HFBertForPreTraining | HFBertForMaskedLM, sc
     table.copy_(scale * torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width])
 
 
-def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, corpus: Corpus) -> dict[str, Any]:
+def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, mixture: Mixture) -> dict[str, Any]:
     """Compute what follows from the arguments before the first step: sizes, totals, FLOPs, device."""
-    pairs = corpus.manifest["pairs"]["train"]
-    described = pairs.get(str(arguments.max_seq_length)) or next(iter(pairs.values()))
-    share = min(1.0, described["mean_length"] / arguments.max_seq_length)
-    tokens_per_step = arguments.batch_size * arguments.max_seq_length * share
+    tokens_per_step = arguments.batch_size * mixture.mean_length(arguments.max_seq_length)
     flops = flops_per_token(arguments, model, arguments.max_seq_length)
     peak, source = run.peak
     totals: dict[str, Any] = {}
@@ -277,7 +279,7 @@ def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, co
         tokens = tokens_per_step * arguments.max_steps
         totals = {
             "total_tokens": round(tokens),
-            "epochs": round(tokens / max(1, corpus.manifest["splits"]["train"]["tokens"]), 2),
+            "epochs": epochs_of(mixture, tokens),
             "total_flops": flops * tokens,
             "seconds_at_peak": round(flops * tokens / peak / run.accelerator.num_processes, 1),
         }
@@ -291,6 +293,12 @@ def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, co
         "precision": run.precision,
         "attention": model.config._attn_implementation,
     }
+
+
+def epochs_of(mixture: Mixture, tokens: float) -> float | dict[str, float]:
+    """Return the passes over the corpus in so many tokens; of several corpora, by name."""
+    epochs = mixture.epochs(tokens)
+    return epochs if len(epochs) > 1 else next(iter(epochs.values()))
 
 
 def _predicted_share(arguments: PretrainingArguments) -> float:
@@ -312,43 +320,45 @@ def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bo
         last: no other run follows in these processes.
     """
     tokenizer = load_tokenizer(arguments.tokenizer)
-    corpus = Corpus.open(arguments.corpus, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
+    longest = max(phase.max_seq_length for phase in arguments.phases())
+    mixture = Mixture.open(arguments.corpus, tokenizer, longest, arguments.mixture_temperature)
     # A run belongs to the content of its inputs; where they lie may change.
-    fingerprint = {"corpus": corpus.manifest["identity"], "tokenizer": tokenizer_hash(tokenizer)}
-    also = None
+    fingerprint = {"corpus": mixture.identity, "tokenizer": tokenizer_hash(tokenizer)}
+    other = None
     if arguments.also_evaluate:
-        also = Corpus.open(arguments.also_evaluate, tokenizer, arguments.phases()[-1].max_seq_length)
+        other = Mixture.open([arguments.also_evaluate], tokenizer, arguments.phases()[-1].max_seq_length)
     with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint, last=last) as run:
-        if arguments.whole_word and (note := corpus.whole_word_note(tokenizer)):
-            run.print(f"warning: {note}")
-        return pretrain(run, arguments, corpus, tokenizer, also)
+        for corpus in mixture.corpora if arguments.whole_word else ():
+            if note := corpus.whole_word_note(tokenizer):
+                run.print(f"warning: {note}")
+        return pretrain(run, arguments, mixture, tokenizer, other)
 
 
 def pretrain(
-    run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any, other: Corpus | None = None
+    run: Run, arguments: PretrainingArguments, mixture: Mixture, tokenizer: Any, other: Mixture | None = None
 ) -> bool:
     """Build, train, save and record; returns whether the run got to its end. `other`: a corpus to evaluate as well."""
     phases = arguments.phases()
-    documents = corpus.split("train")
+    documents = mixture.split("train")
     for phase in phases:  # options out of range are refused before anything is written
-        arguments.sampler(documents, phase.max_seq_length)
+        arguments.mixed_sampler(documents, phase.max_seq_length)
         arguments.collator(tokenizer, phase.max_seq_length)
         if phase.micro_batch_size != AUTO:
             local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
     counts = [count.strip() for count in arguments.checkpoint_words.split(",") if count.strip()]
-    revisions = {step: f"chck_{count}" for step, count in steps_of_words(counts, phases, corpus, tokenizer).items()}
+    revisions = {step: f"chck_{count}" for step, count in steps_of_words(counts, phases, mixture, tokenizer).items()}
     model = build_model(arguments, tokenizer, run.print)
     forward = loss_without_logits
     if arguments.next_sentence_weight != 1:
         forward = weigh_next_sentence(model, arguments.next_sentence_weight)
     model, optimizer, _ = prepare(run, model)
     unwrapped = run.accelerator.unwrap_model(model)
-    evaluation = open_evaluation(run, arguments, corpus, tokenizer)
+    evaluation = open_evaluation(run, arguments, mixture, tokenizer)
     also = None if other is None else open_evaluation(run, arguments, other, tokenizer)
     phases = fit_micro_batches(run, model, arguments, tokenizer, evaluation, forward)
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
     run.best_by = ("eval_masked_lm_loss", min)
-    derived = derived_quantities(arguments, run, unwrapped, corpus)
+    derived = derived_quantities(arguments, run, unwrapped, mixture)
     describe(run, derived, evaluation.baseline)
     run.start_trackers()
     run.bar.show(score=evaluation.short({}))
@@ -357,7 +367,7 @@ def pretrain(
         save_tokenizer(tokenizer, directory)
 
     how: dict[str, Any] = {
-        "evaluate": lambda: evaluate(run, model, evaluation, also),
+        "evaluate": lambda: evaluate(run, model, mixture, evaluation, also),
         "save_extra": save_extra,
         "flops_per_token": lambda length: flops_per_token(arguments, unwrapped, length),
         "forward": forward,
@@ -365,7 +375,7 @@ def pretrain(
     if isinstance(run, Rehearsal):
         evaluations = evaluation.times_longer(TIMED_BATCHES) * -(-arguments.max_steps // arguments.eval_every)
         how |= {
-            "evaluate": lambda: evaluate(run, model, evaluation, also, TIMED_BATCHES),
+            "evaluate": lambda: evaluate(run, model, mixture, evaluation, also, TIMED_BATCHES),
             "evaluations": evaluations,
             "start_seconds": run.stopping.seconds(),
         }
@@ -381,18 +391,18 @@ def pretrain(
         run.save_model(model, save_extra)
     if run.is_main:
         curves.draw()
-    record(run, done, derived, evaluation, corpus, revisions)
+    record(run, done, derived, evaluation, mixture, revisions)
     return done
 
 
 def open_evaluation(
-    run: Run, arguments: PretrainingArguments, corpus: Corpus, tokenizer: Any
+    run: Run, arguments: PretrainingArguments, mixture: Mixture, tokenizer: Any
 ) -> PretrainingEvaluation:
-    """Make the evaluation on a corpus's held-out documents, at the length of the run's last phase."""
+    """Make the evaluation on a mixture's held-out documents, at the length of the run's last phase."""
     return PretrainingEvaluation(
         run,
-        corpus.split("train"),
-        corpus.split("validation"),
+        mixture.split("train"),
+        mixture.split("validation"),
         tokenizer,
         arguments,
         max_seq_length=arguments.phases()[-1].max_seq_length,
@@ -404,16 +414,19 @@ def open_evaluation(
 def evaluate(
     run: Run,
     model: Any,
+    mixture: Mixture,
     evaluation: PretrainingEvaluation,
     also: PretrainingEvaluation | None,
     batches: int | None = None,
 ) -> dict[str, float]:
-    """Evaluate, on a second corpus too if there is one, and print; return the metrics of both.
+    """Evaluate, on a second corpus too if there is one, and print; return the metrics of all.
 
     `batches`: on so many batches of each process; None: on all.
     """
     metrics = evaluation(model, batches)
     run.print(evaluation.describe(metrics))
+    if len(mixture.names) > 1:
+        run.print(f"epochs so far: {describe_epochs(mixture.epochs(run.progress.tokens))}")
     run.bar.show(score=evaluation.short(metrics))
     if evaluation.is_past_plateau(metrics) and not any(map(evaluation.is_past_plateau, run.history)):
         run.print("the unigram plateau is left: the model uses context")
@@ -455,7 +468,7 @@ def record(
     done: bool,
     derived: dict[str, Any],
     evaluation: PretrainingEvaluation,
-    corpus: Corpus,
+    mixture: Mixture,
     revisions: dict[int, str],
 ) -> None:
     """Write record.json, and print what the run leaves."""
@@ -470,7 +483,7 @@ def record(
         baseline=evaluation.baseline,
         revisions={name: step for step, name in revisions.items()},
         results=results | {"plateau_left_at_step": past, "best_step": run.best_step},
-        corpus={name: corpus.manifest[name] for name in ("arguments", "splits")},
+        corpus=mixture.describe(),
     )
     run.print(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
 
@@ -487,12 +500,19 @@ def stretches_of(
     return stretches
 
 
+def describe_epochs(epochs: dict[str, float]) -> str:
+    """Name every corpus of a mixture with the passes over it."""
+    return ", ".join(f"{name} {passes:g}" for name, passes in epochs.items())
+
+
 def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> None:
     """Print what is about to happen."""
     total = f"as many steps as {run.arguments.max_time:g} minutes hold"
     peak = f"peak {derived['peak_flops'] / 1e12:.2f} TFLOP/s ({derived['peak_source']})"
     if "total_tokens" in derived:
-        total = f"{count_text(derived['total_tokens'])} tokens in all = {derived['epochs']} epochs"
+        epochs = derived["epochs"]
+        epochs = f"epochs {describe_epochs(epochs)}" if isinstance(epochs, dict) else f"{epochs} epochs"
+        total = f"{count_text(derived['total_tokens'])} tokens in all = {epochs}"
         peak = f"{derived['total_flops']:.2e} FLOPs, {clock(derived['seconds_at_peak'])} at the {peak}"
     run.print(
         f"{count_text(derived['parameters'], 2)} parameters, {derived['tokens_per_step']} tokens a step, {total}\n"

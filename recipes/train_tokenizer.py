@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from hfbert_scratch.text.readers import TextSource, describe_sources, find_sources, read_documents
+from hfbert_scratch.text.readers import read_documents
+from hfbert_scratch.text.sources import TextSource, describe_sources, find_sources
 from hfbert_scratch.text.tokenizer import (
     FORMS,
     NO_FORM,

@@ -55,6 +55,7 @@ COMMANDS = {
     for row in (
         Command("tokenizer", "train_tokenizer", "train a WordPiece tokenizer on your text", "data"),
         Command("corpus", "build_corpus", "tokenize text into a pretraining corpus", "data"),
+        Command("inspect", "inspect_data", "look at documents, instances, a tokenizer", "data"),
         Command("pretraining-data", "create_pretraining_data", "write fixed instances for other trainers", "data"),
         Command("pretrain", "pretrain", "pretrain a BERT, from scratch or a checkpoint", "training", True),
         Command("finetune", "finetune", "fine-tune on GLUE, SQuAD, SWAG, NER or your data", "training", True),

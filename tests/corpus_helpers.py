@@ -50,7 +50,9 @@ def small_tokenizer(texts: list[str] | None = None, vocab_size: int = 400):
 def build(directory: Path, texts: list[str], tokenizer=None, name: str = "corpus", **options) -> Corpus:
     """A corpus of `texts` in directory/name; `options` of BuildArguments or build_corpus."""
     source = write_text(directory / f"{name}.txt", texts)
-    calls = {key: options.pop(key) for key in ("num_proc", "num_hosts", "host_index", "segmenter") if key in options}
+    calls = {
+        key: options.pop(key) for key in ("num_proc", "num_tasks", "task", "stage", "segmenter") if key in options
+    }
     arguments = BuildArguments(text=(str(source),), tokenizer="small", **options)
     return build_corpus(arguments, tokenizer or small_tokenizer(), directory / name, **calls)
 

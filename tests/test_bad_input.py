@@ -355,8 +355,8 @@ CASES |= {
     "no process": ("build_corpus", {"num_proc": 0}, "--num_proc must be at least 1, not 0"),
     "a host too many": (
         "build_corpus",
-        {"num_hosts": 2, "host_index": 2},
-        r"--host_index must be between 0 and 1 \(--num_hosts 2\), not 2",
+        {"num_tasks": 2, "task": 2},
+        r"--task must be between 0 and 1 \(--num_tasks 2\), not 2",
     ),
     "shards of a gigabyte": ("build_corpus", {"shard_mb": 1000}, "--shard_mb must be between 1 and 512"),
     "a corpus over other files": ("build_corpus", {"output_dir": filled}, r"full is not empty \(it has notes\.txt\)"),

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from hfbert_scratch.features.files import TextFile
 from hfbert_scratch.model.loading import check_directory
 from hfbert_scratch.tasks import DataArguments, get_task
-from hfbert_scratch.text.readers import find_sources, read_documents
+from hfbert_scratch.text.readers import read_documents
+from hfbert_scratch.text.sources import find_sources
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import HFBertError

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .corpus.arguments import PretrainingDataArguments
-from .corpus.dataset import Corpus
 from .corpus.masking import collate
+from .corpus.mixture import MixedCursor, MixedSampler, Mixture, parts_of
 from .corpus.segment_pairs import Cursor, Instances
 from .model.kernels_hfbert import IGNORED_LABEL
 from .model.layout_hfbert import pack
@@ -56,7 +56,7 @@ class PretrainingBatches:
 
     Args:
         run: its device and options decide shapes, packing and the local micro-batches.
-        documents: the train split.
+        documents: the train split of a corpus or a mixture.
         tokenizer: the corpus's.
         phases: in order.
         arguments: options of pairs and masks.
@@ -83,7 +83,7 @@ class PretrainingBatches:
         self.pin = run.device.type == "cuda"
         self.packing = run.packing
         self.pad_token_id = tokenizer.pad_token_id
-        self.samplers = [arguments.sampler(documents, phase.max_seq_length) for phase in phases]
+        self.samplers = [arguments.mixed_sampler(documents, phase.max_seq_length) for phase in phases]
         self.collators = [arguments.collator(tokenizer, phase.max_seq_length) for phase in phases]
         self.own = [local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size) for phase in phases]
 
@@ -92,14 +92,20 @@ class PretrainingBatches:
         for number, phase in enumerate(self.phases):
             if step >= phase.last_step:
                 continue
-            start = Cursor(*saved["cursor"]) if saved and saved["phase"] == number else None
-            for instances, cursor in self.samplers[number].batches(phase.batch_size, start):
+            start = saved["cursor"] if saved and saved["phase"] == number else None
+            for instances, cursor in self._stream(number, start):
                 yield self._step_batch(number, instances, cursor)
                 step += 1
                 if step == phase.last_step:
                     break
 
-    def _step_batch(self, number: int, instances: Instances, cursor: Cursor) -> StepBatch:
+    def _stream(self, number: int, saved: list[Any] | None) -> Iterator[tuple[Instances, Cursor | MixedCursor]]:
+        sampler, batch_size = self.samplers[number], self.phases[number].batch_size
+        if isinstance(sampler, MixedSampler):
+            return sampler.batches(batch_size, MixedCursor.restore(saved) if saved else None)
+        return sampler.batches(batch_size, Cursor(*saved) if saved else None)
+
+    def _step_batch(self, number: int, instances: Instances, cursor: Cursor | MixedCursor) -> StepBatch:
         phase, sampler, collator = self.phases[number], self.samplers[number], self.collators[number]
         first, share = self.own[number]
         own = instances[first * phase.micro_batch_size : (first + share) * phase.micro_batch_size]
@@ -166,17 +172,17 @@ def word_count(text: str) -> int:
     return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]])
 
 
-def steps_of_words(counts: Sequence[str], phases: Sequence[Phase], corpus: Corpus, tokenizer: Any) -> dict[int, str]:
+def steps_of_words(counts: Sequence[str], phases: Sequence[Phase], mixture: Mixture, tokenizer: Any) -> dict[int, str]:
     """Find the optimizer steps after which a run has seen given numbers of words.
 
     A word is a token that begins one and has a letter or a digit. How many words a step has is the average over the
-    corpus, so that the steps are known before the run and are the same for every seed.
+    corpora, so that the steps are known before the run and are the same for every seed.
 
     Args:
         counts: as `word_count` reads them.
         phases: of the run.
-        corpus: its corpus, with the mean length of instances in its manifest.
-        tokenizer: the corpus's.
+        mixture: its corpora.
+        tokenizer: of the corpora.
 
     Returns:
         Step → count, as it was given.
@@ -189,16 +195,14 @@ def steps_of_words(counts: Sequence[str], phases: Sequence[Phase], corpus: Corpu
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     special = set(tokenizer.all_special_tokens)
     begins = [p not in special and not p.startswith("##") and any(map(str.isalnum, p)) for p in pieces]
-    tokens = corpus.split("train").token_counts(len(tokenizer))
+    tokens = mixture.split("train").token_counts(len(tokenizer))
     share = tokens[np.array(begins)].sum() / max(1, tokens.sum())
-    described = corpus.manifest["pairs"]["train"]
     steps: dict[int, str] = {}
     for count in counts:
         left, step = float(word_count(count)), 0
         for phase in phases:
-            pairs = described.get(str(phase.max_seq_length)) or next(iter(described.values()))
             # Three special tokens in a pair; contiguous text has two, a difference of less than a hundredth.
-            length = min(phase.max_seq_length, pairs["mean_length"]) - 3
+            length = mixture.mean_length(phase.max_seq_length) - 3
             a_step = phase.batch_size * max(1.0, length) * share
             here = min(phase.last_step - step, math.ceil(left / a_step))
             step, left = step + here, left - here * a_step
@@ -287,7 +291,7 @@ class PretrainingEvaluation:
     Args:
         run: its accelerator shares the batches among the processes.
         train_documents: the train split, for the baseline.
-        documents: the validation split.
+        documents: the validation split; of a mixture, every corpus has its share of the instances.
         tokenizer: the corpus's.
         arguments: options of pairs and masks; the seed is fixed to 0.
         max_seq_length: tokens of an instance.
@@ -308,11 +312,21 @@ class PretrainingEvaluation:
         max_rows: int,
     ):
         self.run = run
-        batches = held_out_batches(documents, tokenizer, arguments, max_seq_length, batch_size, max_rows)
-        self.batches = [
-            {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()} for batch in batches
-        ]
-        rows = sum(len(batch["labels"]) for batch in batches)
+        # Of a mixture, every corpus has its share of the rows.
+        self.sources: list[str] = []
+        self.batches: list[dict[str, torch.Tensor]] = []
+        self._source_of_batch: list[int] = []
+        rows = 0
+        for number, (source, part, share) in enumerate(parts_of(documents)):
+            most = max(1, round(share * max_rows))
+            batches = held_out_batches(part, tokenizer, arguments, max_seq_length, batch_size, most)
+            self.sources.append(source)
+            self.batches += [
+                {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+                for batch in batches
+            ]
+            self._source_of_batch += [number] * len(batches)
+            rows += sum(len(batch["labels"]) for batch in batches)
         self.baseline = self._unigram_baseline(train_documents, len(tokenizer)) | {"rows": rows}
 
     def __call__(self, model: nn.Module, batches: int | None = None) -> dict[str, float]:
@@ -324,17 +338,20 @@ class PretrainingEvaluation:
 
         Returns:
             `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with next-sentence
-            prediction `eval_next_sentence_loss` and `eval_next_sentence_accuracy`.
+            prediction `eval_next_sentence_loss` and `eval_next_sentence_accuracy`. For a mixture also
+            `eval_masked_lm_loss_NAME` of every corpus.
         """
         accelerator = self.run.accelerator
         unwrapped = accelerator.unwrap_model(model)
         unwrapped.eval()
-        sums = torch.zeros(6, dtype=sum_dtype(self.run.device), device=self.run.device)
-        own = self.batches[accelerator.process_index :: accelerator.num_processes][:batches]
+        sums = torch.zeros((len(self.sources), 6), dtype=sum_dtype(self.run.device), device=self.run.device)
+        own = range(accelerator.process_index, len(self.batches), accelerator.num_processes)[:batches]
         with torch.no_grad(), accelerator.autocast():
-            for batch in own:
-                sums += self._sums(unwrapped, {name: tensor.to(self.run.device) for name, tensor in batch.items()})
-        loss, right, count, pair_loss, pairs_right, pairs = accelerator.reduce(sums, reduction="sum").tolist()
+            for place in own:
+                inputs = {name: tensor.to(self.run.device) for name, tensor in self.batches[place].items()}
+                sums[self._source_of_batch[place]] += self._sums(unwrapped, inputs)
+        sums = accelerator.reduce(sums, reduction="sum")
+        loss, right, count, pair_loss, pairs_right, pairs = sums.sum(0).tolist()
         metrics = {
             "eval_masked_lm_loss": loss / count,
             "eval_perplexity": math.exp(min(loss / count, 700.0)),
@@ -343,6 +360,10 @@ class PretrainingEvaluation:
         if pairs:
             metrics["eval_next_sentence_loss"] = pair_loss / pairs
             metrics["eval_next_sentence_accuracy"] = pairs_right / pairs
+        if len(self.sources) > 1:
+            for name, (loss, _, count, *_) in zip(self.sources, sums.tolist(), strict=True):
+                if count:
+                    metrics[f"eval_masked_lm_loss_{name}"] = loss / count
         return metrics
 
     def times_longer(self, batches: int) -> float:
@@ -365,7 +386,9 @@ class PretrainingEvaluation:
         )
         if "eval_next_sentence_accuracy" in metrics:
             text += f", NSP accuracy {100 * metrics['eval_next_sentence_accuracy']:.1f} %"
-        return text
+        keys = {name: f"eval_masked_lm_loss_{name}" for name in self.sources}
+        parts = [f"{name} {metrics[key]:.3f}" for name, key in keys.items() if key in metrics]
+        return text + (f"; MLM loss on {', '.join(parts)}" if parts else "")
 
     def short(self, metrics: dict[str, float]) -> str:
         """Describe the accuracy beside the unigram baseline in three words; `metrics` may be empty."""

@@ -15,12 +15,12 @@ import pytest
 from corpus_helpers import FailingSegmenter, build, documents, small_tokenizer, write_text
 from training_helpers import RECIPES
 
-from hfbert_scratch.corpus import shards
+from hfbert_scratch.corpus import index, shards
 from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import build_corpus
 from hfbert_scratch.corpus.dataset import Corpus
+from hfbert_scratch.corpus.index import first_occurrences
 from hfbert_scratch.corpus.segment_pairs import SegmentPairSampler
-from hfbert_scratch.corpus.shards import DigestSet
 from hfbert_scratch.text.sentences import split_sentences
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError, OutputError
@@ -122,30 +122,25 @@ def test_open_refuses_what_it_was_not_built_for(corpus, tokenizer, tmp_path, tex
 
 
 def test_same_result_for_any_number_of_processes_and_hosts(tmp_path, tokenizer, monkeypatch, texts):
-    monkeypatch.setattr(shards, "shard_size", lambda sources: 6_000)
+    monkeypatch.setattr(index, "shard_size", lambda total: 6_000)
     one = build(tmp_path, texts, tokenizer, "one")
     assert one.split("train").num_shards > 5
     source = str(tmp_path / "one.txt")
     arguments = BuildArguments(text=(source,), tokenizer="small")
     build_corpus(arguments, tokenizer, tmp_path / "two", num_proc=2)
     assert same_files(tmp_path / "one", tmp_path / "two")
-    parts = [
-        build_corpus(arguments, tokenizer, tmp_path / "hosts", num_hosts=3, host_index=host) for host in (1, 0, 2)
-    ]
-    assert parts[0] is parts[1] is None and parts[2] is not None
-    assert same_files(tmp_path / "one", tmp_path / "hosts")
+    whole = build_corpus(arguments, tokenizer, tmp_path / "tasks", num_tasks=3, task=1)
+    assert same_files(tmp_path / "one", tmp_path / "tasks")
     statistics = ("splits", "pairs", "duplicates", "identity")
-    assert all(parts[2].manifest[key] == one.manifest[key] for key in statistics)
-    # The same command again opens what is there; a host that comes late too.
-    before = (tmp_path / "hosts" / "manifest.json").stat().st_mtime_ns
-    assert (
-        build_corpus(arguments, tokenizer, tmp_path / "hosts", num_hosts=3, host_index=1).manifest == parts[2].manifest
-    )
-    assert (tmp_path / "hosts" / "manifest.json").stat().st_mtime_ns == before
+    assert all(whole.manifest[key] == one.manifest[key] for key in statistics)
+    # The same command again opens what is there; a task that comes late too.
+    before = (tmp_path / "tasks" / "manifest.json").stat().st_mtime_ns
+    assert build_corpus(arguments, tokenizer, tmp_path / "tasks", num_tasks=3, task=0).manifest == whole.manifest
+    assert (tmp_path / "tasks" / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_an_interrupted_build_goes_on(tmp_path, tokenizer, monkeypatch, texts):
-    monkeypatch.setattr(shards, "shard_size", lambda sources: 6_000)
+    monkeypatch.setattr(index, "shard_size", lambda total: 6_000)
     build(tmp_path, texts, tokenizer, "whole")
     arguments = BuildArguments(text=(str(tmp_path / "whole.txt"),), tokenizer="small")
     write, written = shards.ShardWriter.write, []
@@ -238,16 +233,17 @@ def test_duplicates(tmp_path, tokenizer, texts):
         build(tmp_path, texts[:10] * 100, tokenizer, "copies", drop_duplicates=False)
 
 
-def test_digests_against_a_set():
+def test_first_occurrences_are_those_of_a_set_also_by_digest_range(monkeypatch):
     rng = np.random.default_rng(0)
-    digests, known = DigestSet(), set()
-    for _ in range(200):
-        batch = rng.integers(0, 3000, rng.integers(1, 60)).astype(np.uint64)
-        new = digests.add(batch)
-        for value, flag in zip(batch.tolist(), new.tolist(), strict=True):
-            assert flag == (value not in known)
-            known.add(value)
-    assert len(digests.runs) < 14
+    for at_once in (1 << 24, 100):
+        monkeypatch.setattr(index, "_SORTED_AT_ONCE", at_once)
+        for spread in (1 << 64, 3000 << 50, 10):
+            units = [rng.integers(0, spread, rng.integers(0, 60), dtype=np.uint64) for _ in range(60)]
+            known: set[int] = set()
+            for value, flag in zip(np.concatenate(units).tolist(), first_occurrences(units).tolist(), strict=True):
+                assert flag == (value not in known)
+                known.add(value)
+    assert len(first_occurrences([])) == 0
 
 
 def test_literal_special_tokens_stay_text(tmp_path, tokenizer, texts):
@@ -342,14 +338,14 @@ def test_output_directory(tmp_path, tokenizer, texts):
         build_corpus(arguments, tokenizer, tmp_path / "file" / "corpus")
     with pytest.raises(InputError, match="is not empty"):
         build_corpus(arguments, tokenizer, tmp_path)
-    with pytest.raises(InputError, match="--host_index must be between 0 and 1"):
-        build_corpus(arguments, tokenizer, tmp_path / "c", num_hosts=2, host_index=2)
+    with pytest.raises(InputError, match="--task must be between 0 and 1"):
+        build_corpus(arguments, tokenizer, tmp_path / "c", num_tasks=2, task=2)
     with pytest.raises(InputError, match="--num_proc"):
         build_corpus(arguments, tokenizer, tmp_path / "c", num_proc=0)
     import fcntl
 
     (tmp_path / "locked" / ".build").mkdir(parents=True)
-    with open(tmp_path / "locked" / ".build" / "host-0.lock", "a") as lock:
+    with open(tmp_path / "locked" / ".build" / "task-0.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match="another build is writing"):
             build_corpus(arguments, tokenizer, tmp_path / "locked")

@@ -20,8 +20,9 @@ from corpus_helpers import document, documents, words
 from hfbert_scratch.features.files import TextFile
 from hfbert_scratch.text import readers as text_sources
 from hfbert_scratch.text import streams
-from hfbert_scratch.text.readers import ReadStats, find_sources, read_documents
+from hfbert_scratch.text.readers import ReadStats, read_documents
 from hfbert_scratch.text.sentences import MAX_SENTENCE, split_sentences
+from hfbert_scratch.text.sources import find_sources
 from hfbert_scratch.utils.errors import InputError
 
 
@@ -123,7 +124,7 @@ def test_parquet_and_datasets(tmp_path):
 def test_hub_names(monkeypatch):
     calls = []
 
-    def load_dataset(name, configuration, split, streaming):
+    def load_dataset(name, configuration, split, streaming, revision):
         calls.append((name, configuration, split, streaming))
         if name == "no/where":
             raise FileNotFoundError("not on the Hub")
@@ -300,7 +301,7 @@ def test_a_200_mb_line_in_bounded_memory(tmp_path):
             file.write(line)
     # Not ru_maxrss, in which this process's own memory counts for its children.
     code = (
-        "import re, sys; from hfbert_scratch.text.readers import *;"
+        "import re, sys; from hfbert_scratch.text.readers import *; from hfbert_scratch.text.sources import *;"
         "n = sum(len(d) for d in read_documents(find_sources([sys.argv[1]])));"
         "print(n, *re.findall(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read()))"
     )

@@ -13,7 +13,8 @@ from corpus_helpers import documents, write_text
 from training_helpers import RECIPES
 from transformers import AutoTokenizer
 
-from hfbert_scratch.text.readers import find_sources, read_documents
+from hfbert_scratch.text.readers import read_documents
+from hfbert_scratch.text.sources import find_sources
 from hfbert_scratch.text.tokenizer import (
     SPECIAL_TOKENS,
     TextLosses,
@@ -79,7 +80,7 @@ def test_deterministic_across_processes(tmp_path):
     text = write_text(tmp_path / "t.txt", documents(150, seed=4))
     code = (
         "import sys; from hfbert_scratch.text.tokenizer import train_wordpiece as t;"
-        "from hfbert_scratch.text.readers import *;"
+        "from hfbert_scratch.text.readers import *; from hfbert_scratch.text.sources import *;"
         "v=t(list(read_documents(find_sources([sys.argv[1]]))),vocab_size=500).get_vocab();"
         "print(sorted(v.items(), key=lambda x: x[1]))"
     )

@@ -8,6 +8,7 @@ from ..utils.arguments import argument
 from ..utils.errors import InputError
 from .dataset import TokenizedDocuments
 from .masking import MaskingConfig, PretrainingCollator
+from .mixture import MixedDocuments, MixedSampler, source_seed
 from .segment_pairs import SegmentPairSampler
 
 
@@ -89,6 +90,22 @@ class PretrainingDataArguments:
 
     def __post_init__(self) -> None:
         self.no_nsp = self.no_nsp or self.left_to_right
+
+    def mixed_sampler(
+        self, documents: TokenizedDocuments | MixedDocuments, max_seq_length: int
+    ) -> SegmentPairSampler | MixedSampler:
+        """Make the sampler of one corpus's documents, or of a mixture's, at this length.
+
+        Raises:
+            InputError: if an option is out of range.
+        """
+        if not isinstance(documents, MixedDocuments):
+            return self.sampler(documents, max_seq_length)
+        samplers = [
+            self.sampler(part, max_seq_length, seed=source_seed(self.seed, number))
+            for number, part in enumerate(documents.parts)
+        ]
+        return MixedSampler(samplers, documents.shares)
 
     def sampler(
         self, documents: TokenizedDocuments, max_seq_length: int, *, seed: int | None = None

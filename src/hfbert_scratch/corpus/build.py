@@ -1,62 +1,43 @@
-"""Build a pretraining corpus: text → documents → sentences → token ids → Arrow files, and a checked manifest.
+"""Build a pretraining corpus: text → index → plan → shards of token ids, and a checked manifest.
 
-One process reads the text, drops duplicates and forms shards; worker processes split, tokenize and write them. The
-content of a shard depends only on the text and the arguments, so the result is the same for any number of processes
-or hosts, and an interrupted build continues after its finished shards. manifest.json is written last.
+Processes, tasks and hosts that see the same directory build together. Each indexes units of the text that nobody else
+has (index.py); when all are indexed, one plans the shards; each writes shards that nobody else has (shards.py); the
+last completes the corpus (completion.py). Units and shards depend only on the text and the arguments, so the result is
+the same whoever does what, and an interrupted build continues after its finished units and shards.
 
 Segment pairs are sampled while training (segment_pairs.py), so one corpus serves every sequence length, epoch and
 seed.
 """
 
 import contextlib
-import multiprocessing
+import dataclasses
 import os
-import platform
-import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from importlib.metadata import version
+from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from ..text.readers import TextSource, describe_sources, find_sources
-from ..text.sample import TextSample
+from ..text.readers import count_parts
 from ..text.sentences import split_sentences
+from ..text.sources import Part, TextSource, combined_sha256, find_sources
 from ..text.tokenizer import check_tokenizer, tokenizer_hash
 from ..utils.errors import InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, writing
 from ..utils.progress import ProgressReporter
 from .arguments import BuildArguments
-from .dataset import (
-    BUILD,
-    FORMAT,
-    MANIFEST,
-    Corpus,
-    TokenizedDocuments,
-    describe_for_datasets,
-    open_batch,
-    write_batch,
-)
-from .shards import (
-    BuildStats,
-    Segmenter,
-    ShardWriter,
-    TextShard,
-    is_written,
-    piece_path,
-    record_path,
-    shard_documents,
-)
-from .statistics import check_corpus, describe_pairs, describe_split
+from .completion import complete, describe_source
+from .dataset import BUILD, MANIFEST, Corpus
+from .index import Unit, index_path, index_unit, is_planned, list_units, make_plan, open_index, open_plan
+from .shards import Segmenter, ShardReader, ShardWriter, is_written
+from .tasks import WorkQueue, do_all, only_task, worker_processes
 
 
-# Tokens per file of the validation split.
-_VALIDATION_TOKENS = 1 << 24
+# The stages of a build. Of every stage but the plan, any number of tasks do a part.
+STAGES = ("index", "plan", "write")
+# Larger packed files are named, for no second process can read one of them.
+_LARGE_PACKED = 1_000_000_000
 
 
 def build_corpus(
@@ -65,8 +46,9 @@ def build_corpus(
     output_dir: str | Path,
     *,
     num_proc: int = 1,
-    num_hosts: int = 1,
-    host_index: int = 0,
+    num_tasks: int = 1,
+    task: int = 0,
+    stage: str | None = None,
     segmenter: Segmenter = split_sentences,
 ) -> Corpus | None:
     """Build a corpus, or continue an interrupted build, or open it if it is finished.
@@ -75,84 +57,112 @@ def build_corpus(
         arguments: the text and the options that decide the content.
         tokenizer: a transformers tokenizer with BERT's special tokens.
         output_dir: a new directory, or that of the same build.
-        num_proc: worker processes. With 1, the work is done in this process.
-        num_hosts: hosts that run the same call on a shared file system. Each reads all text and writes every
-            `num_hosts`-th shard.
-        host_index: the number of this host, from 0.
+        num_proc: worker processes of this task. With 1, the work is done in this process.
+        num_tasks: tasks that run the same call, on any hosts with a shared file system.
+        task: the number of this task, from 0.
+        stage: do a part of this stage only: "index", "plan" or "write". Default: all stages, waiting for the other
+            tasks where a stage needs what they do.
         segmenter: splits a document into sentences; importable from its module if there are several processes.
 
     Returns:
-        The corpus. None if other hosts have unfinished shards; the last host completes the corpus.
+        The corpus. None if it is not complete: after another stage than the last, or while other tasks write shards;
+        the last of them completes it.
 
     Raises:
         InputError: if the text or an argument is unusable, the corpus is unfit for pretraining (see `check_corpus`),
-            or the directory holds something else.
+            the text is not the one that was indexed, a stage before `stage` is unfinished, or the directory holds
+            something else.
         OutputError: if the directory cannot be written, or another build is writing there.
     """
     check_tokenizer(tokenizer, arguments.tokenizer)
-    _check_workers(num_proc, num_hosts, host_index)
+    _check_workers(num_proc, num_tasks, task, stage)
     output, start = Path(output_dir), time.monotonic()
     sources = find_sources(arguments.text)
-    identity = _identity(arguments, tokenizer, sources, segmenter)
+    settings = _settings(arguments, tokenizer, segmenter)
     if (output / MANIFEST).is_file():
-        return _open_finished(output, identity)
+        return _open_finished(output, settings, sources)
     _check_output_dir(output)
     with (
         writing(f"the corpus {output}", "finished shards are kept, the same command goes on"),
-        lock(output / BUILD / f"host-{host_index}.lock", wait=False) as alone,
+        only_task(output / BUILD, task) as alone,
     ):
         if not alone:
             raise OutputError(f"another build is writing to {output}; wait for it, or end it")
-        _start_or_resume(output, identity)
-        stats = BuildStats()
-        shards = shard_documents(arguments, sources, stats)
-        workers = _Workers(output, tokenizer, segmenter, num_proc)
-        _tokenize_shards(output, shards, workers, num_hosts, host_index, sources)
-        if stats.documents == 0:
-            raise InputError(f"{describe_sources(sources)} holds no text")
-        if (output / MANIFEST).is_file():
-            return _open_finished(output, identity)
-        with lock(output / BUILD / "completion.lock", wait=False) as first:
-            records = _read_records(output, stats.shards) if first else None
-            if records is None:
-                print(f"{output}: this host is done; the last host to finish completes the corpus", flush=True)
+        units = _start_or_resume(output, settings, sources, arguments)
+        setup = (str(output), arguments, units, tokenizer.backend_tokenizer.to_str(), len(tokenizer), segmenter)
+        with _workers(num_proc, setup) as submit:
+            build = _Build(output, units, submit, num_proc, num_tasks, task, wait_for_others=stage is None)
+            if stage in (None, "index") and not (build.index() and stage is None):
                 return None
-            seconds = time.monotonic() - start
-            return _finalize(output, arguments, tokenizer, sources, identity, stats, records, seconds)
+            if stage in (None, "plan"):
+                build.plan(arguments)
+                if stage == "plan":
+                    return None
+            if not build.write():
+                print(f"{output}: this task is done; the last task to finish completes the corpus", flush=True)
+                return None
+        if (output / MANIFEST).is_file():
+            return _open_finished(output, settings, sources)
+        with lock(output / BUILD / "completion.lock", wait=False) as first:
+            if not first:
+                print(f"{output}: another task completes the corpus", flush=True)
+                return None
+            return complete(output, arguments, tokenizer, settings, units, time.monotonic() - start)
 
 
-def _check_workers(num_proc: int, num_hosts: int, host_index: int) -> None:
-    if not 0 <= host_index < num_hosts:
-        raise InputError(
-            f"--host_index must be between 0 and {num_hosts - 1} (--num_hosts {num_hosts}), not {host_index}"
-        )
+def _check_workers(num_proc: int, num_tasks: int, task: int, stage: str | None) -> None:
+    if not 0 <= task < num_tasks:
+        raise InputError(f"--task must be between 0 and {num_tasks - 1} (--num_tasks {num_tasks}), not {task}")
     if num_proc < 1:
         raise InputError(f"--num_proc must be at least 1, not {num_proc}")
+    if stage is not None and stage not in STAGES:
+        raise InputError(f"--stage must be one of {', '.join(STAGES)}, not {stage!r}")
 
 
-def _open_finished(output: Path, identity: dict[str, Any]) -> Corpus:
+def _settings(arguments: BuildArguments, tokenizer: Any, segmenter: Segmenter) -> dict[str, Any]:
+    """Collect the settings that must not change when a build continues. Text counts by content, not by path."""
+    settings = arguments.as_manifest()
+    del settings["text"], settings["tokenizer"]
+    settings["tokenizer_hash"] = tokenizer_hash(tokenizer)
+    settings["segmenter"] = getattr(segmenter, "__qualname__", type(segmenter).__qualname__)
+    return settings
+
+
+def _open_finished(output: Path, settings: dict[str, Any], sources: list[TextSource]) -> Corpus:
     """Open the finished corpus if this build is the one that made it."""
     corpus = Corpus.open(output)
-    _require_same_build(output, corpus.manifest["identity"], identity)
+
+    def same_content(number: int, source: TextSource, parts: int) -> bool:
+        digests = [source.sha256(Part(part, parts)) for part in range(parts)]
+        return combined_sha256(digests) == corpus.manifest["sources"][number]["sha256"]
+
+    before = {name: value for name, value in corpus.manifest["identity"].items() if name != "sources"}
+    _require_same_build(output, before, settings, corpus.manifest["sources"], sources, same_content)
     return corpus
 
 
-def _identity(
-    arguments: BuildArguments, tokenizer: Any, sources: list[TextSource], segmenter: Segmenter
-) -> dict[str, Any]:
-    """Collect the settings that must not change when a build continues. Text counts by content, not by path."""
-    identity = arguments.as_manifest()
-    del identity["text"], identity["tokenizer"]
-    identity["tokenizer_hash"] = tokenizer_hash(tokenizer)
-    identity["segmenter"] = getattr(segmenter, "__qualname__", type(segmenter).__qualname__)
-    identity["sources"] = [{"bytes": source.size, "sha256": source.sha256()} for source in sources]
-    return identity
+def _require_same_build(
+    output: Path,
+    before: dict[str, Any],
+    settings: dict[str, Any],
+    described: list[dict[str, Any]],
+    sources: list[TextSource],
+    same_content: Callable[[int, TextSource, int], bool],
+) -> None:
+    """Raise InputError if the build in `output` has other settings or other text.
 
-
-def _require_same_build(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise InputError if the build in `output` has other settings; the digests of the text are not printed."""
-    text = "" if before.get("sources") == now.get("sources") else "sources: other content"
-    others = differences(before | {"sources": None}, now | {"sources": None})
+    A source with the name, size and time of change that are recorded is taken for the same; of others, the content is
+    compared by `same_content`, whose arguments are number, source and parts.
+    """
+    others = differences(before, settings)
+    text = "" if len(described) == len(sources) else "sources: other content"
+    for number, (entry, source) in enumerate(zip(described, sources, strict=False)):
+        if source.format == "hub":
+            _require_same_revision(output, entry, source)
+        elif text or source.size != entry["bytes"]:
+            text = "sources: other content"
+        elif entry["name"] != source.name or entry.get("modified") != source.modified:
+            text = "" if same_content(number, source, entry.get("parts", 1)) else "sources: other content"
     if text or others:
         differing = "; ".join(filter(None, (text, others)))
         raise InputError(
@@ -160,208 +170,206 @@ def _require_same_build(output: Path, before: dict[str, Any], now: dict[str, Any
         )
 
 
-def _start_or_resume(output: Path, identity: dict[str, Any]) -> None:
-    """Make `output` the directory of this build, or check that it already is."""
-    begun = output / BUILD / "identity.json"
-    if begun.is_file():
-        _require_same_build(output, read_json(begun, "corpus build"), identity)
-    else:
-        write_json(begun, identity)
+def _require_same_revision(output: Path, entry: dict[str, Any], source: TextSource) -> None:
+    """Raise InputError if `source` is another data set of the Hub than the recorded one, or names another commit."""
+    there = entry.get("revision")
+    now = there
+    if entry["name"] != source.name:
+        was = dataclasses.replace(source, name=entry["name"]).hub_name
+        if was._replace(revision=None) != source.hub_name._replace(revision=None):
+            raise InputError(
+                f"{output} was begun with other arguments (sources: {entry['name']} there); use them again"
+            )
+        if source.hub_name.revision is not None:
+            now = source.pinned().revision
+    if there != now:
+        raise InputError(
+            f"{output} was begun with {entry['name']} at commit {there}, and {source.name} is at commit {now} now; "
+            "name the former commit, or another --output_dir"
+        )
+
+
+def _start_or_resume(
+    output: Path, settings: dict[str, Any], sources: list[TextSource], arguments: BuildArguments
+) -> list[Unit]:
+    """Make `output` the directory of this build, or check that it already is; return the units of its text."""
+    begun = output / BUILD / "build.json"
+    with lock(output / BUILD / "begin.lock", wait=True):
+        if begun.is_file():
+            build = read_json(begun, "corpus build")
+            pinned = [
+                dataclasses.replace(source, revision=entry.get("revision"))
+                for source, entry in zip(sources, build["sources"], strict=False)
+            ]
+            units = list_units(pinned, [entry["parts"] for entry in build["sources"][: len(pinned)]])
+
+            def same_content(number: int, source: TextSource, parts: int) -> bool:
+                return all(
+                    open_index(output, place).record["sha256"] == source.sha256(unit.part)
+                    for place, unit in enumerate(units)
+                    if unit.source.name == source.name and index_path(output, place).is_file()
+                )
+
+            _require_same_build(output, build["settings"], settings, build["sources"], sources, same_content)
+        else:
+            pinned = [source.pinned() if source.format == "hub" else source for source in sources]
+            parts = [count_parts(source, arguments.text_column) for source in pinned]
+            units = list_units(pinned, parts)
+            described = [describe_source(source, count) for source, count in zip(pinned, parts, strict=True)]
+            write_json(begun, {"settings": settings, "sources": described})
+            _warn_of_large_files(pinned)
     for split in ("train", "validation"):
         (output / split).mkdir(exist_ok=True)
+    return units
+
+
+def _warn_of_large_files(sources: list[TextSource]) -> None:
+    for source in sources:
+        if source.compression and source.size > _LARGE_PACKED:
+            print(
+                f"warning: {source.name} has {source.size / 1e9:.1f} GB, and one process reads a packed file alone; "
+                "split it, or unpack it",
+                flush=True,
+            )
 
 
 def _check_output_dir(output: Path) -> None:
-    """Refuse a non-empty directory that does not belong to a build."""
-    if output.is_dir() and not (output / BUILD / "identity.json").is_file():
-        strangers = sorted(path.name for path in output.iterdir() if path.name != BUILD)
-        if strangers:
-            raise InputError(f"--output_dir {output} is not empty (it has {strangers[0]}); name a new directory")
+    """Refuse a directory that does not belong to a build, or to one of an earlier version."""
+    if not output.is_dir() or (output / BUILD / "build.json").is_file():
+        return
+    if (output / BUILD / "identity.json").is_file():
+        raise InputError(
+            f"{output} was begun by an earlier version, which forms other shards; finish it with that version, or "
+            "name another --output_dir"
+        )
+    strangers = sorted(path.name for path in output.iterdir() if path.name != BUILD)
+    if strangers:
+        raise InputError(f"--output_dir {output} is not empty (it has {strangers[0]}); name a new directory")
 
 
-class _Workers:
-    """A pool of processes that write shards; with `num_proc` 1, this process writes them."""
+class _Worker:
+    """Index units and write shards, in any process."""
 
-    def __init__(self, output: Path, tokenizer: Any, segmenter: Segmenter, num_proc: int) -> None:
-        self.num_proc = num_proc
-        self._setup = (str(output), tokenizer.backend_tokenizer.to_str(), len(tokenizer), segmenter)
+    def __init__(
+        self,
+        output: str,
+        arguments: BuildArguments,
+        units: list[Unit],
+        tokenizer: str,
+        vocab_size: int,
+        segmenter: Segmenter,
+    ) -> None:
+        self.output, self.arguments, self.units = Path(output), arguments, units
+        self._writer_setup = (output, tokenizer, vocab_size, segmenter)
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Callable[[TextShard], Future]]:
-        """Start the workers; yield a function that submits a shard."""
-        if self.num_proc == 1:
-            writer = ShardWriter(*self._setup)
+    def index(self, number: int) -> int:
+        """Index a unit; return the bytes of its documents."""
+        return index_unit(self.output, number, self.units[number], self.arguments)
 
-            def now(shard: TextShard) -> Future:
-                done: Future = Future()
-                done.set_result(writer.write(shard))
-                return done
+    def write(self, number: int) -> int:
+        """Write a shard; return its bytes of text."""
+        return self._writer.write(self._reader.read(number))
 
-            yield now
-            return
-        # A plain fork would break the threads of the tokenizer and of Arrow. The fork server has imported everything
-        # once and started no thread.
-        methods = multiprocessing.get_all_start_methods()  # Windows has no fork server
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        context.set_forkserver_preload([__name__])
-        pool = ProcessPoolExecutor(self.num_proc, context, _start_worker, self._setup)
-        try:
-            yield lambda shard: pool.submit(_write_shard, shard)
-        except BrokenProcessPool:
-            raise OutputError(
-                "a worker process was killed, perhaps for want of memory; use a smaller --num_proc or --shard_mb and "
-                "run the same command again"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    @cached_property
+    def _reader(self) -> ShardReader:
+        return ShardReader(self.output, self.units, self.arguments)
+
+    @cached_property
+    def _writer(self) -> ShardWriter:
+        return ShardWriter(*self._writer_setup)
 
 
-_worker: "ShardWriter"
+_worker: _Worker
+# Starts a method of a worker on a number: worker, method, number.
+_Submit = Callable[[int, str, int], Future]
 
 
 def _start_worker(*setup: Any) -> None:
     global _worker
     # Parallelism comes from the processes.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = ShardWriter(*setup)
+    _worker = _Worker(*setup)
 
 
-def _write_shard(shard: TextShard) -> int:
-    return _worker.write(shard)
+def _call_worker(method: str, number: int) -> int:
+    return getattr(_worker, method)(number)
 
 
-def _tokenize_shards(
-    output: Path,
-    shards: Iterator[TextShard],
-    workers: _Workers,
-    num_hosts: int,
-    host_index: int,
-    sources: list[TextSource],
-) -> None:
-    """Write every unfinished shard of this host, and report the progress."""
-    packed = any(source.compression or source.format != "text" for source in sources)
-    progress = ProgressReporter(
-        "corpus", total=0 if packed or num_hosts > 1 else sum(source.size for source in sources)
-    )
-    running: deque[Future] = deque()
-    with workers.running() as start:
-        for shard in shards:
-            if shard.number % num_hosts != host_index or is_written(output, shard.number):
-                continue
-            running.append(start(shard))
-            # Bounds the memory: one shard per process, and the next.
-            while len(running) > workers.num_proc:
-                progress.add(running.popleft().result())
-        while running:
-            progress.add(running.popleft().result())
-    print(progress.line(), flush=True)
+@contextlib.contextmanager
+def _workers(num_proc: int, setup: tuple[Any, ...]) -> Iterator[_Submit]:
+    """Start the workers; with `num_proc` 1, this process does the work."""
+    if num_proc > 1:
+        with worker_processes(num_proc, _start_worker, setup) as processes:
+            yield lambda worker, method, number: processes[worker].submit(_call_worker, method, number)
+        return
+    here = _Worker(*setup)
+
+    def now(worker: int, method: str, number: int) -> Future:
+        done: Future = Future()
+        done.set_result(getattr(here, method)(number))
+        return done
+
+    yield now
 
 
-def _read_records(output: Path, shards: int) -> list[dict[str, Any]] | None:
-    """Read the records of all shards; None if some are missing."""
-    if not all(is_written(output, number) for number in range(shards)):
-        return None
-    return [read_json(record_path(output, number), "corpus build") for number in range(shards)]
+class _Build:
+    """This task's part of the stages."""
 
+    def __init__(
+        self,
+        output: Path,
+        units: list[Unit],
+        submit: _Submit,
+        num_proc: int,
+        num_tasks: int,
+        task: int,
+        *,
+        wait_for_others: bool,
+    ) -> None:
+        self.output, self.units, self.submit, self.wait_for_others = output, units, submit, wait_for_others
+        self.num_proc, self.num_tasks, self.task = num_proc, num_tasks, task
 
-def _finalize(
-    output: Path,
-    arguments: BuildArguments,
-    tokenizer: Any,
-    sources: list[TextSource],
-    identity: dict[str, Any],
-    stats: BuildStats,
-    records: list[dict[str, Any]],
-    seconds: float,
-) -> Corpus:
-    """Collect the validation split, count and check everything, and write the manifest."""
-    special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
-    files = {
-        "train": _without_empty(output / "train", [f"data-{number:05d}.arrow" for number in range(stats.shards)]),
-        "validation": _collect_validation(output, stats.shards),
-    }
-    documents = {
-        name: TokenizedDocuments([output / name / file for file in names], special_ids)
-        for name, names in files.items()
-        if names
-    }
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "arguments": arguments.as_manifest(),
-        "seed": arguments.seed,
-        "max_seq_length": arguments.max_seq_length,
-        "tokenizer_hash": identity["tokenizer_hash"],
-        "vocab_size": len(tokenizer),
-        "special_ids": special_ids,
-        "documents_read": stats.documents,
-        "duplicates": stats.duplicates,
-        "duplicate_rate": round(stats.duplicates / stats.documents, 6),
-        "null_texts": stats.reading.null_texts,
-        "cut_documents": stats.reading.cut_documents,
-        "documents_without_tokens": sum(record["without_text"] for record in records),
-        "documents_with_literal_special_tokens": sum(record["literal_special_tokens"] for record in records),
-        # Records of earlier versions have no sample.
-        "sample": TextSample.merged(record.get("sample", {}) for record in records).as_dict(),
-        "splits": {
-            name: {"files": files[name], **describe_split(split, len(tokenizer), special_ids["unk"])}
-            for name, split in documents.items()
-        },
-    }
-    check_corpus(manifest)
-    manifest["pairs"] = {
-        name: describe_pairs(split, arguments.max_seq_length, arguments.next_sentence)
-        for name, split in documents.items()
-    }
-    manifest["warnings"] = check_corpus(manifest)
-    manifest |= _timings(stats, records, seconds)
-    manifest["identity"] = identity
-    manifest["sources"] = [
-        {"name": source.name, **content} for source, content in zip(sources, identity["sources"], strict=True)
-    ]
-    describe_for_datasets(output, files)
-    write_json(output / MANIFEST, manifest)
-    shutil.rmtree(output / BUILD, ignore_errors=True)
-    return Corpus.open(output)
+    def index(self) -> bool:
+        """Index the units that no other task does; return whether all are indexed."""
+        sources = {unit.source for unit in self.units}
+        packed = any(source.compression or source.format != "text" for source in sources)
+        total = 0 if packed else sum(source.size for source in sources)
+        return self._do("index", len(self.units), self._is_indexed, total, self.wait_for_others)
 
+    def _is_indexed(self, number: int) -> bool:
+        return index_path(self.output, number).is_file()
 
-def _timings(stats: BuildStats, records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Summarise the amount of text, the speed of every stage, and the versions of the libraries."""
-    spent = {stage: sum(record["seconds"][stage] for record in records) for stage in ("split", "tokenize", "write")}
-    spent = {"read": stats.seconds, **spent, "all": seconds}
-    megabytes = stats.bytes / 1e6
-    return {
-        "megabytes": round(megabytes, 3),
-        "seconds": round(seconds, 2),
-        "megabytes_per_second": {stage: round(megabytes / max(time, 1e-9), 2) for stage, time in spent.items()},
-        "versions": {name: version(name) for name in ("datasets", "numpy", "pyarrow", "tokenizers")}
-        | {"python": platform.python_version()},
-    }
+    def plan(self, arguments: BuildArguments) -> None:
+        """Plan the shards, unless another task has."""
+        missing = sum(not self._is_indexed(number) for number in range(len(self.units)))
+        if missing:
+            raise InputError(
+                f"{missing} of the {len(self.units)} units of the text are not indexed; run --stage index again"
+            )
+        with lock(self.output / BUILD / "plan.lock", wait=True):
+            if not is_planned(self.output):
+                make_plan(self.output, self.units, arguments)
 
+    def write(self) -> bool:
+        """Write the shards that no other task does; return whether all are written."""
+        if not is_planned(self.output):
+            raise InputError(f"the shards of {self.output} are not planned; run --stage plan first")
+        plan = open_plan(self.output)
 
-def _without_empty(directory: Path, files: list[str]) -> list[str]:
-    """Drop the files without documents, which would disturb readers."""
-    return [file for file in files if open_batch(directory / file).num_rows]
+        def is_done(number: int) -> bool:
+            return is_written(self.output, number)
 
+        return self._do("write", len(plan.borders) - 1, is_done, plan.bytes, wait_for_others=False)
 
-def _collect_validation(output: Path, shards: int) -> list[str]:
-    """Join the shards' validation documents into files of some million tokens; return their names."""
-    files: list[str] = []
-    batches: list[pa.RecordBatch] = []
-    held = 0
+    def _do(self, stage: str, count: int, is_done: Callable[[int], bool], total: int, wait_for_others: bool) -> bool:
+        queue = WorkQueue(self.output / BUILD, stage, count, is_done, self.task)
+        progress = ProgressReporter(f"corpus, {stage}", total=0 if self.num_tasks > 1 else total)
+        workers = self.num_tasks * self.num_proc
+        starts = [count * (self.task * self.num_proc + worker) // workers for worker in range(self.num_proc)]
 
-    def write() -> None:
-        name = f"data-{len(files):05d}.arrow"
-        write_batch(output / "validation" / name, pa.Table.from_batches(batches).combine_chunks().to_batches()[0])
-        files.append(name)
+        def submit(worker: int, number: int) -> Future:
+            return self.submit(worker, stage, number)
 
-    for number in range(shards):
-        batch = open_batch(piece_path(output, "validation", number))
-        if batch.num_rows:
-            batches.append(batch)
-            held += len(batch.column("tokens").flatten())
-        if held >= _VALIDATION_TOKENS:
-            write()
-            batches, held = [], 0
-    if batches:
-        write()
-    return files
+        done = do_all(queue, submit, starts, progress.add, wait_for_others)
+        print(progress.line(), flush=True)
+        return done

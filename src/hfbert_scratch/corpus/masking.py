@@ -12,6 +12,7 @@ import numpy as np
 from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
 from ..utils.hashing import hash64
+from .mixture import MixedSampler
 from .segment_pairs import Instances, SegmentPairSampler
 
 
@@ -220,7 +221,7 @@ def _choose(candidate: np.ndarray, num_to_predict: np.ndarray, noise: np.ndarray
 
 
 def collate(
-    sampler: SegmentPairSampler, collator: PretrainingCollator, instances: Instances
+    sampler: SegmentPairSampler | MixedSampler, collator: PretrainingCollator, instances: Instances
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Gather and mask n instances.
 

@@ -62,8 +62,63 @@ class Instances:
             return parts[0]
         return Instances(*(np.concatenate(columns) for columns in zip(*(p._columns() for p in parts), strict=True)))
 
+    @staticmethod
+    def empty() -> "Instances":
+        """Return no instances."""
+        return Instances(*(np.empty(0, dtype=np.int64) for _ in dataclasses.fields(Instances)))
+
     def _columns(self) -> tuple[np.ndarray, ...]:
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+class InstanceStream:
+    """The instances of a sampler from `cursor` on, as many at a time as are asked for; a context manager.
+
+    They run across shuffle buffers and epochs. A thread samples the next buffer while this one is used.
+
+    Args:
+        sampler: of the instances.
+        cursor: the position to start from; afterwards, that of the next instance.
+        epochs: stop after epoch `epochs` − 1; default: never stop.
+    """
+
+    def __init__(self, sampler: "SegmentPairSampler", cursor: Cursor, epochs: int | None = None) -> None:
+        self.sampler, self.cursor, self.epochs = sampler, cursor, epochs
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._buffer: Instances | None = None
+        self._following = Cursor(cursor.epoch, cursor.buffer)
+        self._sample_following()
+
+    def __enter__(self) -> "InstanceStream":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.shutdown()
+
+    def _sample_following(self) -> None:
+        epoch, buffer, _ = self._following
+        more = self.epochs is None or epoch < self.epochs
+        self._upcoming = self._executor.submit(self.sampler.sample_buffer, epoch, buffer) if more else None
+
+    def take(self, count: int) -> Instances:
+        """Return the next `count` instances, or fewer at the end of the last epoch."""
+        parts: list[Instances] = []
+        while count:
+            if self._buffer is None:
+                if self._upcoming is None:
+                    break
+                self._buffer = self._upcoming.result()
+                epoch, buffer, _ = self._following
+                last = buffer + 1 == self.sampler.num_buffers
+                self._following = Cursor(epoch + 1, 0) if last else Cursor(epoch, buffer + 1)
+                self._sample_following()
+            part = self._buffer[self.cursor.offset : self.cursor.offset + count]
+            count -= len(part)
+            parts.append(part)
+            self.cursor = self.cursor._replace(offset=self.cursor.offset + len(part))
+            if self.cursor.offset >= len(self._buffer):
+                self.cursor, self._buffer = self._following, None
+        return Instances.concatenate(parts) if parts else Instances.empty()
 
 
 class SampledSpans(NamedTuple):
@@ -217,28 +272,11 @@ class SegmentPairSampler:
         """
         if batch_size < 1:
             raise InputError(f"batch size must be at least 1, not {batch_size}")
-        epoch, buffer, offset = cursor or Cursor()
-        parts: list[Instances] = []
-        missing = batch_size
-        with ThreadPoolExecutor(max_workers=1) as executor:
-            upcoming = executor.submit(self.sample_buffer, epoch, buffer) if epochs is None or epoch < epochs else None
-            while upcoming is not None:
-                instances = upcoming.result()
-                following = (epoch, buffer + 1) if buffer + 1 < self.num_buffers else (epoch + 1, 0)
-                more = epochs is None or following[0] < epochs
-                upcoming = executor.submit(self.sample_buffer, *following) if more else None
-                while offset < len(instances):
-                    part = instances[offset : offset + missing]
-                    offset += len(part)
-                    missing -= len(part)
-                    parts.append(part)
-                    if missing == 0:
-                        batch, parts, missing = Instances.concatenate(parts), [], batch_size
-                        at_end = offset == len(instances)
-                        yield batch, Cursor(*following, 0) if at_end else Cursor(epoch, buffer, offset)
-                (epoch, buffer), offset = following, 0
-        if parts and not drop_last:
-            yield Instances.concatenate(parts), Cursor(epoch, buffer, 0)
+        with InstanceStream(self, cursor or Cursor(), epochs) as stream:
+            while len(batch := stream.take(batch_size)) == batch_size:
+                yield batch, stream.cursor
+            if len(batch) and not drop_last:
+                yield batch, stream.cursor
 
     def to_batch(self, instances: Instances) -> dict[str, np.ndarray]:
         """Gather the token ids of n instances, padded to S = max_seq_length.

@@ -1,47 +1,40 @@
-"""Shards of a corpus: text cut into shards by one process, each split, tokenized and written by a worker.
+"""Shards of a corpus: read the documents of a shard again, split, tokenize and write them.
 
-The content of a shard depends only on the text and the arguments. Every process that builds a corpus can therefore
-iterate over the same shards and work on its own ones, or on the unfinished ones. A file appears under its name only
-when it is complete, and the record of a shard only after its files, so a build can be interrupted at any moment.
+The content of a shard depends only on the text and the arguments. A file appears under its name only when it is
+complete, and the record of a shard only after its files, so a build can be interrupted at any moment.
 """
 
 import dataclasses
-import hashlib
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..text.readers import ReadStats, TextSource, read_documents
+from ..text.readers import ReadStats, read_part
 from ..text.sample import inspect_sentences
 from ..text.sentences import bounded, split_sentences
 from ..text.tokenizer import SPECIAL_TOKENS
 from ..text.word_encoder import plain_backend, text_encoder
 from ..utils.errors import InputError
 from ..utils.files import write_json
-from ..utils.hashing import GOLDEN, splitmix64
 from .arguments import BuildArguments
 from .dataset import BUILD, write_documents
+from .index import Unit, choose_validation, document_digest, kept_digests, open_plan
 
 
 # A document → its sentences.
 Segmenter = Callable[[str], list[str]]
 
-# Documents are hashed and compared in chunks of this many bytes.
-_CHUNK_BYTES = 1 << 23
-# Fewest documents of a shard, however long: random segments need a choice.
-_MIN_DOCUMENTS = 8
-
 
 @dataclasses.dataclass
 class TextShard:
-    """Documents for a worker: UTF-8 text, and a flag on validation documents."""
+    """Documents to write: UTF-8 text, and a flag on validation documents."""
 
     number: int
     documents: list[bytes]
     validation: np.ndarray  # (documents,) bool
+    seconds: float = 0.0  # spent reading
 
     @property
     def size(self) -> int:
@@ -49,153 +42,62 @@ class TextShard:
         return sum(map(len, self.documents))
 
 
-@dataclasses.dataclass
-class BuildStats:
-    """Counts of reading the text and forming shards; filled on the way."""
-
-    reading: ReadStats = dataclasses.field(default_factory=ReadStats)
-    documents: int = 0
-    duplicates: int = 0
-    bytes: int = 0
-    shards: int = 0
-    seconds: float = 0.0
-
-
-class DigestSet:
-    """A growing set of 64-bit document digests, as sorted runs of falling length: 8 bytes per document.
-
-    The probability that two different documents among 10⁸ share a digest, so that one is dropped, is 0.0003.
-    """
-
-    def __init__(self) -> None:
-        self.runs: list[np.ndarray] = []
-
-    def add(self, digests: np.ndarray) -> np.ndarray:
-        """Add `digests` and return a mask of the new ones (of equal ones the first), (digests,) bool."""
-        values, first = np.unique(digests, return_index=True)
-        known = np.zeros(len(values), dtype=bool)
-        for run in self.runs:
-            place = np.minimum(np.searchsorted(run, values), len(run) - 1)
-            known |= run[place] == values
-        self.runs.append(values[~known])
-        while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
-            last = self.runs.pop()
-            self.runs[-1] = np.sort(np.concatenate([self.runs[-1], last]))
-        self.runs = [run for run in self.runs if len(run)]
-        new = np.zeros(len(digests), dtype=bool)
-        new[first[~known]] = True
-        return new
-
-
-def shard_documents(arguments: BuildArguments, sources: list[TextSource], stats: BuildStats) -> Iterator[TextShard]:
-    """Read all text and yield shards of about the same size, without duplicates and with the validation flags.
+class ShardReader:
+    """Read the documents of planned shards; those of the next shard are read on from the ones before.
 
     Args:
+        output: directory of the build.
+        units: the units of the text.
         arguments: options of the build.
-        sources: the text.
-        stats: filled while reading.
-
-    Raises:
-        InputError: if a source cannot be read, or has too few documents for two splits.
     """
-    size = arguments.shard_mb * 1_000_000 or shard_size(sources)
-    documents: list[bytes] = []
-    hashes: list[np.ndarray] = []
-    waiting: tuple[list[bytes], np.ndarray] | None = None
-    held = 0
 
-    def shard(content: tuple[list[bytes], np.ndarray]) -> TextShard:
-        stats.shards += 1
-        return TextShard(stats.shards - 1, content[0], _validation(arguments, content[1], first=stats.shards == 1))
+    def __init__(self, output: Path, units: Sequence[Unit], arguments: BuildArguments) -> None:
+        self.output, self.units, self.arguments = output, units, arguments
+        self.plan = open_plan(output)
+        self._texts: Iterator[str] = iter(())
+        self._next, self._unit = 0, -1  # number of the next document, and its unit
 
-    for chunk, digests in _chunks(arguments, sources, stats, min(size, _CHUNK_BYTES)):
-        documents += chunk
-        hashes.append(digests)
-        held += sum(map(len, chunk))
-        if held >= size and len(documents) >= _MIN_DOCUMENTS:
-            if waiting is not None:
-                yield shard(waiting)
-            waiting = (documents, np.concatenate(hashes))
-            documents, hashes, held = [], [], 0
-    if documents:
-        rest = (documents, np.concatenate(hashes))
-        # A short rest joins the shard before it.
-        if waiting is not None and (held < size / 2 or len(documents) < _MIN_DOCUMENTS):
-            waiting = (waiting[0] + rest[0], np.concatenate([waiting[1], rest[1]]))
-        elif waiting is not None:
-            yield shard(waiting)
-            waiting = rest
-        else:
-            waiting = rest
-    if waiting is not None:
-        yield shard(waiting)
+    def read(self, number: int) -> TextShard:
+        """Read shard `number`.
 
-
-def shard_size(sources: list[TextSource]) -> int:
-    """Choose the bytes of text in a shard: a 64th of the text, between 8 and 64 MB."""
-    return int(min(max(sum(source.size for source in sources) / 64, 8e6), 64e6))
-
-
-def _chunks(
-    arguments: BuildArguments, sources: list[TextSource], stats: BuildStats, size: int
-) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """Yield the new documents of every `size` bytes of text, and their digests, (documents,) uint64."""
-    known = DigestSet()
-    texts = read_documents(
-        sources,
-        text_column=arguments.text_column,
-        encoding_errors=arguments.encoding_errors,
-        stats=stats.reading,
-    )
-    while True:
+        Raises:
+            InputError: if the text is not the one that was indexed, or cannot be read.
+        """
         start = time.monotonic()
-        chunk: list[bytes] = []
-        held = 0
-        for text in texts:
-            chunk.append(text.encode("utf-8"))
-            held += len(chunk[-1])
-            if held >= size or len(chunk) >= 10_000:
-                break
-        if not chunk:
-            return
-        digests = np.frombuffer(
-            b"".join(hashlib.blake2b(document.strip(), digest_size=8).digest() for document in chunk), dtype="<u8"
+        digests = kept_digests(self.output, self.plan, number)
+        documents: list[bytes] = []
+        for place in range(int(self.plan.borders[number]), int(self.plan.borders[number + 1])):
+            if not self.plan.kept[place]:
+                continue
+            document = self._document(place).encode("utf-8")
+            if document_digest(document) != digests[len(documents)].tobytes():
+                raise self._changed()
+            documents.append(document)
+        validation = choose_validation(self.arguments, digests, first=number == 0)
+        return TextShard(number, documents, validation, time.monotonic() - start)
+
+    def _document(self, place: int) -> str:
+        """Return document `place`, which comes after those returned before or else is sought."""
+        first_documents = self.plan.first_documents
+        unit = int(np.searchsorted(first_documents, place, side="right")) - 1
+        if unit != self._unit or place < self._next:
+            source, part = self.units[unit]
+            options = (self.arguments.text_column, self.arguments.encoding_errors, ReadStats())
+            self._texts = read_part(source, part, *options)
+            self._unit, self._next = unit, int(first_documents[unit])
+        while True:
+            text = next(self._texts, None)
+            if text is None:
+                raise self._changed()
+            self._next += 1
+            if self._next > place:
+                return text
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"{self.units[self._unit]} has changed since it was indexed; put the former text back, or build in a new "
+            "--output_dir"
         )
-        new = known.add(digests)
-        stats.duplicates += len(chunk) - int(new.sum())
-        if not arguments.drop_duplicates:
-            new[:] = True
-        stats.documents += len(chunk)
-        stats.bytes += held
-        stats.seconds += time.monotonic() - start
-        yield list(itertools.compress(chunk, new)), digests[new]
-
-
-def _validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) -> np.ndarray:
-    """Choose the validation documents, (documents,) bool: their hash with the seed is below the share.
-
-    A tiny corpus could miss one split. So the first shard has at least one document in each (two for next-sentence
-    prediction): the smallest hashes go to validation.
-    """
-    golden = np.uint64(GOLDEN)
-    seed = splitmix64(np.array([arguments.seed], dtype=np.uint64) + golden)
-    hashes = splitmix64((digests ^ seed) + golden)
-    chosen = hashes < np.uint64(int(arguments.validation_share * 2.0**64))
-    if not first or arguments.validation_share == 0:
-        return chosen
-    needed = 2 if arguments.next_sentence else 1
-    if len(digests) < 2 * needed:
-        if len(digests) == 1:
-            return np.zeros(1, dtype=bool)  # a single document: check_corpus names the remedy
-        raise InputError(
-            f"--text holds {len(digests)} different documents, too few for a train and a validation split"
-            f"{' of 2 each, as next-sentence prediction needs (--no_nsp: 1 each)' if needed == 2 else ''}; "
-            "separate documents by blank lines, or add text"
-        )
-    count = min(max(int(chosen.sum()), needed), len(digests) - needed)
-    chosen[:] = False
-    chosen[np.argsort(hashes, kind="stable")[:count]] = True
-    return chosen
 
 
 class ShardWriter:
@@ -233,6 +135,7 @@ class ShardWriter:
             "literal_special_tokens": literal,
             "sample": sample.as_dict(),
             "seconds": {
+                "read": shard.seconds,
                 "split": split - start,
                 "tokenize": tokenized - split,
                 "write": time.monotonic() - tokenized,

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..text.readers import file_source
 from ..text.rows import open_parquet, parse_row, require_column
+from ..text.sources import file_source
 from ..text.streams import read_lines
 from ..utils.errors import InputError
 from ..utils.files import writing

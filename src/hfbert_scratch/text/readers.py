@@ -6,17 +6,18 @@ Everything is streamed: the longest piece in memory is one row, or `MAX_DOCUMENT
 """
 
 import dataclasses
-import glob
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import InputError, one_line
-from ..utils.files import read_json
 from .rows import open_parquet, parse_row, require_column
-from .streams import COMPRESSIONS, decode, open_file, read_lines, read_pieces
+from .sources import WHOLE, Part, TextSource
+from .streams import decode, open_lines, read_lines, read_pieces
+
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 
 # A longer document (a file without blank lines, one huge line) is cut into several, so that memory stays bounded and
@@ -25,14 +26,13 @@ MAX_DOCUMENT = 1 << 22
 # Plain-text lines are read in pieces of this many bytes; a longer line is cut after a blank.
 MAX_LINE = 1 << 20
 
-FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+# Bytes of a part of a source, of Parquet files in the column of the text.
+PART_BYTES = 1 << 26
 ENCODING_ERRORS = ("strict", "replace")
 
 # Ends of error messages.
 _SEE_COLUMN, _OR_REPLACE = "; see --text_column", ", or use --encoding_errors replace"
 
-# Files of rows, which as plain text would be read with their syntax.
-_ROWS = (".json", ".csv", ".tsv")
 # White space other than LF, and characters without a width.
 _BLANK = r"[\t\x0b-\r\x1c- \x85\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff]"
 _ONLY_BLANK = re.compile(rf"{_BLANK}+")
@@ -52,89 +52,12 @@ _MIN_SEPARATORS = 10
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
-@dataclasses.dataclass(frozen=True)
-class TextSource:
-    """A file, a directory saved by `datasets`, or a data set of the Hub, with its format."""
-
-    name: str
-    format: str  # "text", "jsonl", "parquet", "datasets" or "hub"
-    compression: str | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk, 0 for the Hub."""
-        return sum(path.stat().st_size for path in self._files())
-
-    def sha256(self) -> str:
-        """Hash the bytes on disk (for the Hub, the name)."""
-        if self.format == "hub":
-            return hashlib.sha256(self.name.encode()).hexdigest()
-        digests = []
-        for path in self._files():
-            with open_file(path) as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-    def _files(self) -> list[Path]:
-        path = Path(self.name)
-        if self.format == "hub":
-            return []
-        return sorted(path.rglob("*.arrow")) if path.is_dir() else [path]
-
-
 @dataclasses.dataclass
 class ReadStats:
     """Counts of null texts and cut documents; filled while reading."""
 
     null_texts: int = 0
     cut_documents: int = 0
-
-
-def find_sources(paths: Iterable[str]) -> list[TextSource]:
-    """Find the text sources named by `paths`.
-
-    Args:
-        paths: files (plain text if the suffix is unknown), directories (searched for known suffixes), directories
-            written by `Dataset.save_to_disk`, glob patterns (** matches directories), or
-            `hub:NAME[:CONFIGURATION[:SPLIT]]`.
-
-    Returns:
-        The sources in the given order, sorted within a directory or a pattern.
-
-    Raises:
-        InputError: if a path is missing or given twice, a directory holds no text file, or a pattern matches none.
-    """
-    sources: list[TextSource] = []
-    for text in paths:
-        path = Path(text)
-        if text.startswith("hub:"):
-            sources.append(TextSource(text, "hub"))
-        elif path.is_dir():
-            sources += _in_directory(path)
-        elif path.is_file():
-            sources.append(file_source(path))
-        elif glob.has_magic(text):
-            matches = [file_source(Path(match)) for match in sorted(glob.glob(text, recursive=True))]
-            sources += [source for source in matches if Path(source.name).is_file()]
-            if not matches:
-                raise InputError(f"--text {text}: the pattern matches no file")
-        elif path.exists():
-            raise InputError(f"--text {text} is neither a file nor a directory")
-        else:
-            raise InputError(
-                f"--text {text}: no such file or directory (a data set of the Hugging Face Hub is written hub:{text})"
-            )
-    if not sources:
-        raise InputError("--text names no file")
-    doubled = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
-    if doubled:
-        raise InputError(f"--text names {doubled[0]} more than once")
-    return sources
-
-
-def describe_sources(sources: Sequence[TextSource]) -> str:
-    """Name the sources in a message."""
-    return sources[0].name if len(sources) == 1 else f"{sources[0].name} … {sources[-1].name} ({len(sources)} sources)"
 
 
 def read_documents(
@@ -158,96 +81,113 @@ def read_documents(
     Raises:
         InputError: if something cannot be read; the message names the file and the line, row or byte.
     """
+    stats = ReadStats() if stats is None else stats
+    for source in sources:
+        yield from read_part(source, WHOLE, text_column, encoding_errors, stats)
+
+
+def read_part(
+    source: TextSource, part: Part, text_column: str, encoding_errors: str, stats: ReadStats
+) -> Iterator[str]:
+    """Stream the documents that begin in a part of a source; the arguments are those of `read_documents`.
+
+    The parts one after the other have the documents of the whole source, each once.
+    """
     if encoding_errors not in ENCODING_ERRORS:
         raise InputError(f"--encoding_errors must be one of {', '.join(ENCODING_ERRORS)}, not {encoding_errors!r}")
-    stats = ReadStats() if stats is None else stats
-    readers: dict[str, Callable[[TextSource], Iterator[str]]] = {
-        "text": lambda source: _read_text(source, encoding_errors, stats),
-        "jsonl": lambda source: _read_jsonl(source, text_column, encoding_errors, stats),
-        "parquet": lambda source: _read_parquet(source, text_column, encoding_errors, stats),
-        "datasets": lambda source: _read_saved_dataset(source, text_column, stats),
-        "hub": lambda source: _read_hub(source, text_column, stats),
+    readers: dict[str, Callable[[], Iterator[str]]] = {
+        "text": lambda: _read_text(source, part, encoding_errors, stats),
+        "jsonl": lambda: _read_jsonl(source, part, text_column, encoding_errors, stats),
+        "parquet": lambda: _read_parquet(source, part, text_column, encoding_errors, stats),
+        "datasets": lambda: _read_saved_dataset(source, part, text_column, stats),
+        "hub": lambda: _read_hub(source, part, text_column, stats),
     }
-    for source in sources:
-        for document in readers[source.format](source):
-            if "\r" in document:
-                document = document.replace("\r\n", "\n")
-                if "\n" not in document:  # line ends of old Macs; beside an LF, a CR is stray
-                    document = document.replace("\r", "\n")
-            if document.isspace() or not document:
-                continue
-            yield from _cut(document, stats)
+    for document in readers[source.format]():
+        if "\r" in document:
+            document = document.replace("\r\n", "\n")
+            if "\n" not in document:  # line ends of old Macs; beside an LF, a CR is stray
+                document = document.replace("\r", "\n")
+        if document.isspace() or not document:
+            continue
+        yield from _cut(document, stats)
 
 
-def file_source(path: Path) -> TextSource:
-    """Tell the format and compression of a file by its suffixes.
+def count_parts(source: TextSource, text_column: str) -> int:
+    """Choose the number of parts of a source: of about `PART_BYTES` each, or one where nobody can start inside.
 
     Raises:
-        InputError: for packed Parquet, and rows in a format that is not read.
+        InputError: if the source cannot be opened or has no such column.
     """
-    suffix, compression = path.suffix.lower(), None
-    if suffix in COMPRESSIONS:
-        compression = COMPRESSIONS[suffix]
-        suffix = Path(path.stem).suffix.lower()
-    kind = FORMATS.get(suffix, "text")
-    if kind == "parquet" and compression:
-        raise InputError(f"{path}: Parquet compresses by itself; unpack the file first")
-    if suffix in _ROWS:
-        raise InputError(
-            f"{path} holds rows, not plain text; write it as .jsonl (an object on every line) or .parquet, or name it "
-            ".txt to read it as it is"
-        )
-    return TextSource(str(path), kind, compression)
+    most = 1
+    size = source.size
+    if source.format in ("text", "jsonl") and source.compression is None:
+        most = max(size, 1)
+    elif source.format == "parquet":
+        with open_parquet(source.name) as file:
+            column = _parquet_column(source, file, text_column)
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            most, size = len(groups), sum(group.column(column).total_uncompressed_size for group in groups)
+    elif source.format == "datasets":
+        most = len(_open_saved_dataset(source, text_column))
+    elif source.format == "hub":
+        return max(_open_hub(source, text_column).num_shards, 1)
+    return max(min(most, -(-size // PART_BYTES)), 1)
 
 
-def _in_directory(path: Path) -> list[TextSource]:
-    """Return the text files in a directory, or the one data set saved in it."""
-    if (path / "dataset_dict.json").is_file():
-        content = read_json(path / "dataset_dict.json", "the data set's splits")
-        splits = content.get("splits") if isinstance(content, dict) else None
-        if not isinstance(splits, list) or not splits or not all(isinstance(split, str) for split in splits):
-            raise InputError(f"{path / 'dataset_dict.json'} names no splits; save the data set again")
-        if "train" not in splits:
-            raise InputError(
-                f"{path} has the splits {', '.join(splits)} but no train; name one, as {path / splits[0]}"
-            )
-        path = path / "train"
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return [TextSource(str(path), "datasets")]
-    try:
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file()
-            and not file.name.startswith(".")
-            and any(suffix.lower() in FORMATS for suffix in file.suffixes[-2:])
-        )
-    except OSError as error:
-        raise InputError(f"--text {path}: cannot list the directory ({error.strerror})") from None
-    if not files:
-        raise InputError(f"--text {path}: the directory holds no {', '.join(FORMATS)} file (nor .gz or .zst of these)")
-    return [file_source(file) for file in files]
+def _documents_range(source: TextSource, part: Part, blank_lines: bool) -> tuple[int, int | None]:
+    """Return the bytes of the documents that begin in a part of a text file: rows, or text between blank lines."""
+    if part.total == 1:
+        return 0, None
+    nominal_begin, nominal_end = source.byte_range(part)
+    begin = _find_beginning(source, nominal_begin, nominal_end, blank_lines)
+    if begin is None:
+        return 0, 0
+    size = source.size
+    end = None if nominal_end == size else _find_beginning(source, nominal_end, size, blank_lines)
+    return begin, size if end is None else end
 
 
-def _read_text(source: TextSource, errors: str, stats: ReadStats) -> Iterator[str]:
+def _find_beginning(source: TextSource, begin: int, end: int, blank_lines: bool) -> int | None:
+    """Find the first line of text that starts at `begin` or later, or what follows the first blank line there.
+
+    None if no such line starts before `end`.
+    """
+    if begin == 0:
+        return 0
+    place, at_start = begin - 1, False  # of the line before, only the end counts
+    with open_lines(source.name, None, place) as lines:
+        while place < end and (line := lines.readline(MAX_LINE)):
+            if at_start and not blank_lines:
+                return place
+            place += len(line)
+            complete = line.endswith(b"\n")
+            if at_start and complete and _ONLY_BLANK.fullmatch(line.decode("utf-8", "replace")[:-1] or " "):
+                return place
+            at_start = complete
+    return None
+
+
+def _read_text(source: TextSource, part: Part, errors: str, stats: ReadStats) -> Iterator[str]:
     held: list[str] = []  # lines of the document so far
     size, number = 0, 1
     unpacked = " of the unpacked text" if source.compression else ""
-    for offset, data in read_pieces(source.name, source.compression, MAX_LINE):
+    begin, end = _documents_range(source, part, blank_lines=True)
+    for offset, data in read_pieces(source.name, source.compression, MAX_LINE, begin=begin, end=end):
 
         def where(start: int, offset: int = offset, data: bytes = data, number: int = number) -> str:
-            line = number + data.count(b"\n", 0, start)
-            return f"{source.name}: byte {offset + start}{unpacked}, line {line},"
+            # The lines before the part have not been counted.
+            line = "" if begin else f" line {number + data.count(10, 0, start)},"
+            return f"{source.name}: byte {offset + start}{unpacked},{line}"
 
         text = decode(data, where, errors, _OR_REPLACE)
-        if number == 1:
+        if number == 1 and begin == 0:
             _refuse_other_separators(text, source.name)
-        for index, part in enumerate(_between_blank_lines(text)):
+        for index, section in enumerate(_between_blank_lines(text)):
             if index and held:
                 yield "".join(held)
                 held, size = [], 0
             # One by one only where the document may have to be cut.
-            for lines in [part] if size + len(part) <= MAX_DOCUMENT else _LINE.findall(part):
+            for lines in [section] if size + len(section) <= MAX_DOCUMENT else _LINE.findall(section):
                 if held and size + len(lines) > MAX_DOCUMENT:
                     stats.cut_documents += 1
                     yield "".join(held)
@@ -290,8 +230,9 @@ def _refuse_other_separators(text: str, name: str) -> None:
             )
 
 
-def _read_jsonl(source: TextSource, column: str, errors: str, stats: ReadStats) -> Iterator[str]:
-    for place, line in read_lines(source.name, source.compression, errors, _OR_REPLACE):
+def _read_jsonl(source: TextSource, part: Part, column: str, errors: str, stats: ReadStats) -> Iterator[str]:
+    begin, end = _documents_range(source, part, blank_lines=False)
+    for place, line in read_lines(source.name, source.compression, errors, _OR_REPLACE, begin, end):
         if line.isspace():
             continue
         row = parse_row(line, place)
@@ -301,16 +242,26 @@ def _read_jsonl(source: TextSource, column: str, errors: str, stats: ReadStats) 
             yield _without_surrogates(text, errors, place)
 
 
-def _read_parquet(source: TextSource, column: str, errors: str, stats: ReadStats) -> Iterator[str]:
+def _parquet_column(source: TextSource, file: "pq.ParquetFile", column: str) -> int:
+    """Return the number of the column with the text; raise InputError if there is none, or it holds no strings."""
     import pyarrow as pa
 
-    row = 0
+    require_column(column, file.schema_arrow.names, source.name, _SEE_COLUMN)
+    kind = file.schema_arrow.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"{source.name}: column {column!r} holds {one_line(kind)}, not strings{_SEE_COLUMN}")
+    # Its number among the leaves of all columns.
+    return next(number for number in range(len(file.schema)) if file.schema.column(number).path == column)
+
+
+def _read_parquet(source: TextSource, part: Part, column: str, errors: str, stats: ReadStats) -> Iterator[str]:
+    import pyarrow as pa
+
     with open_parquet(source.name) as file:
-        require_column(column, file.schema_arrow.names, source.name, _SEE_COLUMN)
-        kind = file.schema_arrow.field(column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise InputError(f"{source.name}: column {column!r} holds {one_line(kind)}, not strings{_SEE_COLUMN}")
-        for batch in file.iter_batches(batch_size=64, columns=[column]):
+        _parquet_column(source, file, column)
+        first, last = (file.num_row_groups * number // part.total for number in (part.number, part.number + 1))
+        row = sum(file.metadata.row_group(number).num_rows for number in range(first))
+        for batch in file.iter_batches(batch_size=64, columns=[column], row_groups=list(range(first, last))):
             # As bytes: Arrow does not check that its strings are UTF-8.
             for value in batch.column(0).cast(pa.large_binary()).to_pylist():
                 place = f"{source.name}: row {row},"
@@ -325,7 +276,7 @@ def _read_parquet(source: TextSource, column: str, errors: str, stats: ReadStats
                     yield decode(value, where, errors, _OR_REPLACE)
 
 
-def _read_saved_dataset(source: TextSource, column: str, stats: ReadStats) -> Iterator[str]:
+def _open_saved_dataset(source: TextSource, column: str) -> Any:
     import datasets
 
     try:
@@ -333,25 +284,43 @@ def _read_saved_dataset(source: TextSource, column: str, stats: ReadStats) -> It
     except Exception as error:  # datasets and pyarrow raise many types for a damaged directory
         raise InputError(f"{source.name} is not a readable data set ({one_line(error)})") from None
     require_column(column, dataset.column_names, source.name, _SEE_COLUMN)
-    yield from _read_rows(source, dataset.select_columns([column]), column, stats)
+    return dataset.select_columns([column])
 
 
-def _read_hub(source: TextSource, column: str, stats: ReadStats) -> Iterator[str]:
+def _read_saved_dataset(source: TextSource, part: Part, column: str, stats: ReadStats) -> Iterator[str]:
+    dataset = _open_saved_dataset(source, column)
+    first, last = (len(dataset) * number // part.total for number in (part.number, part.number + 1))
+    yield from _read_rows(source, dataset.select(range(first, last)), column, stats, first)
+
+
+def _open_hub(source: TextSource, column: str) -> Any:
     import datasets
 
-    name, configuration, split = (source.name.removeprefix("hub:").split(":") + [None, None])[:3]
+    name = source.hub_name
+    revision = source.revision or name.revision
     try:
-        dataset = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
+        dataset = datasets.load_dataset(
+            name.repository, name.configuration, split=name.split, streaming=True, revision=revision
+        )
     except Exception as error:  # network, missing name, missing split: the library's message says which
         raise InputError(f"--text {source.name}: cannot be loaded from the Hub ({one_line(error)})") from None
-    if dataset.column_names is not None:
-        require_column(column, dataset.column_names, source.name, _SEE_COLUMN)
-        dataset = dataset.select_columns([column])
+    if dataset.column_names is None:
+        return dataset
+    require_column(column, dataset.column_names, source.name, _SEE_COLUMN)
+    return dataset.select_columns([column])
+
+
+def _read_hub(source: TextSource, part: Part, column: str, stats: ReadStats) -> Iterator[str]:
+    dataset = _open_hub(source, column)
+    if part.total > 1:
+        dataset = dataset.shard(part.total, part.number)
     yield from _read_rows(source, dataset, column, stats)
 
 
-def _read_rows(source: TextSource, rows: Iterable[dict], column: str, stats: ReadStats) -> Iterator[str]:
-    for number, row in enumerate(rows):
+def _read_rows(
+    source: TextSource, rows: Iterable[dict], column: str, stats: ReadStats, first: int = 0
+) -> Iterator[str]:
+    for number, row in enumerate(rows, start=first):
         place = f"{source.name}: row {number}"
         text = _text_or_none(row[column], place, column, stats)
         if text is not None:

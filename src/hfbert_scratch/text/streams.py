@@ -95,14 +95,40 @@ class _OldLineEnds(io.RawIOBase):
         return len(data)
 
 
-def with_lf(stream: io.BufferedReader, name: str) -> io.BufferedReader:
-    """Return `stream` with LF as its line ends if it has CR only. Nothing may have been read from it.
+class _Range(io.RawIOBase):
+    """View of the bytes of a file from `begin` up to `end`."""
+
+    def __init__(self, file: io.BufferedReader, begin: int, end: int | None) -> None:
+        file.seek(begin)
+        self._file, self._left = file, None if end is None else max(end - begin, 0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read1(len(buffer) if self._left is None else min(len(buffer), self._left))
+        buffer[: len(data)] = data
+        if self._left is not None:
+            self._left -= len(data)
+        return len(data)
+
+
+def open_lines(path: Path | str, compression: str | None, begin: int = 0, end: int | None = None) -> io.BufferedReader:
+    """Open a text file, unpacked, with LF as its line ends, also if it begins with lines that end with CR only.
+
+    Args:
+        path: the file.
+        compression: "gzip", "zstd" or None.
+        begin, end: the bytes to read, of a file that is not packed. Its first bytes decide about the line ends of all.
 
     Raises:
-        InputError: if it is UTF-16 or UTF-32 text, or another format.
+        InputError: if the file cannot be read, is UTF-16 or UTF-32 text, or another format.
     """
+    stream = _open_unpacked(path, compression)
     head = stream.peek()
-    _refuse_other_formats(head, name)
+    _refuse_other_formats(head, str(path))
+    if begin or end is not None:
+        stream = io.BufferedReader(_Range(stream, begin, end), buffer_size=BLOCK)
     if b"\n" in head or b"\r" not in head[:-1]:
         return stream
     return io.BufferedReader(_OldLineEnds(stream), buffer_size=BLOCK)
@@ -149,7 +175,13 @@ def _open_unpacked(path: Path | str, compression: str | None) -> io.BufferedRead
 
 
 def read_pieces(
-    path: Path | str, compression: str | None, limit: int, *, whole_lines: bool = False
+    path: Path | str,
+    compression: str | None,
+    limit: int,
+    *,
+    whole_lines: bool = False,
+    begin: int = 0,
+    end: int | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a text file with their line ends, unpacked, in pieces.
 
@@ -162,6 +194,7 @@ def read_pieces(
         limit: most bytes of a line. A longer one is cut after a blank, and its parts come separately.
         whole_lines: yield one line at a time, and refuse lines longer than `limit`. Otherwise as many lines at a time
             as have been read.
+        begin, end: the bytes to read, from the beginning of a line on.
 
     Yields:
         Offset of the piece in the unpacked file, in bytes, and the piece.
@@ -171,14 +204,13 @@ def read_pieces(
     """
     import zstandard
 
-    offset = 0
+    offset = begin
     rest = b""
     try:
-        with _open_unpacked(path, compression) as stream:
-            stream = with_lf(stream, str(path))
+        with open_lines(path, compression, begin, end) as stream:
             while True:
-                end = 0 if rest or whole_lines else stream.peek()[:limit].rfind(b"\n") + 1
-                line = stream.read(end) if end else stream.readline(limit)
+                whole = 0 if rest or whole_lines else stream.peek()[:limit].rfind(b"\n") + 1
+                line = stream.read(whole) if whole else stream.readline(limit)
                 if not line:
                     break
                 if offset == 0 and not rest and line.startswith(b"\xef\xbb\xbf"):
@@ -234,15 +266,23 @@ def decode(data: bytes, place: Callable[[int], str], errors: str = "strict", rem
 
 
 def read_lines(
-    path: Path | str, compression: str | None, errors: str = "strict", remedy: str = ""
+    path: Path | str,
+    compression: str | None,
+    errors: str = "strict",
+    remedy: str = "",
+    begin: int = 0,
+    end: int | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yield the lines of a UTF-8 file, each with its place, "FILE: line N", for errors; see `read_pieces`, `decode`.
+
+    With `begin`, the lines before have not been counted, and a place is "FILE: the line at byte N".
 
     Raises:
         InputError: if the file cannot be read, or a line is not UTF-8 or longer than `MAX_WHOLE_LINE` bytes.
     """
-    for number, (offset, data) in enumerate(read_pieces(path, compression, MAX_WHOLE_LINE, whole_lines=True), start=1):
-        place = f"{path}: line {number}"
+    pieces = read_pieces(path, compression, MAX_WHOLE_LINE, whole_lines=True, begin=begin, end=end)
+    for number, (offset, data) in enumerate(pieces, start=1):
+        place = f"{path}: the line at byte {offset}" if begin else f"{path}: line {number}"
 
         def byte(start: int, offset: int = offset, place: str = place) -> str:
             return f"{place}, byte {offset + start},"

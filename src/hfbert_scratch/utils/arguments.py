@@ -196,6 +196,7 @@ def parse_arguments(
     defaults, empty = ([], []) if config is None else _yaml_as_argv(cls, _find_config(config, configs))
     parser.set_defaults(**{name: [] for name in empty})
     parser.refuse_unknown(argv)
+    argv = _join_repeated(argv, {f"--{name}" for name, hint in get_type_hints(cls).items() if "list[" in str(hint)})
     parsed, unknown = parser.parse_known_args(defaults + argv)
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0], _field_names(cls), '--')}")
@@ -329,6 +330,27 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
             rest.append(word)
             position += 1
     return config, rest
+
+
+def _join_repeated(argv: list[str], lists: set[str]) -> list[str]:
+    """Join the words of a list that is given several times: --text a --text b is --text a b."""
+    joined: list[str] = []
+    words: dict[str, list[str]] = {}
+    held = joined  # where the next word belongs
+    for word in argv:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_").replace("__", "--", 1)
+        if name in lists:
+            held = words.setdefault(name, [])
+            if equals:
+                held.append(value)
+                held = joined
+        elif word.startswith("--"):
+            joined.append(word)
+            held = joined
+        else:
+            held.append(word)
+    return joined + [word for name, values in words.items() for word in (name, *values)]
 
 
 def _shipped(configs: Path) -> list[str]:

@@ -184,6 +184,18 @@ def draw_comparison(entries: list[dict[str, Any]], path: Path) -> None:
 
 
 @_picture
+def draw_histograms(histograms: dict[str, dict[str, int]], path: Path) -> None:
+    """Draw counts by name as bars, a panel for each histogram; `histograms` maps titles to them."""
+    figure, axes = _subplots(1, len(histograms), figsize=(5 * len(histograms), 4), layout="constrained", squeeze=False)
+    for axis, (title, counts) in zip(axes[0], histograms.items(), strict=True):
+        axis.bar(range(len(counts)), list(counts.values()))
+        axis.set_xticks(range(len(counts)), list(counts), rotation=60, ha="right")
+        axis.set(title=title, ylabel="count")
+        axis.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+@_picture
 def draw_sweep(trials: list[dict[str, Any]], metric: str, baseline: float, path: Path) -> None:
     """Draw every trial's score by setting, degenerate ones as crosses, and each setting's mean as a bar."""
     settings = list(dict.fromkeys(trial["setting"] for trial in trials))
