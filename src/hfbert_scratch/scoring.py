@@ -23,9 +23,8 @@ from transformers import PreTrainedModel
 from .model.inference import default_batch_tokens, eval_mode, inference_copy
 from .model.loading import check_fits, open_model
 from .model.modeling_hfbert import HFBertForMaskedLM
-from .text.streams import COMPRESSIONS
 from .text.rows import parse_row
-from .text.streams import read_lines
+from .text.streams import COMPRESSIONS, read_lines
 from .utils.errors import InputError
 
 
