@@ -15,7 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hfbert_scratch.corpus.index import shard_size
+from hfbert_scratch.corpus.statistics import DESCRIBED_SHARDS
 from hfbert_scratch.model.configuration_hfbert import HFBertConfig
+from hfbert_scratch.text.readers import PART_BYTES
 from hfbert_scratch.training.throughput import DATASHEET_PEAKS, model_flops_per_token
 
 
@@ -26,13 +29,14 @@ BEGIN, END = "<!-- figures: python benchmarks/scaling.py --write -->\n", "<!-- e
 
 @dataclass(frozen=True)
 class Measured:
-    """Our own single-device rates: AMD EPYC, 41 MB of Wikipedia and novels, bert-base-uncased's vocabulary."""
+    """Our own single-device rates."""
 
-    # recipes/build_corpus.py's manifest, MB/s of one core, 2026-11-24.
-    read: float = 130.0
-    split: float = 55.0
-    tokenize: float = 25.0
-    write: float = 650.0
+    # benchmarks/corpus_stages.py, Intel Xeon, MB of text a second of one process, 2026-11-27.
+    index: float = 50.0
+    write: float = 8.5
+    complete: float = 60.0  # of the text that is described
+    plan: float = 6e6  # documents a second
+    # Corpus of 41 MB of Wikipedia and novels, bert-base-uncased's vocabulary.
     tokens_per_byte: float = 0.228
     disk_bytes_per_token: float = 2.16
     # benchmarks/pretraining_step.py --size base --batch_size 16 --precision bfloat16: real tokens/s of two cores,
@@ -48,6 +52,7 @@ class Assumed:
     tuned: float = 0.41  # MFU of a 12×768 model on an H100: nanochat, dev/LOG.md
     untuned: float = 0.19  # MFU of the stock loop, base on an A100: mosaicml/examples README
     gpu_hour: float = 2.5  # dollars for one H100; on-demand prices vary from 2 to 10
+    document_bytes: float = 3000.0  # of English Wikipedia: about 20 GB in 7 million articles
     core_hour: float = 0.05  # dollars for one CPU core
     nvlink: float = 450e9  # bytes/s of one GPU in one direction, NVIDIA's datasheet
     network: float = 50e9  # bytes/s of one GPU across nodes: a 400 Gbit/s adapter each
@@ -196,30 +201,46 @@ def network_table(configs: dict[str, HFBertConfig]) -> str:
     )
 
 
-def corpus_table(gigabytes: float = 100.0, cores: int = 16) -> str:
-    """A corpus of `gigabytes` of text on hosts with `cores` processes each."""
-    m, megabytes = MEASURED, gigabytes * 1e3
-    work = 1 / (1 / m.split + 1 / m.tokenize + 1 / m.write)
-    tokens = gigabytes * 1e9 * m.tokens_per_byte
+def corpus_seconds(megabytes: float, processes: int) -> dict[str, float]:
+    """Return the seconds of each stage of building a corpus."""
+    m = MEASURED
+    return {
+        # A process takes whole units and whole shards: the last round may leave some without any.
+        "index": rounds(megabytes, PART_BYTES / 1e6, processes) / m.index,
+        "plan": megabytes * 1e6 / ASSUMED.document_bytes / m.plan,
+        "write": rounds(megabytes, shard_size(megabytes * 1e6) / 1e6, processes) / m.write,
+        "complete": min(megabytes, DESCRIBED_SHARDS * shard_size(megabytes * 1e6) / 1e6) / m.complete,
+    }
+
+
+def rounds(megabytes: float, size: float, processes: int) -> float:
+    """Return the megabytes of the process that gets most, of pieces of `size` megabytes."""
+    return math.ceil(megabytes / size / processes) * min(size, megabytes)
+
+
+def corpus_table(cores: int = 16) -> str:
+    """Corpora of 100 GB and 1 TB of text on hosts with `cores` processes each."""
     rows = []
-    for hosts in (1, 2, 4, 8):
-        # Every host reads all text in one process and works on its shards in the others.
-        reading, working = megabytes / m.read, megabytes / (hosts * (cores - 1) * work)
-        seconds = max(reading, working)
-        rows.append(
-            [
-                str(hosts),
-                f"{reading / 60:.0f}",
-                f"{working / 60:.0f}",
-                f"{seconds / 60:.0f}",
-                f"{seconds / 3600 * hosts * cores * ASSUMED.core_hour:.2f}",
-            ]
-        )
+    for gigabytes in (100, 1000):
+        for hosts in (1, 4, 16, 64):
+            stages = corpus_seconds(gigabytes * 1e3, hosts * cores)
+            seconds = sum(stages.values())
+            rows.append(
+                [
+                    str(gigabytes),
+                    str(hosts),
+                    *(f"{stage:,.0f}" for stage in stages.values()),
+                    f"{seconds / 60:.0f}",
+                    f"{seconds / 3600 * hosts * cores * ASSUMED.core_hour:.2f}",
+                ]
+            )
+    tokens = 100e9 * MEASURED.tokens_per_byte
     head = (
-        f"{gigabytes:.0f} GB of text are {tokens / 1e9:.1f} G tokens and {tokens * m.disk_bytes_per_token / 1e9:.0f} "
-        f"GB on disk; a core splits, tokenizes and writes {work:.1f} MB/s.\n\n"
+        f"100 GB of text are {tokens / 1e9:.1f} G tokens and {tokens * MEASURED.disk_bytes_per_token / 1e9:.0f} GB on "
+        "disk. Index and write are done by all processes, plan and complete by one.\n\n"
     )
-    return head + table(f"hosts of {cores} cores | reading, min | working, min | together, min | $", rows)
+    columns = f"GB | hosts of {cores} cores | index, s | plan, s | write, s | complete, s | together, min | $"
+    return head + table(columns, rows)
 
 
 def budget_table() -> str:

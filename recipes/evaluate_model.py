@@ -46,7 +46,7 @@ from hfbert_scratch.tasks.tables import read_text
 from hfbert_scratch.text.tokenizer import load_any_tokenizer, load_tokenizer
 from hfbert_scratch.training.accelerator import compute_dtype, create_accelerator, precision_name
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import hardware, versions
+from hfbert_scratch.utils.environment import hardware, hub_commits, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import write_json, writing
 
@@ -178,6 +178,7 @@ def evaluate_splits(
         "precision": precision_name(compute_dtype(accelerator)),
         "hardware": hardware(accelerator.device),
         "versions": versions(),
+        "from_hub": hub_commits(),
     }
     for split in splits:
         raw = data.raw[split]

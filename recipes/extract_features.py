@@ -34,7 +34,7 @@ from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
 from hfbert_scratch.training.accelerator import best_device, fastest_precision
 from hfbert_scratch.training.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import hardware, versions
+from hfbert_scratch.utils.environment import hardware, hub_commits, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import differences, read_json, write_json, writing
 
@@ -89,7 +89,7 @@ class Record:
                 )
         elif directory.exists() and any(directory.iterdir()):
             raise InputError(f"output_dir {directory} is not empty and holds no features; name another")
-        self.entries |= {"arguments": dataclasses.asdict(arguments), "versions": versions()}
+        self.entries |= {"arguments": dataclasses.asdict(arguments), "versions": versions(), "from_hub": hub_commits()}
         # A deleted file and all files after it are written again.
         present = [(directory / part["file"]).is_file() for part in self.entries["parts"]]
         del self.entries["parts"][present.index(False) if False in present else len(present) :]

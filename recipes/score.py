@@ -50,7 +50,7 @@ from hfbert_scratch.training.accelerator import best_device
 from hfbert_scratch.training.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.directories import claim_directory
-from hfbert_scratch.utils.environment import hardware, versions
+from hfbert_scratch.utils.environment import hardware, hub_commits, versions
 from hfbert_scratch.utils.errors import InputError, command_line
 from hfbert_scratch.utils.files import write_json, write_text, writing
 
@@ -125,6 +125,7 @@ def main() -> None:
         "precision": arguments.precision,
         "hardware": hardware(device),
         "versions": versions(),
+        "from_hub": hub_commits(),
     }
     if arguments.text:
         progress = Progress(len(sentences), 0, arguments.log_every)

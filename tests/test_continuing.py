@@ -151,3 +151,5 @@ def test_a_name_on_the_hub_is_opened_at_its_revision(inputs, tmp_path, monkeypat
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed
     assert HFBertConfig.from_pretrained(tmp_path / "run" / "model").vocab_size == 600
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["from_hub"] == {"acme/bert": "b" * 40}

@@ -3,6 +3,7 @@
 import errno
 import filecmp
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,23 @@ def test_manifest(corpus, texts):
     assert manifest["special_ids"] == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     assert manifest["sources"][0]["bytes"] == Path(manifest["sources"][0]["name"]).stat().st_size
     assert len(manifest["sources"][0]["sha256"]) == 64
+
+
+def test_token_counts_are_kept_with_each_split(corpus, texts, tmp_path):
+    copy, vocab_size = tmp_path / "copy", corpus.manifest["vocab_size"]
+    shutil.copytree(corpus.directory, copy)
+    for name in ("train", "validation"):
+        file, split = copy / name / "token_counts.npy", Corpus.open(copy).split(name)
+        kept, rows = split.token_counts(vocab_size), datasets.load_from_disk(str(copy))[name]["tokens"]
+        assert kept.tolist() == np.bincount(np.concatenate(rows), minlength=vocab_size).tolist()
+        np.save(file, kept + 1)
+        with pytest.raises(InputError, match="delete it to count anew"):
+            split.token_counts(vocab_size)
+        file.write_bytes(b"damaged")
+        with pytest.raises(InputError, match="delete it to count anew"):
+            split.token_counts(vocab_size)
+        file.unlink()  # as in corpora of 0.1.0
+        assert split.token_counts(vocab_size).tolist() == kept.tolist()
 
 
 def test_open_refuses_what_it_was_not_built_for(corpus, tokenizer, tmp_path, texts):

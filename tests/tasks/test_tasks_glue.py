@@ -33,6 +33,7 @@ from hfbert_scratch.tasks import (
 from hfbert_scratch.tasks.encoding import token_ids, with_special_tokens
 from hfbert_scratch.tasks.labels import class_ids, distinct_classes, match_model_classes
 from hfbert_scratch.tasks.notes import Notes
+from hfbert_scratch.utils.environment import hub_commits
 from hfbert_scratch.utils.errors import InputError, OutputError
 
 
@@ -356,18 +357,21 @@ def test_hub_without_network_says_what_to_do(monkeypatch):
 def test_hub_names(monkeypatch):
     asked = []
 
-    def load_dataset(name, configuration):
-        asked.append((name, configuration))
+    def load_dataset(name, configuration, revision):
+        asked.append((name, configuration, revision))
+        files = {f"hf://datasets/{name}@{'c' * 40}/mnli/train.parquet": {"num_bytes": 1, "checksum": None}}
+        info = datasets.DatasetInfo(download_checksums=files)
         return datasets.DatasetDict(
-            {split: datasets.Dataset.from_list([{"premise": "a", "hypothesis": "b", "label": 0}])
+            {split: datasets.Dataset.from_list([{"premise": "a", "hypothesis": "b", "label": 0}], info=info)
              for split in ("train", "validation_matched", "validation_mismatched", "test_matched")}
         )  # fmt: skip
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     raw = get_task("mnli").load(DataArguments())
     assert list(raw) == ["train", "validation", "validation_mismatched", "test"]
-    get_task("mnli").load(DataArguments(dataset="someone/nli:english"))
-    assert asked == [("nyu-mll/glue", "mnli"), ("someone/nli", "english")]
+    get_task("mnli").load(DataArguments(dataset="someone/nli@v2:english"))
+    assert asked == [("nyu-mll/glue", "mnli", None), ("someone/nli", "english", "v2")]
+    assert hub_commits()["someone/nli"] == "c" * 40
 
 
 # ---------------------------------------------------------------------------------------------------- the user's data

@@ -7,16 +7,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ..text.sample import TextSample
 from ..text.sources import TextSource, combined_sha256
-from ..utils.files import read_json, write_json
+from ..utils.files import atomic, read_json, write_json
 from .arguments import BuildArguments
 from .dataset import (
     BUILD,
     FORMAT,
     MANIFEST,
+    TOKEN_COUNTS,
     Corpus,
     TokenizedDocuments,
     describe_for_datasets,
@@ -24,8 +26,8 @@ from .dataset import (
     write_batch,
 )
 from .index import Plan, Unit, open_index, open_plan
-from .shards import piece_path, record_path
-from .statistics import check_corpus, describe_pairs, describe_split
+from .shards import counts_path, piece_path, record_path
+from .statistics import check_corpus, describe_pairs, describe_split, unigrams_of
 
 
 # Tokens per file of the validation split.
@@ -69,6 +71,7 @@ def complete(
         for name, names in files.items()
         if names
     }
+    counts = dict(zip(files, _add_counts(output, shards), strict=True))
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "arguments": arguments.as_manifest(),
@@ -86,8 +89,7 @@ def complete(
         "documents_with_literal_special_tokens": sum(record["literal_special_tokens"] for record in records),
         "sample": TextSample.merged(record["sample"] for record in records).as_dict(),
         "splits": {
-            name: {"files": files[name], **describe_split(split, len(tokenizer), special_ids["unk"])}
-            for name, split in documents.items()
+            name: {"files": files[name], **describe_split(counts[name], special_ids["unk"])} for name in documents
         },
     }
     check_corpus(manifest)
@@ -102,6 +104,9 @@ def complete(
     manifest["identity"] = settings | {"sources": content}
     manifest["sources"] = sources
     describe_for_datasets(output, files)
+    for name in documents:
+        with atomic(output / name / TOKEN_COUNTS) as file:
+            np.save(file, unigrams_of(counts[name]))
     write_json(output / MANIFEST, manifest)
     shutil.rmtree(output / BUILD, ignore_errors=True)
     return Corpus.open(output)
@@ -143,6 +148,14 @@ def _timings(
         "versions": {name: version(name) for name in ("datasets", "numpy", "pyarrow", "tokenizers")}
         | {"python": platform.python_version()},
     }
+
+
+def _add_counts(output: Path, shards: int) -> np.ndarray:
+    """Add up the counts of all shards, (2, …) int64: train and validation."""
+    total = np.load(counts_path(output, 0)).astype(np.int64)
+    for number in range(1, shards):
+        total += np.load(counts_path(output, number))
+    return total
 
 
 def _without_empty(directory: Path, files: list[str]) -> list[str]:

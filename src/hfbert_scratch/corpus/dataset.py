@@ -22,6 +22,7 @@ from ..utils.files import atomic, read_json, write_json
 
 FORMAT = 1  # version of the directory format
 MANIFEST = "manifest.json"
+TOKEN_COUNTS = "token_counts.npy"  # in the directory of a split; corpora of 0.1.0 do not have it
 # Keys that opening a corpus and training on it need.
 _NEEDED = ("tokenizer_hash", "vocab_size", "max_seq_length", "special_ids", "arguments", "identity", "splits", "pairs")
 # Directory of the records and other temporary files of a build.
@@ -52,13 +53,16 @@ class TokenizedDocuments:
         files: Arrow streams of one record batch each, with the columns tokens (list of unsigned integers) and
             sentence_lengths (list of int32).
         special_ids: token ids of pad, cls and sep.
+        token_counts_file: occurrences of each token, (vocab_size,) int64, if they have been counted.
 
     Raises:
         InputError: if a file is missing or damaged.
     """
 
-    def __init__(self, files: Sequence[Path], special_ids: dict[str, int]) -> None:
-        self.special_ids = special_ids
+    def __init__(
+        self, files: Sequence[Path], special_ids: dict[str, int], token_counts_file: Path | None = None
+    ) -> None:
+        self.special_ids, self._token_counts_file = special_ids, token_counts_file
         # A random B needs a second document, so a single-document shard joins its neighbour (by copy).
         self._batches: list[list[pa.RecordBatch]] = []
         lone = False
@@ -80,11 +84,26 @@ class TokenizedDocuments:
         return self._tokens[shard]
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
-        """Count every token of the split, (vocab_size,) int64."""
+        """Return how often each token occurs in the split, (vocab_size,) int64.
+
+        Raises:
+            InputError: if the counts that were kept are not those of this split.
+        """
+        if self._token_counts_file is not None and self._token_counts_file.is_file():
+            return self._kept_counts(self._token_counts_file, vocab_size)
         counts = np.zeros(vocab_size, dtype=np.int64)
         for tokens in self._tokens:
             for begin in range(0, len(tokens), _COUNTED_AT_ONCE):
                 counts += np.bincount(tokens[begin : begin + _COUNTED_AT_ONCE], minlength=vocab_size)
+        return counts
+
+    def _kept_counts(self, file: Path, vocab_size: int) -> np.ndarray:
+        try:
+            counts = np.load(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{file} is damaged ({one_line(error)}); delete it to count anew") from None
+        if counts.shape != (vocab_size,) or counts.sum() != self.num_tokens:
+            raise InputError(f"{file} does not count the {self.num_tokens} tokens beside it; delete it to count anew")
         return counts
 
     def spread_shards(self, most: int) -> list[int]:
@@ -181,7 +200,7 @@ class Corpus:
         if outside is not None:
             raise InputError(f"{self.directory / MANIFEST} points outside its directory: {outside!r}")
         files = [self.directory / name / file for file in names]
-        return TokenizedDocuments(files, self.manifest["special_ids"])
+        return TokenizedDocuments(files, self.manifest["special_ids"], self.directory / name / TOKEN_COUNTS)
 
     def whole_word_note(self, tokenizer: Any) -> str | None:
         """Return a warning if whole-word masking has hardly any effect: ideographs, or few words of several pieces."""
@@ -206,9 +225,8 @@ def write_documents(path: Path, tokens: np.ndarray, lengths: np.ndarray, counts:
         path: the file.
         tokens: (tokens,) ids of all documents.
         lengths: (sentences,) tokens of each sentence.
-        counts: (documents,) sentences of each document. Documents without any are left out.
+        counts: (documents,) sentences of each document, none without any.
     """
-    counts = counts[counts > 0]
     sentence_offsets = np.concatenate([[0], np.cumsum(counts)])
     token_offsets = np.concatenate([[0], np.cumsum(lengths)])[sentence_offsets]
     batch = pa.record_batch(

@@ -17,10 +17,11 @@ from ..text.sentences import bounded, split_sentences
 from ..text.tokenizer import SPECIAL_TOKENS
 from ..text.word_encoder import plain_backend, text_encoder
 from ..utils.errors import InputError
-from ..utils.files import write_json
+from ..utils.files import atomic, write_json
 from .arguments import BuildArguments
 from .dataset import BUILD, write_documents
 from .index import Unit, choose_validation, document_digest, kept_digests, open_plan
+from .statistics import count_split
 
 
 # A document → its sentences.
@@ -107,10 +108,15 @@ class ShardWriter:
         self.output = Path(output)
         self.tokenizer = plain_backend(tokenizer)
         self.segmenter = segmenter
+        self.vocab_size = vocab_size
         self.encode = text_encoder(self.tokenizer, np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32))
 
     def write(self, shard: TextShard) -> int:
-        """Write the shard's train file, its validation documents and, last, its record; return its bytes of text."""
+        """Write the shard's train file, its validation documents and counts, and last its record.
+
+        Returns:
+            Its bytes of text.
+        """
         start = time.monotonic()
         sentences, counts, literal = self._split(shard)
         split = time.monotonic()
@@ -120,14 +126,19 @@ class ShardWriter:
         # (sentences,) each: the document of every sentence with tokens left, and its length.
         document = np.repeat(np.arange(len(counts)), counts)[lengths > 0]
         lengths = lengths[lengths > 0]
+        counted = []
         for name, chosen in (("train", ~shard.validation), ("validation", shard.validation)):
             sentence_chosen = chosen[document]
-            write_documents(
-                piece_path(self.output, name, shard.number),
+            sentences_of = np.bincount(document[sentence_chosen], minlength=len(counts))  # (documents,)
+            parts = (
                 tokens[np.repeat(sentence_chosen, lengths)],
                 lengths[sentence_chosen],
-                np.bincount(document[sentence_chosen], minlength=len(counts)),
+                sentences_of[sentences_of > 0],
             )
+            write_documents(piece_path(self.output, name, shard.number), *parts)
+            counted.append(count_split(*parts, self.vocab_size))
+        with atomic(counts_path(self.output, shard.number)) as file:
+            np.save(file, np.stack(counted).astype(np.uint32))
         record = {
             "bytes": shard.size,
             "documents": len(counts),
@@ -171,6 +182,11 @@ def piece_path(output: Path, split: str, number: int) -> Path:
 def record_path(output: Path, number: int) -> Path:
     """Return the file of a shard's record."""
     return output / BUILD / f"shard-{number:05d}.json"
+
+
+def counts_path(output: Path, number: int) -> Path:
+    """Return the file with the counts of a shard's documents: `count_split` of train and validation, (2, …) uint32."""
+    return output / BUILD / f"counts-{number:05d}.npy"
 
 
 def is_written(output: Path, number: int) -> bool:

@@ -12,39 +12,63 @@ from .segment_pairs import SegmentPairSampler
 
 # Sequence lengths of the two phases of BERT's pretraining.
 PHASE_LENGTHS = (128, 512)
+# Bins of a histogram of lengths by powers of two.
+_BINS = 40
 # Pairs are described from at most this many shards, and the counts scaled up.
-_DESCRIBED_SHARDS = 16
+DESCRIBED_SHARDS = 16
 
 
-def describe_split(documents: TokenizedDocuments, vocab_size: int, unk_id: int) -> dict[str, Any]:
+def count_split(tokens: np.ndarray, lengths: np.ndarray, sentences: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Count the documents of a part of a split, for `describe_split`; the counts of all parts add up.
+
+    Args:
+        tokens: (tokens,) ids.
+        lengths: (sentences,) tokens of each sentence.
+        sentences: (documents,) sentences of each document, none without any.
+        vocab_size: of the tokenizer.
+
+    Returns:
+        (3 + 40 + 40 + vocab_size,) int64: documents, sentences, documents of one sentence; histograms of sentences and
+        documents by tokens; occurrences of each token.
+    """
+    first = np.cumsum(sentences) - sentences  # (documents,) first sentence of each
+    of_documents = np.add.reduceat(lengths, first) if len(first) else lengths  # (documents,) tokens of each
+    totals = [len(sentences), len(lengths), int((sentences == 1).sum())]
+    unigrams = np.bincount(tokens, minlength=vocab_size)
+    return np.concatenate([totals, _binned(lengths), _binned(of_documents), unigrams]).astype(np.int64)
+
+
+def describe_split(counts: np.ndarray, unk_id: int) -> dict[str, Any]:
     """Compute sizes, histograms and the unigram baseline of a split.
 
     A masked language model that only knows token frequencies reaches the loss `unigram_entropy` (nats) and the
     accuracy `unigram_accuracy`, the share of the most frequent token. [CLS], [SEP] and [PAD] do not count.
+
+    Args:
+        counts: the sum of `count_split` over all its parts.
+        unk_id: id of the unknown token.
     """
-    unigrams = documents.token_counts(vocab_size)
-    sentences = one_sentence = 0
-    sentence_bins, document_bins = np.zeros(40, dtype=np.int64), np.zeros(40, dtype=np.int64)
-    for number in range(documents.num_shards):
-        shard = documents.shard(number)
-        sentences += len(shard.sentences) - 1
-        one_sentence += int((np.diff(shard.documents) == 1).sum())
-        sentence_bins += _binned(np.diff(shard.sentences))
-        document_bins += _binned(np.diff(shard.sentences[shard.documents]))
-    share = unigrams[unigrams > 0] / documents.num_tokens
+    (documents, sentences, one_sentence), bins, unigrams = counts[:3], counts[3 : 3 + 2 * _BINS], unigrams_of(counts)
+    tokens = int(unigrams.sum())
+    share = unigrams[unigrams > 0] / tokens
     return {
-        "documents": documents.num_documents,
-        "sentences": sentences,
-        "tokens": documents.num_tokens,
-        "one_sentence_documents": one_sentence,
-        "unk_rate": round(float(unigrams[unk_id] / documents.num_tokens), 6),
+        "documents": int(documents),
+        "sentences": int(sentences),
+        "tokens": tokens,
+        "one_sentence_documents": int(one_sentence),
+        "unk_rate": round(float(unigrams[unk_id] / tokens), 6),
         "unigram_entropy": round(float(-(share * np.log(share)).sum()), 4),
         "unigram_accuracy": round(float(share.max()), 5),
         "most_frequent_token": int(unigrams.argmax()),
         "distinct_tokens": len(share),
-        "sentences_by_tokens": _histogram(sentence_bins),
-        "documents_by_tokens": _histogram(document_bins),
+        "sentences_by_tokens": _histogram(bins[:_BINS]),
+        "documents_by_tokens": _histogram(bins[_BINS:]),
     }
+
+
+def unigrams_of(counts: np.ndarray) -> np.ndarray:
+    """Return how often each token occurs, (vocab_size,) int64, from what `count_split` returns."""
+    return counts[3 + 2 * _BINS :]
 
 
 def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: bool) -> dict[str, Any]:
@@ -56,7 +80,7 @@ def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: b
     described: dict[str, Any] = {}
     if next_sentence and documents.num_documents < 2:
         return described
-    chosen = documents.spread_shards(_DESCRIBED_SHARDS)
+    chosen = documents.spread_shards(DESCRIBED_SHARDS)
     scale = documents.num_tokens / sum(len(documents.tokens(shard)) for shard in chosen)
     for length in sorted({*(length for length in PHASE_LENGTHS if length <= longest), longest}):
         sampler = SegmentPairSampler(documents, max_seq_length=length, seed=0, next_sentence=next_sentence)
@@ -190,7 +214,7 @@ def _warnings(manifest: dict[str, Any], next_sentence: bool, single: float) -> l
 
 def _binned(lengths: np.ndarray) -> np.ndarray:
     """Count lengths by powers of two: bin k has those from 2^k to 2^(k+1) − 1."""
-    return np.bincount(np.log2(lengths).astype(np.int64), minlength=40)
+    return np.bincount(np.log2(lengths).astype(np.int64), minlength=_BINS)
 
 
 def _histogram(bins: np.ndarray) -> dict[str, int]:

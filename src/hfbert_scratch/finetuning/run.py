@@ -35,7 +35,7 @@ from ..training.fsdp import load_weights, summon_full_params
 from ..training.loop import prepare, train
 from ..training.memory import fit_micro_batch_size
 from ..training.run import Run
-from ..utils.environment import hardware, versions
+from ..utils.environment import hardware, hub_commits, versions
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.plots import LiveCurves, draw_finetuning_curves
@@ -404,6 +404,7 @@ class _Finetuning:
             "precision": run.precision,
             "hardware": hardware(run.device),
             "versions": versions(),
+            "from_hub": hub_commits(),
             "seconds": {"training": round(run.progress.seconds, 2), "all": round(time.perf_counter() - started, 2)},
         }
 

@@ -12,12 +12,14 @@ from typing import Any
 import psutil
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..utils.environment import note_commit
 from ..utils.errors import InputError, one_line
 from ..utils.files import read_json, split_revision
 from .checks_hfbert import WRAPPED
@@ -73,6 +75,7 @@ def open_model(
         raise
     except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError, SafetensorError) as error:
         raise InputError(refusal(name, error)) from error
+    note_commit(source, cached_commit(source, revision))
     new = sorted(info["missing_keys"]) + sorted(entry[0] for entry in info["mismatched_keys"])
     # A base model's own keys have no prefix.
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -92,6 +95,15 @@ def _check_is_bert(config: dict[str, Any], name: str | Path) -> None:
     model_type = config.get("model_type", "bert")
     if model_type not in ("bert", HFBertConfig.model_type):
         raise InputError(f"{name} is a {model_type} model; this needs a bert or a checkpoint of this package")
+
+
+def cached_commit(source: str, revision: str | None) -> str | None:
+    """Return the commit of a name on the Hub that has just been opened; None for a directory.
+
+    The Hub's cache keeps every file in a directory named by its commit.
+    """
+    file = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def refusal(name: str | Path, error: Exception) -> str:

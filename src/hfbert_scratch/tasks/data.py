@@ -1,6 +1,7 @@
 """Read a task's data, from files or the Hub, into Arrow tables with the task's column names."""
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pyarrow as pa
 
 from ..text.streams import COMPRESSIONS
 from ..utils.arguments import argument
+from ..utils.environment import note_commit
 from ..utils.errors import InputError, one_line
+from ..utils.files import split_revision
 from .tables import SUFFIXES, Columns, choose_columns, class_names_in_place, listed
 
 
@@ -33,7 +36,7 @@ class DataArguments:
     train_file: str | None = argument(None, help="jsonl, parquet, csv, tsv or the task's original format")
     validation_file: str | None = argument(None, help="the same for validation")
     test_file: str | None = argument(None, help="the same for prediction; it needs no labels")
-    dataset: str | None = argument(None, help="another data set of the Hub, NAME or NAME:CONFIGURATION")
+    dataset: str | None = argument(None, help="another data set of the Hub, NAME[@REVISION][:CONFIGURATION]")
     columns: list[str] = argument(
         [],
         help="names in your data for the task's columns, as text=review label=stars; in a "
@@ -130,6 +133,15 @@ def _in_directory(directory: Path, split: str, original_files: Sequence[str]) ->
     return []
 
 
+def _commit(loaded: datasets.DatasetDict) -> str | None:
+    """Find the commit of a data set of the Hub in the addresses of its files; None if they have none."""
+    for split in loaded.values():
+        for address in split.info.download_checksums or ():
+            if match := re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", address):
+                return match[1]
+    return None
+
+
 def load_hub(
     name: str, configuration: str | None, splits: Iterable[str], columns: Columns, optional_columns: Collection[str]
 ) -> dict[str, pa.Table]:
@@ -142,7 +154,9 @@ def load_hub(
         if Path(name).is_dir() and (Path(name) / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(name)
         else:
-            loaded = datasets.load_dataset(name, configuration)
+            repository, revision = split_revision(name)
+            loaded = datasets.load_dataset(repository, configuration, revision=revision)
+            note_commit(repository, _commit(loaded))
     except Exception as error:  # network, missing name, missing configuration: the library's message says which
         raise InputError(
             f"data set {name!r} cannot be loaded from the Hub ({one_line(error)}); offline, name local files with "

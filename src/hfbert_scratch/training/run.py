@@ -22,7 +22,7 @@ from ..model.layout_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
 from ..utils.arguments import save_arguments
 from ..utils.directories import atomic_directory
-from ..utils.environment import disable_malloc_trim, hardware, versions
+from ..utils.environment import disable_malloc_trim, hardware, hub_commits, versions
 from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, write_text, writing
 from ..utils.progress import TrainingBar, fold
@@ -336,6 +336,7 @@ class Run:
             "settings": self.settings,
             "processes": self.accelerator.num_processes,
             "versions": versions(),
+            "from_hub": hub_commits(),
             "hardware": hardware(self.device),
             "steps": self.progress.step,
             "tokens": self.progress.tokens,

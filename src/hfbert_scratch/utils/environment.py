@@ -33,6 +33,21 @@ def versions() -> dict[str, str]:
     return installed
 
 
+# Name on the Hub → commit, of what this process opened.
+_from_hub: dict[str, str] = {}
+
+
+def note_commit(name: str, commit: str | None) -> None:
+    """Remember the commit of a checkpoint or data set that was opened by its name on the Hub; None: a local one."""
+    if commit:
+        _from_hub[name] = commit
+
+
+def hub_commits() -> dict[str, str]:
+    """Return the commits of the checkpoints and data sets that this process opened by their names on the Hub."""
+    return dict(_from_hub)
+
+
 def hardware(device: torch.device) -> str:
     """One line: the GPU's name, or the processor and the number of threads."""
     if device.type == "cuda":
