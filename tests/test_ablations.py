@@ -130,6 +130,23 @@ def test_processes_that_share_a_directory_do_each_run_once(tmp_path, monkeypatch
     assert sorted(done) == sorted(job.directory.name for job in jobs)
 
 
+def test_the_time_left_counts_runs_of_both_kinds_at_their_own_pace(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def job(name, seconds, *needs):
+        def run():
+            now[0] += seconds
+            return {}
+
+        return Job(tmp_path / name, [tmp_path / need for need in needs], run)
+
+    jobs = [job("a", 600), *(job(f"task{number}", 60, "a") for number in range(3))]
+    assert run_jobs(jobs, tmp_path)
+    etas = [line.rpartition("eta ")[2] for line in capsys.readouterr().out.splitlines() if "eta" in line]
+    assert etas == ["more than 0:00", "about 2:00", "about 1:00", "about 0:00"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,7 @@
 """Runs that depend on each other, done once: by one process or by several that share a directory."""
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def run_jobs(jobs: Sequence[Job], root: Path) -> bool:
     Returns:
         False when a signal stopped this process's run.
     """
-    own, started = 0, time.monotonic()
+    before, started = {job.directory for job in jobs if job.is_done}, time.monotonic()
     while waiting := [job for job in jobs if not job.is_done]:
         ready = [job for job in waiting if all((needed / RESULTS).is_file() for needed in job.needs)]
         did = False
@@ -65,14 +66,35 @@ def run_jobs(jobs: Sequence[Job], root: Path) -> bool:
                 did = True
                 if not _run(job, root):
                     return False
-            own += 1
-            left = sum(not other.is_done for other in jobs)
-            rate = (time.monotonic() - started) / own
-            print(f"{len(jobs) - left} of {len(jobs)} runs are done, eta about {clock(left * rate)}", flush=True)
+            done = sum(other.is_done for other in jobs)
+            print(f"{done} of {len(jobs)} runs are done, eta {_eta(jobs, before, started)}", flush=True)
             break  # others may have become ready, and earlier ones first
         if not did:
             time.sleep(_PATIENCE)
     return True
+
+
+def _eta(jobs: Sequence[Job], before: set[Path], started: float) -> str:
+    """Say how long the jobs that are left take, at the pace of all processes since `started`.
+
+    Jobs that need others, such as fine-tunings, take other times than those that do not, such as pretrainings.
+
+    Args:
+        jobs: all of them.
+        before: directories of the jobs that were done at `started`.
+        started: by the monotonic clock, in seconds.
+    """
+    took: dict[bool, list[float]] = {False: [], True: []}  # seconds of finished jobs that do not and do need others
+    worked = 0.0
+    for job in jobs:
+        if job.is_done:
+            seconds = results_of(job.directory).get("seconds", 0.0)
+            took[bool(job.needs)].append(seconds)
+            worked += seconds * (job.directory not in before)
+    left = [bool(job.needs) for job in jobs if not job.is_done]
+    seconds = sum(statistics.fmean(took[kind]) for kind in left if took[kind])
+    at_once = max(1.0, worked / max(time.monotonic() - started, 1e-3))
+    return ("about " if all(took[kind] for kind in left) else "more than ") + clock(seconds / at_once)
 
 
 def _run(job: Job, root: Path) -> bool:
