@@ -44,16 +44,18 @@ from hfbert_scratch.pretraining import (
     PretrainingEvaluation,
     full_length_inputs,
     loss_without_logits,
+    set_sinusoidal_positions,
     steps_of_words,
+    stretches_of,
     weigh_next_sentence,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from hfbert_scratch.training.arguments import AUTO, TrainingArguments
 from hfbert_scratch.training.batches import local_micro_batches
-from hfbert_scratch.training.estimate import EstimateArguments, Rehearsal, Stretch, describe_estimate, time_steps
+from hfbert_scratch.training.estimate import EstimateArguments, Rehearsal, describe_estimate, time_steps
 from hfbert_scratch.training.loop import evaluate_between_steps, prepare, train
 from hfbert_scratch.training.memory import fit_micro_batch_size
-from hfbert_scratch.training.run import Progress, Run
+from hfbert_scratch.training.run import Run
 from hfbert_scratch.training.throughput import clock, model_flops_per_token
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware
@@ -254,19 +256,6 @@ def flops_per_token(arguments: PretrainingArguments, model: Any, mean_length: fl
     if arguments.architecture == "lstm_pair":
         return model.flops_per_token()
     return model_flops_per_token(model.config, mean_length, _predicted_share(arguments))
-
-
-@torch.no_grad()
-def set_sinusoidal_positions(model: HFBertForPreTraining | HFBertForMaskedLM, scale: float) -> None:
-    """Start the learned positions from `scale`·sin and `scale`·cos (Vaswani et al. 2017, section 3.5).
-
-    A fixed offset is then a linear map from the first step on, so heads that look at neighbours form soon; otherwise
-    small runs spend most of their steps on the unigram plateau.
-    """
-    table = model.bert.embeddings.position_embeddings.weight
-    positions, width = table.shape
-    angles = torch.arange(positions)[:, None] * 10_000.0 ** (-torch.arange(0, width, 2) / width)
-    table.copy_(scale * torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width])
 
 
 def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, mixture: Mixture) -> dict[str, Any]:
@@ -486,18 +475,6 @@ def record(
         corpus=mixture.describe(),
     )
     run.print(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
-
-
-def stretches_of(
-    run: Run, documents: Any, tokenizer: Any, phases: list[Phase], arguments: PretrainingArguments
-) -> list[Stretch]:
-    """Return the phases of the run as parts to time."""
-    stretches, first = [], 0
-    for phase in phases:
-        batches = PretrainingBatches(run, documents, tokenizer, [phase], arguments, Progress(step=first))
-        stretches.append(Stretch(first, phase.last_step - first, batches))
-        first = phase.last_step
-    return stretches
 
 
 def describe_epochs(epochs: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ from .model.layout_hfbert import pack
 from .training.accelerator import sum_dtype
 from .training.arguments import check_divides
 from .training.batches import StepBatch, local_micro_batches
+from .training.estimate import Stretch
 from .training.run import Progress, Run
 from .utils.errors import InputError
 
@@ -135,6 +136,18 @@ class PretrainingBatches:
         )
 
 
+def stretches_of(
+    run: Run, documents: Any, tokenizer: Any, phases: list[Phase], arguments: PretrainingDataArguments
+) -> list[Stretch]:
+    """Return the phases of the run as parts to time; the arguments are those of `PretrainingBatches`."""
+    stretches, first = [], 0
+    for phase in phases:
+        batches = PretrainingBatches(run, documents, tokenizer, [phase], arguments, Progress(step=first))
+        stretches.append(Stretch(first, phase.last_step - first, batches))
+        first = phase.last_step
+    return stretches
+
+
 def loss_without_logits(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
     """Return a pretraining model's outputs without the logits, which training does not read."""
     return model(**inputs, **totals, skip_logits=True)
@@ -162,6 +175,23 @@ def weigh_next_sentence(model: Any, weight: float) -> Callable[..., Any]:
         return outputs
 
     return forward
+
+
+@torch.no_grad()
+def set_sinusoidal_positions(model: Any, scale: float) -> None:
+    """Start the learned positions from `scale`·sin and `scale`·cos (Vaswani et al. 2017, section 3.5).
+
+    A fixed offset is then a linear map from the first step on, so heads that look at neighbours form soon; otherwise
+    small runs spend most of their steps on the unigram plateau.
+
+    Args:
+        model: a pretraining model of this package.
+        scale: of the sinusoids.
+    """
+    table = model.bert.embeddings.position_embeddings.weight
+    positions, width = table.shape
+    angles = torch.arange(positions)[:, None] * 10_000.0 ** (-torch.arange(0, width, 2) / width)
+    table.copy_(scale * torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width])
 
 
 def word_count(text: str) -> int:

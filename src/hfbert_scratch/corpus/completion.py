@@ -59,19 +59,13 @@ def complete(
     shards = len(plan.borders) - 1
     records = [read_json(record_path(output, number), "corpus build") for number in range(shards)]
     indexed = [open_index(output, number).record for number in range(len(units))]
-    sources = _describe_sources(units, indexed)
-    documents_read = len(plan.kept)
     special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
     files = {
         "train": _without_empty(output / "train", [f"data-{number:05d}.arrow" for number in range(shards)]),
         "validation": _collect_validation(output, shards),
     }
-    documents = {
-        name: TokenizedDocuments([output / name / file for file in names], special_ids)
-        for name, names in files.items()
-        if names
-    }
     counts = dict(zip(files, _add_counts(output, shards), strict=True))
+    splits = {name: names for name, names in files.items() if names}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "arguments": arguments.as_manifest(),
@@ -80,36 +74,49 @@ def complete(
         "tokenizer_hash": settings["tokenizer_hash"],
         "vocab_size": len(tokenizer),
         "special_ids": special_ids,
-        "documents_read": documents_read,
-        "duplicates": plan.duplicates,
-        "duplicate_rate": round(plan.duplicates / documents_read, 6),
-        "null_texts": sum(record["null_texts"] for record in indexed),
-        "cut_documents": sum(record["cut_documents"] for record in indexed),
-        "documents_without_tokens": sum(record["without_text"] for record in records),
-        "documents_with_literal_special_tokens": sum(record["literal_special_tokens"] for record in records),
-        "sample": TextSample.merged(record["sample"] for record in records).as_dict(),
+        **_sums(plan, indexed, records),
         "splits": {
-            name: {"files": files[name], **describe_split(counts[name], special_ids["unk"])} for name in documents
+            name: {"files": names, **describe_split(counts[name], special_ids["unk"])}
+            for name, names in splits.items()
         },
     }
-    check_corpus(manifest)
+    check_corpus(manifest)  # before what takes long
     manifest["pairs"] = {
-        name: describe_pairs(split, arguments.max_seq_length, arguments.next_sentence)
-        for name, split in documents.items()
+        name: describe_pairs(
+            TokenizedDocuments([output / name / file for file in names], special_ids),
+            arguments.max_seq_length,
+            arguments.next_sentence,
+        )
+        for name, names in splits.items()
     }
     manifest["warnings"] = check_corpus(manifest)
     manifest |= _timings(plan, indexed, records, seconds)
+    sources = _describe_sources(units, indexed)
     names = ("bytes", "sha256", "revision")
     content = [{name: source[name] for name in names if name in source} for source in sources]
     manifest["identity"] = settings | {"sources": content}
     manifest["sources"] = sources
     describe_for_datasets(output, files)
-    for name in documents:
+    for name in splits:
         with atomic(output / name / TOKEN_COUNTS) as file:
             np.save(file, unigrams_of(counts[name]))
     write_json(output / MANIFEST, manifest)
     shutil.rmtree(output / BUILD, ignore_errors=True)
     return Corpus.open(output)
+
+
+def _sums(plan: Plan, indexed: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add up what the units and the shards have counted."""
+    return {
+        "documents_read": len(plan.kept),
+        "duplicates": plan.duplicates,
+        "duplicate_rate": round(plan.duplicates / len(plan.kept), 6),
+        "null_texts": sum(record["null_texts"] for record in indexed),
+        "cut_documents": sum(record["cut_documents"] for record in indexed),
+        "documents_without_tokens": sum(record["without_text"] for record in records),
+        "documents_with_literal_special_tokens": sum(record["literal_special_tokens"] for record in records),
+        "sample": TextSample.merged(record["sample"] for record in records).as_dict(),
+    }
 
 
 def describe_source(source: TextSource, parts: int) -> dict[str, Any]:
