@@ -4,9 +4,9 @@
 # ///
 """Run the paper's argument: tables 5 to 8, figure 5 and the compared systems, with paired seeds and intervals.
 
-    python recipes/ablations.py --table 5 --budget cpu --corpus runs/corpus --tokenizer runs/tokenizer \\
-        --data_dir data --output_dir runs/table5
-    accelerate launch --multi_gpu --num_processes 8 recipes/ablations.py --table 8 --budget gpu …
+    hfbert ablations --table 5 --budget cpu --corpus runs/corpus \\
+        --tokenizer runs/tokenizer --data_dir data --output_dir runs/table5
+    hfbert ablations --num_processes 8 --table 8 --budget gpu …
 
 pretrains every arm of the table from every seed, chooses its learning rates on a seed that is not reported, trains it
 on the tasks, and compares: paired differences with 95 % intervals over seeds and examples, the paper's beside them,
@@ -14,14 +14,14 @@ and a verdict, decided or undecided. Leaves in output_dir: results.json, results
 a directory for each arm and seed. Arms share their seeds' initial weights, documents, masks, dropout and fine-tuning
 order wherever their difference leaves them alone.
 
-data_dir has a directory for each task (mrpc or glue_mrpc, squad, conll2003 …). Under a launcher every process has runs
-of its own, each on its own GPU where there are GPUs; on two CPU cores two processes get most done (accelerate launch
---config_file recipes/accelerate/cpu_processes.yaml). Killed at any moment, the same command goes on: finished runs are
-kept, a pretraining continues, a fine-tuning starts again. With more --seeds it adds their runs.
+data_dir has a directory for each task (mrpc or glue_mrpc, squad, conll2003 …). Several processes have runs of their
+own, each on its own GPU where there are GPUs; on two CPU cores two processes get most done (--num_processes 2). Killed
+at any moment, the same command goes on: finished runs are kept, a pretraining continues, a fine-tuning starts again.
+With more --seeds it adds their runs.
 
 Supports: MLM + NSP, the same pairs without NSP's loss, contiguous text, left-to-right, with a BiLSTM on top; sizes;
 features; masking mixes; two LSTM language models as ELMo's.
-Does not support: one run on several GPUs (pretrain.py does).
+Does not support: one run on several GPUs (hfbert pretrain does).
 
 Exit codes: 0 done, 2 unusable input, 5 an arm diverged (the report has the others), 6 another table's directory,
 7 output, 75 stopped by a signal.
@@ -73,13 +73,11 @@ class AblationArguments:
         "see that everything is there",
         choices=tuple(BUDGETS),
     )
-    corpus: str = argument(help="directory written by build_corpus.py")
-    tokenizer: str = argument(help="directory written by train_tokenizer.py; must be the corpus's")
+    corpus: str = argument(help="directory written by hfbert corpus")
+    tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
     data_dir: str = argument(help="directory with a directory for each task")
     output_dir: str = argument(help="directory of the runs; started again with the same command, it continues")
-    tasks: list[str] = argument(
-        [], help=f"default: the budget's; some of {', '.join(COLUMNS)}", choices=tuple(COLUMNS)
-    )
+    tasks: list[str] = argument([], help="columns of the report; default: the budget's", choices=tuple(COLUMNS))
     seeds: list[int] = argument([], help="default: the budget's; two at least", at_least=0)
     learning_rates: list[float] = argument([], help="of fine-tuning, to choose from; default: the budget's", above=0)
     steps: int | None = argument(None, help="of every pretraining; default: the budget's", at_least=1)

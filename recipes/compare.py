@@ -4,8 +4,8 @@
 # ///
 """Fine-tune several encoders on the same tasks with the same seeds, and say which differences are more than luck.
 
-    hfbert compare runs/base/model bert-base-uncased roberta-base --tasks mrpc conll2003 --data_dir data \\
-        --output_dir runs/comparison
+    hfbert compare runs/base/model bert-base-uncased roberta-base \\
+        --tasks mrpc conll2003 --data_dir data --output_dir runs/comparison
 
 writes into output_dir: compare.json, compare.md and compare.png (mean and standard deviation over the seeds for each
 model and task, and the paired difference of every model from the first with a 95 % interval over seeds and examples,

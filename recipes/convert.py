@@ -4,9 +4,11 @@
 # ///
 """Convert a checkpoint directory between ours and stock `bert`, exactly.
 
-    hfbert convert --to stock --model runs/base/model --output_dir runs/base/stock
-    hfbert convert --to hfbert --model google-bert/bert-base-uncased --output_dir runs/bert-base-uncased
-    hfbert convert --to hfbert --model uncased_L-12_H-768_A-12 --output_dir runs/original
+    hfbert convert --to stock --model runs/base/model --output_dir runs/stock
+    hfbert convert --to hfbert --model google-bert/bert-base-uncased \\
+        --output_dir runs/bert-base-uncased
+    hfbert convert --to hfbert --model uncased_L-12_H-768_A-12 \\
+        --output_dir runs/original
 
 `--to stock` writes a directory for programs that know `bert` but not this package; it needs no trust_remote_code.
 `--to hfbert` converts any stock checkpoint, old ones included, for further pretraining or fine-tuning here.

@@ -4,7 +4,8 @@
 # ///
 """Write pretraining data as the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
 
-    hfbert pretraining-data --corpus runs/corpus --tokenizer runs/tokenizer --output_dir runs/static
+    hfbert pretraining-data --corpus runs/corpus --tokenizer runs/tokenizer \\
+        --output_dir runs/static
 
 leaves a directory that `datasets.load_from_disk` opens, with the columns any BertForPreTraining takes, for training
 with other people's loops (transformers' Trainer with its default collator, for one). `hfbert pretrain` does not need

@@ -7,8 +7,8 @@
 
     hfbert demo [--output_dir runs/demo] [--text my_text.txt]
 
-By default the text is the English that every Python installation carries (demo_text.py). Each stage is the recipe of a
-large run, reads a directory and leaves one. Started again, the demo keeps finished stages and continues an interrupted
+By default the text is the English that every Python installation carries. Each stage is the recipe of a large run,
+reads a directory and leaves one. Started again, the demo keeps finished stages and continues an interrupted
 pretraining.
 """
 

@@ -2,12 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["hfbert-scratch==0.1.0"]
 # ///
-"""Print what a bug report needs: versions, system, processor, GPUs, and what a run would choose here.
+"""Print what a bug report needs: versions, system, GPUs, a run's choices.
 
     hfbert env
 
-Supports: machines on which torch or this package cannot be imported; the reason is printed. Nothing is sent anywhere,
-and no token, user name or path is printed.
+Supports: machines on which torch or this package cannot be imported; the
+reason is printed. Nothing is sent anywhere, and no token, user name or path
+is printed.
 """
 
 import argparse

@@ -4,9 +4,12 @@
 # ///
 """Evaluate a fine-tuned checkpoint, predict unlabelled data with it, or ask it a question.
 
-    hfbert evaluate --model runs/mrpc/model --data_dir data/mrpc --output_dir runs/mrpc/test
-    hfbert evaluate --task sst2 --model textattack/bert-base-uncased-SST-2 --output_dir runs/sst2
-    hfbert evaluate --model runs/squad/model --question "Who wrote it?" --context "Ada wrote it."
+    hfbert evaluate --model runs/mrpc/model --data_dir data/mrpc \\
+        --output_dir runs/mrpc/test
+    hfbert evaluate --task sst2 --model textattack/bert-base-uncased-SST-2 \\
+        --output_dir runs/sst2
+    hfbert evaluate --model runs/squad/model --question "Who wrote it?" \\
+        --context "Ada wrote it."
 
 Predicts every split but train, and scores those with labels, also class by class: writes results.json and
 predictions/ into output_dir. The task and the settings of its inputs come from the model's task.json, if
@@ -14,8 +17,7 @@ predictions/ into output_dir. The task and the settings of its inputs come from 
 --model_classes.
 
 Supports: our checkpoints and those of other encoders (DistilBERT, ELECTRA, RoBERTa, DeBERTa, ModernBERT); one
-CPU, one GPU, several processes (accelerate launch --multi_gpu --num_processes N, also on CPUs), with the same
-predictions whatever their number.
+CPU, one GPU, several processes (--num_processes N, also on CPUs), with the same predictions whatever their number.
 Does not support: checkpoints whose head is new (train it with `hfbert finetune` first); questions with tokenizers
 whose special tokens are not BERT's (RoBERTa).
 

@@ -4,8 +4,9 @@
 # ///
 """Export a checkpoint to another program's format, open the result and compare it with our own forward pass.
 
-    hfbert export --format onnx --model runs/base/model --output_dir runs/base-onnx
-    hfbert export --format web --model runs/base/model --output_dir runs/base-web --quantize true
+    hfbert export --format onnx --model runs/base/model --output_dir runs/onnx
+    hfbert export --format web --model runs/base/model --output_dir runs/web \\
+        --quantize true
 
 stock: a plain `bert` checkpoint, as `hfbert convert --to stock` writes it. onnx: ONNX Runtime, transformers.js,
 fastembed. web: a folder with a page that runs the model in the browser by transformers.js (python -m http.server

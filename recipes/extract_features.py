@@ -4,12 +4,12 @@
 # ///
 """Feature vectors of the texts in a file: from any layers of any encoder, per token or pooled (paper, section 5.3).
 
-    hfbert features --model runs/pretrain/model --text sentences.txt --output_dir runs/features \\
-        --layers -1 -2 -3 -4 --format jsonl
+    hfbert features --model runs/pretrain/model --text sentences.txt \\
+        --output_dir runs/features --layers -1 -2 -3 -4 --format jsonl
 
 --text: plain text with one text a line, " ||| " between the two texts of a pair; or .jsonl or .parquet with a column
 `text`. Leaves features-00000.jsonl (.npz, .parquet) and so on in output_dir, and record.json. jsonl is what
-extract_features.py of google-research/bert writes; it is also by far the largest. Killed at any moment, the same
+google-research/bert's extract_features.py writes; it is also by far the largest. Killed at any moment, the same
 command continues with the part it was at and ends with the same files.
 
 Supports: directories and Hub names that AutoModel opens as an encoder and that have a WordPiece tokenizer (BERT,

@@ -4,8 +4,8 @@
 # ///
 """NER from a frozen BERT (paper, section 5.3, table 7): a BiLSTM over its layers, six combinations of them.
 
-    hfbert ner-features --model runs/pretrain/model --output_dir runs/feature_based \\
-        --data_dir data/conll2003 --seeds 0 1 2 3 4
+    hfbert ner-features --model runs/pretrain/model --data_dir data/conll2003 \\
+        --seeds 0 1 2 3 4 --output_dir runs/feature_based
 
 writes one run per combination and seed into output_dir (model/, predictions/, results.json, log.jsonl), and a table
 beside the paper's figures, results.json. The encoder encodes every sentence once; its layers are kept in cache_dir,
@@ -13,7 +13,8 @@ which takes 2·(layers + 1)·hidden_size bytes a word (BERT-BASE, CoNLL-2003: 6 
 at any moment, the same command continues.
 
 Supports: CoNLL-2003 and any tagged words in its shape (--task custom-ner); any encoder that AutoModel opens; several
-processes (accelerate launch --multi_gpu --num_processes N). Does not support: fine-tuning (hfbert finetune does).
+processes (--num_processes N).
+Does not support: fine-tuning (hfbert finetune does).
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
 """

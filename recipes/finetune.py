@@ -4,8 +4,9 @@
 # ///
 """Fine-tune a checkpoint on a task of the paper, or on your own data in the shape of one.
 
-    hfbert finetune --task mrpc --model runs/pretrain/model --output_dir runs/mrpc
-    hfbert finetune --task squad --model bert-base-uncased --data_dir data/squad --output_dir runs/squad
+    hfbert finetune --task mrpc --model runs/base/model --output_dir runs/mrpc
+    hfbert finetune --task squad --model bert-base-uncased \\
+        --data_dir data/squad --output_dir runs/squad
     hfbert finetune --num_processes 4 --task all-glue --model … --output_dir …
 
 prints and records a summary of the data, and writes into output_dir: model/ (the step that is best on validation;

@@ -4,8 +4,10 @@
 # ///
 """Build a repository for the Hub from a finished run, check it, and push it on request.
 
-    hfbert publish --run runs/base --output_dir runs/base-repository --license apache-2.0
-    hfbert publish --run runs/mrpc --output_dir runs/mrpc-repository --license apache-2.0 \\
+    hfbert publish --run runs/base --license apache-2.0 \\
+        --output_dir runs/base-repository
+    hfbert publish --run runs/mrpc --license apache-2.0 \\
+        --output_dir runs/mrpc-repository \\
         --repo_id me/bert-mrpc --power_watts 300 --push
 
 Writes the model's files, README.md (the model card), .eval_results/ if the task is a data set of the Hub, and the

@@ -4,8 +4,10 @@
 # ///
 """Score sentences with a language model, without training: minimal pairs (BLiMP), or the sentences of a file.
 
-    python recipes/score.py --model runs/pretrain/model --pairs data/blimp/*.jsonl --output_dir runs/blimp
-    python recipes/score.py --model runs/pretrain/model --text sentences.txt --output_dir runs/scores
+    hfbert score --model runs/pretrain/model --pairs data/blimp/*.jsonl \\
+        --output_dir runs/blimp
+    hfbert score --model runs/pretrain/model --text sentences.txt \\
+        --output_dir runs/scores
 
 A masked language model scores a sentence by masking one token at a time (pll), or the rest of its word as well
 (within_word_l2r); a left-to-right model by the probability of each token after the ones before it. Of a minimal pair

@@ -4,7 +4,8 @@
 # ///
 """The paper's search for hyperparameters: learning rate × batch size × epochs × seeds, chosen on validation.
 
-    hfbert sweep --task rte --model runs/pretrain/model --data_dir data/rte --output_dir runs/rte-sweep
+    hfbert sweep --task rte --model runs/pretrain/model --data_dir data/rte \\
+        --output_dir runs/rte-sweep
     hfbert sweep --num_processes 8 --task mrpc --model … --output_dir …
 
 writes into output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every

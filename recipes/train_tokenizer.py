@@ -4,8 +4,9 @@
 # ///
 """Train a WordPiece tokenizer on your own text, or add words of it to a checkpoint's vocabulary.
 
-    hfbert tokenizer --text data/*.txt --output_dir runs/tokenizer --vocab_size 30522
-    hfbert tokenizer --extend bert-base-uncased --add 500 --text domain/*.txt --output_dir runs/extended
+    hfbert tokenizer --text data/*.txt --output_dir runs/tokenizer
+    hfbert tokenizer --extend bert-base-uncased --add 500 --text domain/*.txt \\
+        --output_dir runs/extended
 
 reads .txt, .jsonl and .parquet files (also .gz and .zst of the first two), directories of these, directories saved by
 `datasets`, and data sets of the Hub (hub:NAME:CONFIGURATION:SPLIT), and leaves a directory that

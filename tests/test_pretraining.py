@@ -146,6 +146,11 @@ def test_max_time_saves_and_the_same_command_continues(run, tmp_path, capsys):
     assert_same_run(tmp_path / "whole", tmp_path / "limited")
 
 
+def test_a_stopped_run_without_checkpoints_says_that_it_starts_anew(run, tmp_path, capsys):
+    assert run(tmp_path, max_time=0.001, keep_checkpoints=0) == 75
+    assert "after step 1; the same command starts anew: keep_checkpoints is 0\n" in capsys.readouterr().out
+
+
 def test_max_time_leaves_room_for_the_longest_step(monkeypatch):
     began = psutil.Process().create_time()
     now = [100.0]

@@ -90,6 +90,26 @@ def test_help_has_groups_bounds_and_defaults(capsys, monkeypatch):
     assert headings == ["child:", "base:", "schedule:", "other options:"], "its own options first"
 
 
+def test_help_is_as_wide_as_the_terminal(capsys, monkeypatch):
+    @dataclass
+    class Wide:
+        tasks: list[str] = argument(help="what to do", choices=tuple(f"the_choice_{number}" for number in range(8)))
+        kind: str = argument(help="of which kind", choices=("a", "b"))
+
+    monkeypatch.setenv("COLUMNS", "60")
+    paragraph = " ".join(["word"] * 20)
+    description = f"Does it.\n\n    command --is --kept\n\n{paragraph}\nmore.\nSupports: a.\nDoes not support: b."
+    with pytest.raises(SystemExit):
+        parse_arguments(Wide, ["--help"], description=description)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 60
+    assert "\n\n    command --is --kept\n\nword " in text
+    assert "word more.\nSupports: a.\nDoes not support: b.\n" in text
+    words = " ".join(text.split())
+    assert "--tasks TASKS [TASKS ...] the_choice_0, the_choice_1," in words
+    assert "the_choice_7: what to do (required)" in words
+
+
 def test_the_spelling_with_hyphens_is_accepted_and_not_shown(capsys):
     @dataclass
     class Spelled:

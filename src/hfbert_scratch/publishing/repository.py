@@ -159,7 +159,7 @@ def revisions_of(run: FinishedRun) -> list[Path]:
     found = [run.directory / "revisions" / name for name in sorted(names, key=lambda name: names[name])]
     missing = [path for path in found if not path.is_dir()]
     if missing or not found:
-        what = f"lacks {missing[0]}" if missing else "kept no models by words; pretrain.py --checkpoint_words does"
+        what = f"lacks {missing[0]}" if missing else "kept no models by words; hfbert pretrain --checkpoint_words does"
         raise InputError(f"--revisions: the run {run.directory} {what}")
     return found
 

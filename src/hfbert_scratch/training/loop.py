@@ -193,9 +193,8 @@ def train(
             break
     run.bar.close()
     if stop and run.records:
-        run.print(
-            f"stopped by {run.stopping.reason} after step {progress.step}; the same command continues from there"
-        )
+        goes_on = "continues from there" if arguments.keep_checkpoints else "starts anew: keep_checkpoints is 0"
+        run.print(f"stopped by {run.stopping.reason} after step {progress.step}; the same command {goes_on}")
     return is_finished(run)
 
 

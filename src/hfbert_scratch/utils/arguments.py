@@ -10,7 +10,9 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import sys
+import textwrap
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,8 @@ from .files import write_text
 
 Arguments = TypeVar("Arguments")
 
+# Lines of a description that do not go on the paragraph before.
+_NEW_LINE = re.compile(r"(Supports|Does not support|Exit codes|Tasks|--\w+):")
 # Names that other training programs have for options, and ours; the first that a command has counts.
 OTHER_NAMES = {
     "lr": ("learning_rate",),
@@ -234,7 +238,13 @@ class _Parser(HfArgumentParser):
 
     def _short_usage(self) -> str:
         needed = [f"{action.option_strings[0]} {action.metavar}" for action in self._actions if action.required]
-        return " ".join(["usage:", self.prog, *needed, "[OPTION ...]"])
+        lines = [f"usage: {self.prog}"]
+        indent = " " * len(lines[0])
+        for word in (*needed, "[OPTION ...]"):
+            if len(f"{lines[-1]} {word}") > shutil.get_terminal_size().columns - 2:
+                lines.append(indent)
+            lines[-1] += f" {word}"
+        return "\n".join(lines)
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
         hints = get_type_hints(dtype)
@@ -249,16 +259,30 @@ class _Parser(HfArgumentParser):
             self._parse_dataclass_field(group, field)
             option, *negations = group._group_actions[before:]
             option.type = _declared(dtype, field.name, "parse") or option.type
-            option.metavar = _metavar(hints[field.name], _declared(dtype, field.name, "limits"), option)
+            option.metavar, listed = _metavar(hints[field.name], _declared(dtype, field.name, "limits"), option)
+            option.help = f"{listed}{option.help}"
             for action in negations:  # --no_NAME of a switch: accepted, and --NAME false says the same
                 action.help = SUPPRESS
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter):
-    """The description line by line as it is written, and of an option's spellings the one with underscores."""
+    """Paragraphs in the terminal's width, commands as they are written, option names with underscores."""
 
     def __init__(self, prog: str, **options: Any):
         super().__init__(prog, **{"max_help_position": 30} | options)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = [""]
+        for line in text.strip().splitlines():
+            if line and paragraphs[-1] and not (line + paragraphs[-1]).startswith(" ") and not _NEW_LINE.match(line):
+                paragraphs[-1] += f" {line}"
+            else:
+                paragraphs.append(line)
+        filled = (
+            line if line.startswith(" ") else textwrap.fill(line, min(width, 118), break_on_hyphens=False)
+            for line in paragraphs[1:]
+        )
+        return "\n".join(filled)
 
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -298,12 +322,15 @@ def _help(cls: type, field: dataclasses.Field) -> str:
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
-def _metavar(hint: Any, limits: Limits | None, option: Action) -> str | None:
-    choices = option.choices or (limits.choices if limits else ())
+def _metavar(hint: Any, limits: Limits | None, option: Action) -> tuple[str, str]:
+    """The word for an option's value, and choices that are too long for it, to stand in front of the help."""
+    choices = [*map(str, option.choices or (limits.choices if limits else ()))]
+    word = option.dest.split("_")[-1].upper()
     if choices:
-        return "{" + ",".join(map(str, choices)) + "}"
+        text = "{" + ",".join(choices) + "}"
+        return (text, "") if len(text) <= 50 else (word, f"{', '.join(choices)}: ")
     words = re.findall(r"int|float|bool|str", str(hint))
-    return {"int": "N", "float": "X", "bool": "true|false"}.get(words[0], option.dest.split("_")[-1].upper())
+    return {"int": "N", "float": "X", "bool": "true|false"}.get(words[0], word), ""
 
 
 def _field_names(cls: type) -> list[str]:
