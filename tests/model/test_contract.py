@@ -111,14 +111,24 @@ DIFFERENCES: dict[tuple[str, str, str], str] = {
     ("config value", "BertConfig", "_auto_class"): "checkpoints carry their code",
     ("config value", "BertConfig", "keys_to_ignore_at_inference"): "the parts of the loss are no predictions",
     ("behaviour", "BertForPreTraining", "labels of one task"): "stock returns no loss; here it is that task's",
-    ("behaviour", "BertForMaskedLM", "nothing labelled"): "stock's loss is NaN, which would end a run; here it is 0",
+    ("behaviour", "*", "nothing labelled"): "stock's loss is NaN, which would end a run; here it is 0",
     ("behaviour", "BertForQuestionAnswering", "one of two positions"): "stock returns no loss; here it is refused",
+    ("behaviour", "BertForSequenceClassification", "an unknown problem_type"): "stock returns no loss; here the three "
+    "that there are are named",
+    ("behaviour", "BertForSequenceClassification", "labels that broadcast"): "stock compares every output with every "
+    "label and warns; here both shapes are named",
+    ("behaviour", "BertForSequenceClassification", "several labels beyond 0 to 1"): "stock's loss has no lower bound "
+    "there (-100 does not mean ignored); here the range is named",
+    ("behaviour", "BertForSequenceClassification", "float64 labels"): "stock's loss has their type; here the logits', "
+    "at least float32",
     (
         "behaviour",
         "BertForQuestionAnswering",
         "three labels",
     ): "stock's span head grows with num_labels and its forward fails; here it has two outputs",
     ("behaviour", "BertModel", "encoder_hidden_states"): "stock ignores them without a cross-attention; " + _ENCODER,
+    ("behaviour", "BertModel", "past_key_values"): "stock's encoder sees them, for PEFT's prefix tuning of the bare "
+    "encoder (stock's heads do not take them); here they are refused: prompt tuning and p-tuning work",
     ("behaviour", "BertModel", "is_causal"): "stock follows it in sdpa without a mask and ignores it elsewhere; here "
     "it is refused, and left_to_right decides",
     ("behaviour", "BertModel", "a list for a tensor"): "stock fails inside PyTorch; here the argument is named",
@@ -131,6 +141,8 @@ DIFFERENCES: dict[tuple[str, str, str], str] = {
         "BertForMaskedLM",
         "embeddings without head",
     ): "stock fails inside PyTorch; here the remedy is named",
+    ("behaviour", "BertForMaskedLM", "untied, saved and opened"): "stock loses the output bias, which it saves under "
+    "the name that it does not read; here the logits stay",
     ("behaviour", "BertForMaskedLM", "strict load_state_dict into stock"): _ONE_BIAS + "; save_pretrained and "
     "from_pretrained, or strict=False and tie_weights(), carry the weights over",
     ("behaviour", "BertForMaskedLM", "weights named by a wrapper"): "stock draws them anew and reports; here it is "
@@ -285,9 +297,37 @@ def one_task(model):
     return model(**(batch("pretraining") | {"next_sentence_label": None})).loss
 
 
-def nothing_labelled(model):
-    inputs = batch("masked_lm")
-    return model(**(inputs | {"labels": torch.full_like(inputs["labels"], -100)})).loss
+def nothing_labelled(case):
+    def call(model):
+        inputs = batch(case)
+        for name in ("labels", "next_sentence_label"):
+            if name in inputs:
+                inputs[name] = torch.full_like(inputs[name], -100)
+        for name in ("start_positions", "end_positions"):
+            if name in inputs:
+                inputs[name] = torch.full_like(inputs[name], 99)
+        return model(**inputs).loss
+
+    return call
+
+
+def classification_labels(problem_type, labels):
+    def call(model):
+        vars(model.config)["problem_type"] = problem_type  # transformers 5.17 checks what is assigned
+        loss = model(**batch(labels=False), labels=labels).loss
+        return loss if loss is None else str((loss.dtype, round(loss.item(), 4)))
+
+    return call
+
+
+def untied(model, tmp_path):
+    model.config.tie_word_embeddings = False
+    decoder = model.get_output_embeddings()
+    decoder.weight = nn.Parameter(decoder.weight.detach() * 2)
+    directory = tmp_path / f"untied {type(model).__name__}"
+    model.save_pretrained(directory)
+    again = type(model).from_pretrained(directory).eval()
+    return torch.allclose(again(**batch()).logits, model(**batch()).logits, atol=TOLERANCE)
 
 
 def one_position(model):
@@ -311,6 +351,12 @@ def too_long(model):
 def embeddings_alone(model):
     model.bert.resize_token_embeddings(TINY["vocab_size"] + 5)
     return model(**batch("masked_lm", labels=False)).logits.sum()
+
+
+def earlier_keys(model):
+    keys = torch.zeros(3, TINY["num_attention_heads"], 2, TINY["hidden_size"] // TINY["num_attention_heads"])
+    cache = transformers.DynamicCache([(keys, keys)] * TINY["num_hidden_layers"])
+    return model(batch()["input_ids"], past_key_values=cache).last_hidden_state.sum()
 
 
 def double_causality(model):
@@ -340,19 +386,29 @@ def wrapped_names(model, tmp_path):
     return type(model).from_pretrained(directory).num_parameters()
 
 
+# The heads that take class ids or positions.
+UNLABELLED = [case for case in CASES if case not in ("base", "multi_label", "regression")]
 # (case, name) → what is done with the model
-BEHAVIOURS = {
+BEHAVIOURS: dict[tuple[str, str], Any] = {
     ("pretraining", "labels of one task"): one_task,
-    ("masked_lm", "nothing labelled"): nothing_labelled,
+    **{(case, "nothing labelled"): nothing_labelled(case) for case in UNLABELLED},
+    ("single_label", "an unknown problem_type"): classification_labels("other", torch.tensor([0, 1, 2])),
+    ("single_label", "labels that broadcast"): classification_labels("regression", torch.ones(3)),
+    ("multi_label", "several labels beyond 0 to 1"): classification_labels(
+        "multi_label_classification", torch.full((3, 3), -100.0)
+    ),
+    ("multi_label", "float64 labels"): classification_labels("multi_label_classification", torch.ones(3, 3).double()),
     ("question_answering", "one of two positions"): one_position,
     ("question_answering", "three labels"): three_labels,
     ("base", "encoder_hidden_states"): encoder_states,
     ("base", "too long"): too_long,
     ("base", "is_causal"): double_causality,
+    ("base", "past_key_values"): earlier_keys,
     ("base", "a list for a tensor"): no_tensor,
     ("base", "a longer mask"): other_mask,
     ("masked_lm", "loss in half precision"): half_precision,
     ("masked_lm", "embeddings without head"): embeddings_alone,
+    ("masked_lm", "untied, saved and opened"): untied,
     ("masked_lm", "strict load_state_dict into stock"): load_into_stock,
     ("masked_lm", "weights named by a wrapper"): wrapped_names,
 }

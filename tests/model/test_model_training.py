@@ -21,7 +21,7 @@ from helpers import (
     tiny_config,
 )
 from torch._dynamo.testing import CompileCounter
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 from hfbert_scratch import HFBertForMaskedLM, HFBertForPreTraining
 from hfbert_scratch.model.kernels_hfbert import HFBertOutputProjection
@@ -241,6 +241,33 @@ def test_the_projection_is_pruned_as_stocks(case, name):
         torch.testing.assert_close(left[key], right[key], atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(pruned[key], expected[key], atol=TOLERANCE, rtol=0)
     assert "bias" not in dict(ours.cls.predictions.decoder.named_parameters())
+
+
+class Halved(torch.nn.Module):
+    def forward(self, values):
+        return values / 2
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("case", PREDICTING)
+def test_the_projection_is_parametrized_as_stocks(case, name):
+    """Weight norm, spectral norm and the like stand on this."""
+    ours, stock = pair(case, **NO_DROPOUT)
+    plain = ours(**batch(case)).loss
+    for model in (ours, stock):
+        parametrize.register_parametrization(model.cls.predictions.decoder, name, Halved())
+    losses = [model(**batch(case)).loss for model in (ours, stock)]
+    torch.testing.assert_close(*losses, atol=TOLERANCE, rtol=0)
+    assert losses[0] != plain
+    left, right = (gradients(model, loss) for model, loss in zip((ours, stock), losses, strict=True))
+    assert_same(left, right, TOLERANCE)
+    twin = copy.deepcopy(ours)
+    assert torch.equal(twin(**batch(case)).loss, losses[0])
+    for model in (ours, stock):
+        parametrize.remove_parametrizations(model.cls.predictions.decoder, name)
+    losses = [model(**batch(case)).loss for model in (ours, stock)]
+    torch.testing.assert_close(*losses, atol=TOLERANCE, rtol=0)
+    assert ours.cls.predictions.decoder.bias is ours.cls.predictions.bias
 
 
 def test_a_projection_of_another_class_replaces_ours_as_in_stock():

@@ -22,6 +22,7 @@ from helpers import (
     tensors,
 )
 from huggingface_hub.errors import StrictDataclassError
+from torch.nn.attention.flex_attention import create_block_mask
 
 import hfbert_scratch
 from hfbert_scratch.model import checks_hfbert
@@ -338,6 +339,22 @@ def test_a_mask_of_pairs_is_the_mask_of_its_tokens_in_every_form(attention, left
                     actual = model(**inputs, attention_mask=form(given)).last_hidden_state[mask.bool()]
                     tolerance = TOLERANCE if precision == torch.float32 else 0.1
                     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0, msg=f"{name}, {given.shape}")
+
+
+def test_a_block_mask_is_for_flex_attention():
+    inputs = batch(labels=False)
+    mask = inputs.pop("attention_mask")
+    real = mask.bool()
+    blocks = create_block_mask(lambda row, head, query, key: real[row, key], 3, None, 12, 12, device="cpu")
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model = make("base", attn_implementation="flex_attention")
+        expected = model(**inputs, attention_mask=mask).last_hidden_state[real]
+        actual = model(**inputs, attention_mask=blocks).last_hidden_state[real]
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0)
+    models = [make("base", attn_implementation=name) for name in ("eager", "sdpa", UNPADDED)]
+    for model in [*models, make("base", attn_implementation="flex_attention", left_to_right=True)]:
+        with pytest.raises(ValueError, match="attention_mask is a BlockMask, .*; pass a tensor"):
+            model(**inputs, attention_mask=blocks)
 
 
 BAD_MASKS = {

@@ -159,6 +159,19 @@ def test_rows_that_cannot_be_read_are_named(name, content, message, tmp_path):
         load(tmp_path, name, content)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_header_among_the_rows_does_not_become_labels(name, tmp_path):
+    """As in files that were joined."""
+    text = table("\t" if name == "a.tsv" else ",")
+    with collect_notes() as notes:
+        raw = load(tmp_path, name, text + text)
+    assert raw["text"][:] == TEXTS * 2 and get_task("custom-classification").class_names(raw) == ["neg", "pos"]
+    (entry,) = notes.left_out
+    assert entry["rows"] == 1 and "left out 1 lines that repeat the header" in entry["reason"]
+    with pytest.raises(InputError, match="holds no rows below its header"):
+        load(tmp_path, name, text.partition("\n")[0] + "\n" + text.partition("\n")[0] + "\n")
+
+
 def test_blank_texts_are_counted(tmp_path):
     texts = ["x", "", " ", "\u200b", "\u00ad\u3000", "\u2028\x85\x0c", "\ufeff\u2060"]
     path = write_tsv(tmp_path / "a.tsv", [["text", "label"], *([text, row % 2] for row, text in enumerate(texts))])

@@ -576,6 +576,12 @@ def test_classes_that_look_alike_are_pointed_out(tmp_path, capsys):
     assert "'Pos', 'pos', 'pos ' differ only in case or blanks" in notes.warnings[0]
     assert "'-' is taken for a class" in notes.warnings[1]
     assert capsys.readouterr().out.count("warning: ") == 2
+    with collect_notes() as notes:
+        rows = labelled("caf\u00e9", "cafe\u0301", "po\u200bs", "pos\u00a0", "\uff4eeg", "neg", "ДА", "да")
+        load_rows("custom-classification", tmp_path, rows, "train")
+    found = sorted(note.partition("classes ")[2].partition(" differ")[0] for note in notes.warnings)
+    assert found == [r"'cafe\u0301', 'caf\xe9'", r"'neg', '\uff4eeg'", r"'pos\xa0', 'po\u200bs'", "'ДА', 'да'"]
+    capsys.readouterr()
     load_rows("custom-classification", tmp_path, labelled("+", "-", "+"), "train")
     assert not capsys.readouterr().out
 

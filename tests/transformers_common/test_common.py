@@ -4,6 +4,7 @@ A test that both fail tells of the release or the environment; with transformers
 """
 
 import unittest
+from unittest import mock
 
 import pipeline_checks
 import pytest
@@ -17,6 +18,7 @@ from tests.test_training_mixin import TrainingTesterMixin
 
 import hfbert_scratch
 from hfbert_scratch import HEADS
+from hfbert_scratch.model import modeling_hfbert
 
 
 pytestmark = pytest.mark.transformers_common
@@ -84,6 +86,13 @@ class CommonTests(ModelTesterMixin, TrainingTesterMixin, PipelineTesterMixin):
 
 class HFBertTest(CommonTests, unittest.TestCase):
     """Ours."""
+
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        """A file with none of the model's weights is refused; without the refusal the reports are the library's."""
+        with self.assertRaisesRegex(ValueError, r"do not belong to its config\.json"):
+            super().test_model_weights_reload_no_missing_tied_weights()
+        with mock.patch.object(modeling_hfbert, "check_weight_names"):
+            super().test_model_weights_reload_no_missing_tied_weights()
 
 
 class StockBertTest(CommonTests, unittest.TestCase):

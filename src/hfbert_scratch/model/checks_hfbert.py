@@ -106,11 +106,18 @@ def check_masked_positions(masked_positions: torch.Tensor, labels: torch.Tensor)
             )
 
 
-def check_attention_mask(mask: torch.Tensor | BlockMask | None, shape: torch.Size, num_heads: int) -> None:
+def check_attention_mask(mask: torch.Tensor | BlockMask | None, shape: torch.Size, config: HFBertConfig) -> None:
     """Refuse a mask of the wrong shape or, where values can be read, with wrong numbers."""
+    if isinstance(mask, BlockMask) and (
+        config._attn_implementation != "flex_attention" or config.left_to_right or config.bilstm
+    ):
+        raise ValueError(
+            "attention_mask is a BlockMask, for flex_attention in models without left_to_right and bilstm; pass a "
+            "tensor, or model.set_attn_implementation('flex_attention')"
+        )
     if not isinstance(mask, torch.Tensor):
         return
-    (batch_size, length), sizes = shape, tuple(mask.shape)
+    (batch_size, length), sizes, num_heads = shape, tuple(mask.shape), config.num_attention_heads
     pairs = (sizes[0], 1, *sizes[1:]) if len(sizes) == 3 else sizes
     allowed = ((1, batch_size), (1, num_heads), (1, length), (length,))
     fits = len(pairs) == 4 and all(size in choices for size, choices in zip(pairs, allowed, strict=True))
@@ -287,7 +294,7 @@ def check_inputs(
         # PyTorch reads any memory for it, where it does not fail.
         if isinstance(tensor, torch.Tensor) and tensor.is_meta and not tokens.is_meta:
             raise ValueError(f"{name} is on the meta device, which holds no numbers, the input on {tokens.device}")
-    check_attention_mask(attention_mask, tokens.shape, config.num_attention_heads)
+    check_attention_mask(attention_mask, tokens.shape, config)
     return tokens.shape, tokens.device
 
 

@@ -129,7 +129,12 @@ class HFBertOutputProjection(nn.Linear):
 
     @property
     def bias(self) -> Any:  # a parameter, or another tensor
-        return self.__dict__.get("_tensor_bias", self._head[0].bias)
+        if "bias" in self._parameters:
+            return self._head[0].bias
+        if "_tensor_bias" in self.__dict__:
+            return self.__dict__["_tensor_bias"]
+        # torch.nn.utils.parametrize deletes the attribute and looks whether it is gone.
+        raise AttributeError(f"{type(self).__name__} has no attribute 'bias'")
 
     @bias.setter
     def bias(self, value: torch.Tensor | None) -> None:
@@ -144,6 +149,7 @@ class HFBertOutputProjection(nn.Linear):
         """Give an assigned bias, or None, to the head: there is one, under one name."""
         if name == "bias" and "_head" in self.__dict__:
             self.__dict__.pop("_tensor_bias", None)
+            self._parameters[name] = None  # the attribute is there, and no second parameter
             self._head[0].bias = param
         else:
             super().register_parameter(name, param)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ..utils.errors import InputError
 from .notes import warn
-from .tables import check_single
+from .tables import INVISIBLE, check_single
 
 
 # Plain decimal numbers only: "1e3" and "nan" may be names.
@@ -188,9 +188,15 @@ def refuse_booleans(values: pa.ChunkedArray, names: Sequence[str], location: str
         raise InputError(f"{location}: column 'label' holds true and false; write {', '.join(names)} instead")
 
 
+def _visible(label: Any) -> str:
+    """Return a label without differences that nobody sees: of blanks, Unicode forms and invisible characters."""
+    words = unicodedata.normalize("NFKC", str(label)).split()
+    return " ".join(filter(None, (INVISIBLE.sub("", word) for word in words)))
+
+
 def _folded(label: Any) -> str:
-    """Return a label without differences of case, blanks, hyphens and underscores."""
-    return re.sub(r"[\s_-]+", " ", str(label)).strip().casefold()
+    """Return a label without differences of case, blanks, Unicode forms, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", " ", _visible(label)).strip().casefold()
 
 
 def refuse_unlabelled(missing: np.ndarray, split: str, location: str, remedy: str = "") -> bool:
@@ -218,14 +224,16 @@ def refuse_unlabelled(missing: np.ndarray, split: str, location: str, remedy: st
 
 
 def warn_of_similar(names: Iterable[str], location: str) -> None:
-    """Warn of classes that differ only in case or blanks, or that look like a mark for "no label"."""
+    """Warn of classes that differ only in case or in what nobody sees, or that look like a mark for "no label"."""
     names = list(names)
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(" ".join(name.casefold().split()), []).append(name)
+        groups.setdefault(_visible(name).casefold(), []).append(name)
     for group in groups.values():
         if len(group) > 1:
-            warn(f"{location}: the classes {', '.join(map(repr, group))} differ only in case or blanks; are they one?")
+            is_plain = len(set(map(_visible, group))) == len(group)
+            shown = ", ".join(map(repr if is_plain else ascii, group))
+            warn(f"{location}: the classes {shown} differ only in case or blanks; are they one?")
     for name in names:
         if _means_no_label(name) and len(names) > 2:
             warn(f"{location}: {name!r} is taken for a class; if it means that there is no label, remove its rows")

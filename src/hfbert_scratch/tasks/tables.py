@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -21,13 +21,15 @@ from ..utils.files import parse_json
 from .notes import leave_out, warn
 
 
+# The fields of a row, alone or behind their location.
+_Row = TypeVar("_Row", list[str], tuple[str, list[str]])
 # Task column → the names it may have in a file; the first that is there counts.
 Columns = Mapping[str, Sequence[str]]
 
 # A packed file can unpack to a thousand times its size, and is read as a whole.
 MAX_UNPACKED = 1 << 31
 # White space, and what BERT's tokenizers drop as control or format characters: zero-width spaces, soft hyphens…
-_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
+INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
@@ -118,7 +120,7 @@ def check_strings(values: pa.ChunkedArray | pa.Array, location: str) -> pa.Array
 
 def warn_of_blanks(texts: pa.Array, location: str) -> None:
     """Warn of texts without a character that can be seen, which leave a model nothing to tell apart."""
-    blank = [row for row, text in enumerate(texts.to_pylist()) if not _INVISIBLE.sub("", text)]
+    blank = [row for row, text in enumerate(texts.to_pylist()) if not INVISIBLE.sub("", text)]
     if blank:
         warn(f"{location} is blank in {len(blank)} of {len(texts)} rows, first in row {blank[0]}")
 
@@ -257,6 +259,7 @@ def _fields(path: Path, rows: list, columns: Columns, optional_columns: Collecti
         raise InputError(f"{path} holds no rows below its header")
     (_, header), rows = rows[0], rows[1:]
     names = choose_columns(header, columns, optional_columns, str(path))
+    rows = _without_headers(rows, header, path)
     for location, row in rows:
         if len(row) != len(header):
             raise InputError(
@@ -264,6 +267,18 @@ def _fields(path: Path, rows: list, columns: Columns, optional_columns: Collecti
                 "quotes around them"
             )
     return {role: [row[header.index(name)] for _, row in rows] for role, name in names.items()}
+
+
+def _without_headers(rows: list[_Row], header: list[str], path: Path) -> list[_Row]:
+    """Leave out lines equal to the header, as joined files have them: they would be rows with a class of their own."""
+    if len(header) == 1:  # a text may well be "text"
+        return rows
+    kept = [row for row in rows if header not in (row, row[-1])]  # row[-1]: of a pair of location and fields
+    if len(kept) < len(rows):
+        leave_out(len(rows) - len(kept), f"{path}: left out {len(rows) - len(kept)} lines that repeat the header")
+    if not kept:
+        raise InputError(f"{path} holds no rows below its header")
+    return kept
 
 
 def _unquote(text: str) -> list[list[str]] | None:
@@ -327,6 +342,7 @@ def _read_tsv(
     if not rows:
         raise InputError(f"{path} holds no rows below its header")
     names = choose_columns(header, columns, optional_columns, str(path))
+    rows = _without_headers(rows, header, path)
     places = {role: header.index(name) for role, name in names.items()}
     width = max(places.values()) + 1
     short = [number for number, row in enumerate(rows) if len(row) < width]
