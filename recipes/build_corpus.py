@@ -4,7 +4,8 @@
 # ///
 """Build a pretraining corpus from your own text.
 
-    hfbert corpus --text data/*.txt --tokenizer runs/tokenizer --output_dir runs/corpus --num_proc 8
+    hfbert corpus --text data/*.txt --tokenizer runs/tokenizer --num_proc 8 \\
+        --output_dir runs/corpus
 
 reads the same sources as `hfbert tokenizer` and leaves a directory that `datasets.load_from_disk` opens, with
 manifest.json beside the splits: its content, and the results of a model that only knows token frequencies.

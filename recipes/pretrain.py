@@ -132,7 +132,7 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     checkpoint_words: str = argument(
         "",
         help="word counts, as 1M,2M,10M: keep the model after so many words as revisions/chck_1M and so on, which "
-        "publish.py can push as revisions",
+        "hfbert publish can push as revisions",
         group="log, checkpoints, end",
     )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
@@ -474,7 +474,9 @@ def record(
         results=results | {"plateau_left_at_step": past, "best_step": run.best_step},
         corpus=mixture.describe(),
     )
-    run.print(f"{run.directory}: record.json, curves.png, " + ("model/" if done else "a checkpoint to continue from"))
+    left = "model/" if done else "a checkpoint to continue from"
+    left = f", {left}" if done or run.arguments.keep_checkpoints else ""
+    run.print(f"{run.directory}: record.json, curves.png{left}")
 
 
 def describe_epochs(epochs: dict[str, float]) -> str:
