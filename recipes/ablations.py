@@ -28,8 +28,10 @@ Exit codes: 0 done, 2 unusable input, 5 an arm diverged (the report has the othe
 """
 
 import dataclasses
+import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ import numpy as np
 import torch
 from feature_based_ner import FeatureBasedArguments, open_data
 from feature_based_ner import run_trial as run_features
-from pretrain import PretrainingArguments, run_pretraining
+from pretrain import PretrainingArguments, build_model, estimate_pretraining, run_pretraining
 
 from hfbert_scratch import HFBertConfig
 from hfbert_scratch.ablations.arms import BUDGETS, COLUMNS, SELECTION_SEED, TABLES, Arm, Budget, Column, Table
@@ -48,22 +50,23 @@ from hfbert_scratch.corpus.bigrams import bigram_baseline
 from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.features.tagger import FeatureTagger, combination_layers, predict_tags
-from hfbert_scratch.finetuning import FinetuningArguments, fine_tune
+from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning, fine_tune
 from hfbert_scratch.pretraining import held_out_batches
 from hfbert_scratch.tasks import find_task_directory, get_task
-from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
+from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from hfbert_scratch.training.accelerator import best_device
 from hfbert_scratch.training.arguments import NEVER
 from hfbert_scratch.training.distributed import leave_the_launchers_group
+from hfbert_scratch.training.estimate import Estimate, EstimateArguments, describe_estimate, total
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.directories import claim_directory
-from hfbert_scratch.utils.environment import hardware, versions
+from hfbert_scratch.utils.environment import hardware, is_first_process, versions
 from hfbert_scratch.utils.errors import STOPPED, DivergenceError, InputError, command_line
 from hfbert_scratch.utils.files import lock, read_json
 
 
 @dataclass(kw_only=True)
-class AblationArguments:
+class AblationArguments(EstimateArguments):
     """The command line."""
 
     table: str = argument(help="what to run", choices=tuple(TABLES))
@@ -88,6 +91,7 @@ class AblationArguments:
     )
 
     def __post_init__(self) -> None:
+        self.check_price()
         if self.seeds and (len(set(self.seeds)) < max(2, len(self.seeds)) or SELECTION_SEED in self.seeds):
             raise InputError(
                 f"seeds are {self.seeds}; they must be two different numbers or more, without {SELECTION_SEED}, on "
@@ -126,10 +130,16 @@ class AblationArguments:
 def main() -> None:
     """Open everything, print the rule, run what is left, judge."""
     arguments = parse_arguments(AblationArguments, description=__doc__)
+    is_first, processes = is_first_process(), int(os.environ.get("WORLD_SIZE", "1"))
     leave_the_launchers_group()
     budget = arguments.resolved_budget()
     table = TABLES[arguments.table](budget)
     experiment = Experiment(arguments, budget, table)
+    if arguments.estimate:
+        estimate, note = experiment.estimate(processes)
+        if is_first:
+            print(f"{note}\n{describe_estimate(estimate, arguments.price)}".lstrip())
+        return
     claim_directory(experiment.root, experiment.settings, "runs")
     jobs = experiment.jobs()
     print(f"{table.title}. The paper: {table.claim}.\n{RULE}")
@@ -377,6 +387,42 @@ class Experiment:
         columns = self.column_results(column.task, data, predictions, directory)
         shutil.rmtree(directory / "run" / "cache", ignore_errors=True)
         return {"learning_rate": arguments.learning_rate, "columns": columns, "combination": combination}
+
+    def estimate(self, processes: int) -> tuple[Estimate, str]:
+        """Time steps of every kind of run, and add up all runs, of which `processes` run at a time.
+
+        Returns:
+            The estimate, and a note on the runs that it leaves out.
+        """
+        pretrainings: dict[str, Estimate] = {}
+        fine_tunings: dict[tuple[Any, ...], Estimate] = {}
+        estimates: list[Estimate] = []
+        taggers = 0
+        with tempfile.TemporaryDirectory() as directory:
+            for arm in self.table.arms:
+                source = self.table.arm(arm.pretrained_as or arm.name)
+                arguments = self.pretraining(source, self.budget.seeds[0])
+                if source.name not in pretrainings:
+                    pretrainings[source.name] = estimate_pretraining(arguments, last=False)
+                    estimates += [pretrainings[source.name]] * len(self.budget.seeds)
+                start = Path(directory) / source.name
+                if not start.exists():  # an untrained model takes as long
+                    build_model(arguments, self.tokenizer, print).save_pretrained(start)
+                    save_tokenizer(self.tokenizer, start)
+                fine_tuned = [column for column in self.columns if not combination_of(arm, column)]
+                taggers += (len(self.columns) - len(fine_tuned)) * len(self.budget.seeds)
+                for task in dict.fromkeys(column.task for column in fine_tuned):
+                    kind = (task, *sorted(arm.finetuning.items()), pretrainings[source.name].model_bytes)
+                    if kind not in fine_tunings:
+                        own = self.finetuning(task, 0, 1e-4, str(start), str(self.root), **arm.finetuning)
+                        timed = estimate_fine_tuning(own, self.data[task], save_model=False, end_training=False)
+                        fine_tunings[kind] = dataclasses.replace(timed, model_bytes=0, cache_bytes=0)
+                    runs = len(self.rate_jobs(arm, task)) + len(self.budget.seeds)
+                    estimates += [fine_tunings[kind]] * runs
+        timed_steps = sum(timed.timed_steps for timed in (*pretrainings.values(), *fine_tunings.values()))
+        note = f"not counted: {taggers} taggers on features" if taggers else ""
+        summed = total(estimates, parallel=min(processes, len(estimates)))
+        return dataclasses.replace(summed, timed_steps=timed_steps), note
 
     def column_results(self, task: str, data: Any, predictions: Any, directory: Path) -> dict[str, Any]:
         """Score the columns of a task and write every example's numbers."""

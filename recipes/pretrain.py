@@ -52,7 +52,7 @@ from hfbert_scratch.pretraining import (
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from hfbert_scratch.training.arguments import AUTO, TrainingArguments
 from hfbert_scratch.training.batches import local_micro_batches
-from hfbert_scratch.training.estimate import EstimateArguments, Rehearsal, describe_estimate, time_steps
+from hfbert_scratch.training.estimate import Estimate, EstimateArguments, Rehearsal, describe_estimate, time_steps
 from hfbert_scratch.training.loop import evaluate_between_steps, prepare, train
 from hfbert_scratch.training.memory import fit_micro_batch_size
 from hfbert_scratch.training.run import Run
@@ -302,12 +302,23 @@ def main() -> None:
 
 
 def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bool:
-    """Open corpus and tokenizer, and run; returns False when a signal or --max_time stopped it.
+    """Open corpus and tokenizer, and run or estimate; returns False when a signal or --max_time stopped it.
 
     Args:
         arguments: the command line.
         last: no other run follows in these processes.
     """
+    return _with_inputs(Rehearsal if arguments.estimate else Run, arguments, last)[1]
+
+
+def estimate_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> Estimate:
+    """Time steps of a run on this machine, and write nothing; the arguments are those of `run_pretraining`."""
+    run, _ = _with_inputs(Rehearsal, arguments, last)
+    return run.estimate  # type: ignore[attr-defined,return-value]  # of a Rehearsal that ended
+
+
+def _with_inputs(kind: type[Run], arguments: PretrainingArguments, last: bool) -> tuple[Run, bool]:
+    """Open corpus and tokenizer, and make a run of this kind; returns it, and what `pretrain` returned."""
     tokenizer = load_tokenizer(arguments.tokenizer)
     longest = max(phase.max_seq_length for phase in arguments.phases())
     mixture = Mixture.open(arguments.corpus, tokenizer, longest, arguments.mixture_temperature)
@@ -316,11 +327,11 @@ def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bo
     other = None
     if arguments.also_evaluate:
         other = Mixture.open([arguments.also_evaluate], tokenizer, arguments.phases()[-1].max_seq_length)
-    with (Rehearsal if arguments.estimate else Run)(arguments, fingerprint, last=last) as run:
+    with kind(arguments, fingerprint, last=last) as run:
         for corpus in mixture.corpora if arguments.whole_word else ():
             if note := corpus.whole_word_note(tokenizer):
                 run.print(f"warning: {note}")
-        return pretrain(run, arguments, mixture, tokenizer, other)
+        return run, pretrain(run, arguments, mixture, tokenizer, other)
 
 
 def pretrain(
@@ -369,8 +380,9 @@ def pretrain(
             "start_seconds": run.stopping.seconds(),
         }
         stretches = stretches_of(run, documents, tokenizer, phases, arguments)
-        estimate = time_steps(run, model, optimizer, stretches, **how)
-        run.print(describe_estimate(estimate, arguments.price))
+        run.estimate = time_steps(run, model, optimizer, stretches, **how)
+        if arguments.estimate:
+            run.print(describe_estimate(run.estimate, arguments.price))
         return True
     if also is not None and not run.progress.step:
         run.log(evaluate_between_steps(model, how["evaluate"]))  # before anything is learnt, or forgotten

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +129,18 @@ def test_processes_that_share_a_directory_do_each_run_once(tmp_path, monkeypatch
     with ThreadPoolExecutor() as pool:  # locks are of open files: threads exclude each other as processes do
         assert list(pool.map(lambda _: run_jobs(jobs, tmp_path), range(3))) == [True] * 3
     assert sorted(done) == sorted(job.directory.name for job in jobs)
+
+
+def test_an_estimate_counts_all_runs_and_leaves_no_trace(run, tmp_path, capsys):
+    """Three arms from two seeds, and each fine-tuned on a task; the ELMo-like one tries two rates before: 6 + 8."""
+    assert run(tmp_path / "runs", table="systems", tasks=["mrpc"], estimate="true", price=3.6) == 0
+    printed = capsys.readouterr().out
+    estimate = json.loads(printed.splitlines()[-1])
+    assert estimate["runs"] == 14 and estimate["steps"] > estimate["timed_steps"] > 0
+    assert estimate["money"] == pytest.approx(estimate["seconds"] / 1000, abs=1e-3)
+    assert "14 runs" in printed and not list(tmp_path.iterdir())
+    assert run(tmp_path / "runs", price=3.6) == 2
+    assert "give --estimate as well" in capsys.readouterr().err
 
 
 def test_the_time_left_counts_runs_of_both_kinds_at_their_own_pace(tmp_path, monkeypatch, capsys):
