@@ -17,7 +17,7 @@ order wherever their difference leaves them alone.
 data_dir has a directory for each task (mrpc or glue_mrpc, squad, conll2003 …). Several processes have runs of their
 own, each on its own GPU where there are GPUs; on two CPU cores two processes get most done (--num_processes 2). Killed
 at any moment, the same command goes on: finished runs are kept, a pretraining continues, a fine-tuning starts again.
-With more --seeds it adds their runs.
+With more --seeds it adds their runs. --estimate says beforehand what all of it takes.
 
 Supports: MLM + NSP, the same pairs without NSP's loss, contiguous text, left-to-right, with a BiLSTM on top; sizes;
 features; masking mixes; two LSTM language models as ELMo's.

@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def overview() -> str:
     """The text of `hfbert --help`: one screen of 80 columns and 24 lines."""
-    lines = ["usage: hfbert COMMAND [OPTION ...]", "", "BERT from raw text to a published checkpoint.", ""]
+    lines = ["BERT from raw text to a published checkpoint. Usage: hfbert COMMAND [OPTION ...]", ""]
     previous = ""
     for row in COMMANDS.values():
         lines.append(f"  {row.group if row.group != previous else '':<10}{row.name:<18}{row.summary}".rstrip())

@@ -172,7 +172,7 @@ def test_every_recipe_explains_itself(name, monkeypatch, capsys):
     assert call(monkeypatch, name, "--help") == 0
     printed = capsys.readouterr().out
     assert printed.count("--") > 3
-    assert importlib.import_module(name).__doc__.splitlines()[0] in printed
+    assert importlib.import_module(name).__doc__.splitlines()[0] in " ".join(printed.split())
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path, monkeypatch, capsys):
