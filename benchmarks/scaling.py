@@ -31,11 +31,12 @@ BEGIN, END = "<!-- figures: python benchmarks/scaling.py --write -->\n", "<!-- e
 class Measured:
     """Our own single-device rates."""
 
-    # benchmarks/corpus_stages.py, Intel Xeon, MB of text a second of one process, 2026-11-27.
-    index: float = 50.0
-    write: float = 8.5
-    complete: float = 60.0  # of the text that is described
-    plan: float = 6e6  # documents a second
+    # benchmarks/corpus_stages.py --megabytes 100 on a still Intel Xeon of two threads, MB of text a second of one
+    # process, the slower of .txt and .jsonl, 2026-11-27.
+    index: float = 68.0
+    write: float = 11.0
+    complete: float = 700.0  # of the text that is described
+    plan: float = 3.6e6  # documents a second
     # Corpus of 41 MB of Wikipedia and novels, bert-base-uncased's vocabulary.
     tokens_per_byte: float = 0.228
     disk_bytes_per_token: float = 2.16
