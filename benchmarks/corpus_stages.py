@@ -3,9 +3,10 @@
     git worktree add /tmp/before COMMIT
     python benchmarks/corpus_stages.py --before /tmp/before [--megabytes 200] [--pairs 3]
 
-Every build is a process of its own, timed by itself: without the start of Python, but with that of its workers. The
-peak of memory is that of the largest process. The plan is also measured alone, on made indexes. The figures that
-docs/scaling.md counts with are copied to benchmarks/scaling.py by hand.
+Every build is a process of its own, timed from its start to its end: Python and the libraries, which are some seconds
+of both sides, the workers, and the description of the corpus. The peak of memory is that of the largest process. The
+plan is also measured alone, on made indexes. The figures that docs/scaling.md counts with are copied to
+benchmarks/scaling.py by hand.
 """
 
 import json
@@ -58,10 +59,11 @@ class Commands:
         self.environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
 
     def build(self, text: Path, num_proc: int) -> float:
-        """Build a corpus anew; return the seconds that its manifest names."""
+        """Build a corpus anew; return the seconds of the whole process."""
         shutil.rmtree(self.directory / "corpus", ignore_errors=True)
+        start = time.monotonic()
         self._run(text, num_proc)
-        return json.loads((self.directory / "corpus" / "manifest.json").read_text(encoding="utf-8"))["seconds"]
+        return time.monotonic() - start
 
     def stages(self, text: Path, num_proc: int) -> dict[str, float]:
         """Build a corpus anew, stage by stage; return MB/s of index and write, and of completing the corpus."""

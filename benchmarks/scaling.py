@@ -35,7 +35,8 @@ class Measured:
     # process, the slower of .txt and .jsonl, 2026-11-27.
     index: float = 68.0
     write: float = 11.0
-    complete: float = 700.0  # of the text that is described
+    # Of the text that is described: 103 MB of Wikipedia and novels took 0.89 s of one core at length 128; two lengths.
+    complete: float = 58.0
     plan: float = 3.6e6  # documents a second
     # Corpus of 41 MB of Wikipedia and novels, bert-base-uncased's vocabulary.
     tokens_per_byte: float = 0.228

@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -50,11 +51,12 @@ def complete(
         tokenizer: the one that made the shards.
         settings: what must not change when the build continues, without the text.
         units: the units of the text.
-        seconds: the time this process has spent.
+        seconds: the time this process has spent so far.
 
     Raises:
         InputError: if the corpus is unfit for pretraining, see `check_corpus`.
     """
+    start = time.monotonic()
     plan = open_plan(output)
     shards = len(plan.borders) - 1
     records = [read_json(record_path(output, number), "corpus build") for number in range(shards)]
@@ -90,7 +92,7 @@ def complete(
         for name, names in splits.items()
     }
     manifest["warnings"] = check_corpus(manifest)
-    manifest |= _timings(plan, indexed, records, seconds)
+    manifest |= _timings(plan, indexed, records, seconds + time.monotonic() - start)
     sources = _describe_sources(units, indexed)
     names = ("bytes", "sha256", "revision")
     content = [{name: source[name] for name in names if name in source} for source in sources]
