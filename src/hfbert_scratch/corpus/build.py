@@ -14,10 +14,10 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..text.readers import count_parts
 from ..text.sentences import split_sentences
@@ -57,7 +57,7 @@ def build_corpus(
         arguments: the text and the options that decide the content.
         tokenizer: a transformers tokenizer with BERT's special tokens.
         output_dir: a new directory, or that of the same build.
-        num_proc: worker processes of this task. With 1, the work is done in this process.
+        num_proc: processes of this task, this one among them.
         num_tasks: tasks that run the same call, on any hosts with a shared file system.
         task: the number of this task, from 0.
         stage: do a part of this stage only: "index", "plan" or "write". Default: all stages, waiting for the other
@@ -90,8 +90,8 @@ def build_corpus(
             raise OutputError(f"another build is writing to {output}; wait for it, or end it")
         units = _start_or_resume(output, settings, sources, arguments)
         setup = (str(output), arguments, units, tokenizer.backend_tokenizer.to_str(), len(tokenizer), segmenter)
-        with _workers(num_proc, setup) as submit:
-            build = _Build(output, units, submit, num_proc, num_tasks, task, wait_for_others=stage is None)
+        with _workers(num_proc, setup) as workers:
+            build = _Build(output, units, workers, num_proc, num_tasks, task, wait_for_others=stage is None)
             if stage in (None, "index") and not (build.index() and stage is None):
                 return None
             if stage in (None, "plan"):
@@ -280,8 +280,6 @@ class _Worker:
 
 
 _worker: _Worker
-# Starts a method of a worker on a number: worker, method, number.
-_Submit = Callable[[int, str, int], Future]
 
 
 def _start_worker(*setup: Any) -> None:
@@ -296,20 +294,33 @@ def _call_worker(method: str, number: int) -> int:
 
 
 @contextlib.contextmanager
-def _workers(num_proc: int, setup: tuple[Any, ...]) -> Iterator[_Submit]:
-    """Start the workers; with `num_proc` 1, this process does the work."""
-    if num_proc > 1:
-        with worker_processes(num_proc, _start_worker, setup) as processes:
-            yield lambda worker, method, number: processes[worker].submit(_call_worker, method, number)
-        return
+def _workers(num_proc: int, setup: tuple[Any, ...]) -> Iterator["_Workers"]:
+    """This process is the first worker, and works while the others start."""
     here = _Worker(*setup)
+    if num_proc == 1:
+        yield _Workers(lambda worker, method, number: _done(getattr(here, method)(number)), [_done(None)])
+        return
+    with ThreadPoolExecutor(1) as own, worker_processes(num_proc - 1, _start_worker, setup) as (processes, started):
 
-    def now(worker: int, method: str, number: int) -> Future:
-        done: Future = Future()
-        done.set_result(getattr(here, method)(number))
-        return done
+        def submit(worker: int, method: str, number: int) -> Future:
+            if worker == 0:
+                return own.submit(getattr(here, method), number)
+            return processes[worker - 1].submit(_call_worker, method, number)
 
-    yield now
+        yield _Workers(submit, [_done(None), *started])
+
+
+def _done(result: Any) -> Future:
+    future: Future = Future()
+    future.set_result(result)
+    return future
+
+
+class _Workers(NamedTuple):
+    """The workers of this task."""
+
+    submit: Callable[[int, str, int], Future]  # starts a method of a worker on a number: worker, method, number
+    ready: list[Future]  # done when the worker has started
 
 
 class _Build:
@@ -319,14 +330,14 @@ class _Build:
         self,
         output: Path,
         units: list[Unit],
-        submit: _Submit,
+        workers: _Workers,
         num_proc: int,
         num_tasks: int,
         task: int,
         *,
         wait_for_others: bool,
     ) -> None:
-        self.output, self.units, self.submit, self.wait_for_others = output, units, submit, wait_for_others
+        self.output, self.units, self.workers, self.wait_for_others = output, units, workers, wait_for_others
         self.num_proc, self.num_tasks, self.task = num_proc, num_tasks, task
 
     def index(self) -> bool:
@@ -368,8 +379,8 @@ class _Build:
         starts = [count * (self.task * self.num_proc + worker) // workers for worker in range(self.num_proc)]
 
         def submit(worker: int, number: int) -> Future:
-            return self.submit(worker, stage, number)
+            return self.workers.submit(worker, stage, number)
 
-        done = do_all(queue, submit, starts, progress.add, wait_for_others)
+        done = do_all(queue, submit, self.workers.ready, starts, progress.add, wait_for_others)
         print(progress.line(), flush=True)
         return done

@@ -9,8 +9,8 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def task_lock(directory: Path, task: int) -> Path:
 def do_all(
     queue: WorkQueue,
     submit: Callable[[int, int], Future],
+    ready: Sequence[Future],
     starts: list[int],
     report: Callable[[int], None],
     wait_for_others: bool,
@@ -111,6 +112,7 @@ def do_all(
     Args:
         queue: the numbers.
         submit: starts a number in a worker; arguments: worker, number.
+        ready: of each worker, done when it takes numbers; the first one does at once.
         starts: the number from which each worker looks for work; it goes on from there, reading on where it stopped.
         report: told the result of every number.
         wait_for_others: stay until the other tasks have done theirs, and do what they leave if they end.
@@ -119,14 +121,19 @@ def do_all(
         Whether all numbers are done.
     """
     working: dict[Future, tuple[int, int]] = {}
-    idle = list(range(len(starts)))
+    joining = {future: worker for worker, future in enumerate(ready)}
+    idle: list[int] = []
     while True:
+        for future in [future for future in joining if future.done()]:
+            future.result()  # raises if the worker could not start
+            idle.append(joining.pop(future))
         while idle and (number := _next(queue, starts[idle[-1]])) is not None:
             worker = idle.pop()
             starts[worker] = number + 1
             working[submit(worker, number)] = (worker, number)
         if working:
-            for future in wait(working, return_when=FIRST_COMPLETED).done:
+            done = wait({*working, *joining}, return_when=FIRST_COMPLETED).done
+            for future in done & working.keys():
                 worker, number = working.pop(future)
                 idle.append(worker)
                 queue.running.discard(number)
@@ -160,8 +167,13 @@ def only_task(directory: Path, task: int) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def worker_processes(num_proc: int, start: Callable[..., None], setup: tuple[Any, ...]) -> Iterator[list[Executor]]:
+def worker_processes(
+    num_proc: int, start: Callable[..., None], setup: tuple[Any, ...]
+) -> Iterator[tuple[list[Executor], list[Future]]]:
     """Start `num_proc` processes, each with a queue of its own; `start(*setup)` is called in each.
+
+    Yields:
+        The processes, and for each a future that is done when it has started: that takes seconds.
 
     Raises:
         OutputError: if a process is killed.
@@ -172,13 +184,15 @@ def worker_processes(num_proc: int, start: Callable[..., None], setup: tuple[Any
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     context.set_forkserver_preload([start.__module__])
     pools = [ProcessPoolExecutor(1, context, start, setup) for _ in range(num_proc)]
+    starters = ThreadPoolExecutor(max(1, num_proc))  # the first submission waits until the process runs
     try:
-        yield list(pools)
+        yield list(pools), [starters.submit(lambda pool=pool: pool.submit(os.getpid).result()) for pool in pools]
     except BrokenProcessPool:
         raise OutputError(
             "a worker process was killed, perhaps for want of memory; use a smaller --num_proc or --shard_mb and run "
             "the same command again"
         ) from None
     finally:
+        starters.shutdown(cancel_futures=True)
         for pool in pools:
             pool.shutdown(cancel_futures=True)
