@@ -28,7 +28,7 @@ from hfbert_scratch.corpus.build import STAGES, build_corpus
 from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.corpus.executors import EXECUTORS, run_on
 from hfbert_scratch.corpus.statistics import corpus_lines
-from hfbert_scratch.text.sentences import load_splitter, split_sentences
+from hfbert_scratch.text.sentences import load_splitter
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
@@ -109,7 +109,7 @@ def run(arguments: CorpusArguments) -> Corpus | None:
         num_tasks=arguments.num_tasks,
         task=arguments.task,
         stage=arguments.stage,
-        segmenter=load_splitter(arguments.sentence_splitter) if arguments.sentence_splitter else split_sentences,
+        segmenter=load_splitter(arguments.sentence_splitter),
     )
 
 

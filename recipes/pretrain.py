@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -64,6 +64,7 @@ from hfbert_scratch.utils.plots import LiveCurves, draw_curves
 from hfbert_scratch.utils.quantities import count_text
 
 
+AnyRun = TypeVar("AnyRun", bound=Run)
 CONFIGS = Path(__file__).parent / "configs"
 # Batches of each process on which --estimate times an evaluation.
 TIMED_BATCHES = 8
@@ -313,11 +314,10 @@ def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bo
 
 def estimate_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> Estimate:
     """Time steps of a run on this machine, and write nothing; the arguments are those of `run_pretraining`."""
-    run, _ = _with_inputs(Rehearsal, arguments, last)
-    return run.estimate  # type: ignore[attr-defined,return-value]  # of a Rehearsal that ended
+    return _with_inputs(Rehearsal, arguments, last)[0].estimate
 
 
-def _with_inputs(kind: type[Run], arguments: PretrainingArguments, last: bool) -> tuple[Run, bool]:
+def _with_inputs(kind: type[AnyRun], arguments: PretrainingArguments, last: bool) -> tuple[AnyRun, bool]:
     """Open corpus and tokenizer, and make a run of this kind; returns it, and what `pretrain` returned."""
     tokenizer = load_tokenizer(arguments.tokenizer)
     longest = max(phase.max_seq_length for phase in arguments.phases())

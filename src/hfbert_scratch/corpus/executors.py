@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..text.sentences import load_splitter, split_sentences
+from ..text.sentences import load_splitter
 from ..text.tokenizer import load_tokenizer
 from ..utils.errors import InputError, OutputError, one_line
 from .arguments import BuildArguments
@@ -43,7 +43,7 @@ class StageStep:
             num_tasks=world_size,
             task=rank,
             stage=self.stage,
-            segmenter=load_splitter(self.sentence_splitter) if self.sentence_splitter else split_sentences,
+            segmenter=load_splitter(self.sentence_splitter),
         )
         return data
 

@@ -70,7 +70,7 @@ def document_digest(document: bytes) -> bytes:
 
 
 def list_units(sources: Sequence[TextSource], parts: Sequence[int]) -> list[Unit]:
-    """List the units of `sources`, of which each has so many `parts`."""
+    """List the units of `sources`; `parts` are their numbers of parts."""
     return [
         Unit(source, Part(number, count))
         for source, count in zip(sources, parts, strict=True)

@@ -194,7 +194,7 @@ class Mixture:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must not change when a run continues: the content of the corpora, and their shares."""
+        """Return the content of the corpora and their shares, which a run that continues must find unchanged."""
         if len(self.corpora) == 1:
             return self.corpora[0].manifest["identity"]
         identities = [corpus.manifest["identity"] for corpus in self.corpora]

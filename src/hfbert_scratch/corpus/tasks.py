@@ -186,7 +186,7 @@ def worker_processes(
     pools = [ProcessPoolExecutor(1, context, start, setup) for _ in range(num_proc)]
     starters = ThreadPoolExecutor(max(1, num_proc))  # the first submission waits until the process runs
     try:
-        yield list(pools), [starters.submit(_start, pool) for pool in pools]
+        yield list(pools), [starters.submit(_wait_for_start, pool) for pool in pools]
     except BrokenProcessPool:
         raise OutputError(
             "a worker process was killed, perhaps for want of memory; use a smaller --num_proc or --shard_mb and run "
@@ -198,5 +198,5 @@ def worker_processes(
             pool.shutdown(cancel_futures=True)
 
 
-def _start(pool: Executor) -> None:
+def _wait_for_start(pool: Executor) -> None:
     pool.submit(os.getpid).result()

@@ -21,8 +21,7 @@ from ..utils.files import parse_json
 from .notes import leave_out, warn
 
 
-# The fields of a row, alone or behind their location.
-_Row = TypeVar("_Row", list[str], tuple[str, list[str]])
+_Row = TypeVar("_Row")
 # Task column → the names it may have in a file; the first that is there counts.
 Columns = Mapping[str, Sequence[str]]
 
@@ -259,7 +258,7 @@ def _fields(path: Path, rows: list, columns: Columns, optional_columns: Collecti
         raise InputError(f"{path} holds no rows below its header")
     (_, header), rows = rows[0], rows[1:]
     names = choose_columns(header, columns, optional_columns, str(path))
-    rows = _without_headers(rows, header, path)
+    rows = _without_headers(rows, lambda row: row[1], header, path)
     for location, row in rows:
         if len(row) != len(header):
             raise InputError(
@@ -269,11 +268,13 @@ def _fields(path: Path, rows: list, columns: Columns, optional_columns: Collecti
     return {role: [row[header.index(name)] for _, row in rows] for role, name in names.items()}
 
 
-def _without_headers(rows: list[_Row], header: list[str], path: Path) -> list[_Row]:
-    """Leave out lines equal to the header, as joined files have them: they would be rows with a class of their own."""
+def _without_headers(
+    rows: list[_Row], fields: Callable[[_Row], list[str]], header: list[str], path: Path
+) -> list[_Row]:
+    """Leave out rows whose `fields` are the header, as in joined files: they would make a class of their own."""
     if len(header) == 1:  # a text may well be "text"
         return rows
-    kept = [row for row in rows if header not in (row, row[-1])]  # row[-1]: of a pair of location and fields
+    kept = [row for row in rows if fields(row) != header]
     if len(kept) < len(rows):
         leave_out(len(rows) - len(kept), f"{path}: left out {len(rows) - len(kept)} lines that repeat the header")
     if not kept:
@@ -342,7 +343,7 @@ def _read_tsv(
     if not rows:
         raise InputError(f"{path} holds no rows below its header")
     names = choose_columns(header, columns, optional_columns, str(path))
-    rows = _without_headers(rows, header, path)
+    rows = _without_headers(rows, lambda row: row, header, path)
     places = {role: header.index(name) for role, name in names.items()}
     width = max(places.values()) + 1
     short = [number for number, row in enumerate(rows) if len(row) < width]

@@ -199,11 +199,11 @@ def _abbreviates(text: str, start: int, stop: int, following: int) -> bool:
     return "." in word and all(len(part) == 1 and part.isalpha() for part in word.split("."))
 
 
-def load_splitter(name: str) -> Callable[[str], list[str]]:
+def load_splitter(name: str | None) -> Callable[[str], list[str]]:
     """Import the user's own sentence splitter.
 
     Args:
-        name: MODULE:FUNCTION; the module may be a file in the working directory.
+        name: MODULE:FUNCTION; the module may be a file in the working directory. None: `split_sentences`.
 
     Returns:
         The function, from a text to its sentences.
@@ -211,6 +211,8 @@ def load_splitter(name: str) -> Callable[[str], list[str]]:
     Raises:
         InputError: if it cannot be imported, or does not split a text into strings.
     """
+    if not name:
+        return split_sentences
     module, _, function = name.partition(":")
     if not module or not function:
         raise InputError(f"--sentence_splitter {name}: write it as MODULE:FUNCTION, as my_rules:split")

@@ -149,12 +149,12 @@ class Rehearsal(Run):
     """
 
     records = False
+    estimate: Estimate  # set by who times the steps, for a caller that made the run
 
     def __init__(self, planned: Any, settings: dict[str, Any], *, last: bool = True):
         changes = {"eval_every": NEVER, "save_every": NEVER, "trackers": [], "max_time": 0.0, "schedule": "steps"}
         super().__init__(dataclasses.replace(planned, **changes), settings, last=last)
         self.planned: TrainingArguments = planned
-        self.estimate: Estimate | None = None  # for the caller of a function that trains
         self.arguments.log_every = STEPS_PER_READING["cpu" if self.device.type == "cpu" else "cuda"]
         self._is_timing = False
         self._readings: list[tuple[int, float, int]] = []  # steps, seconds, tokens

@@ -119,7 +119,7 @@ def _fits(
 
 
 def _growth(device: torch.device, step: Callable[[], Any]) -> float:
-    """Return the bytes by which the memory of the device, or of this process, grew at most during a step."""
+    """Return the most bytes that the memory of the device, or of this process, grew by during a step."""
     release_freed_memory()
     if device.type == "cuda":
         torch.cuda.empty_cache()
