@@ -20,7 +20,7 @@ from harness import record
 from pretraining_step import BenchmarkArguments as StepArguments
 from pretraining_step import build, make_batch, our_inputs, step_function
 
-from hfbert_scratch.training.spinning import Spinning
+from hfbert_scratch.training.hardware.spinning import Spinning
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import disable_malloc_trim
 from hfbert_scratch.utils.errors import command_line

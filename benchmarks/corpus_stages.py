@@ -27,9 +27,9 @@ import pyarrow as pa
 import torch
 from generated_text import TextGenerator
 
-from hfbert_scratch.corpus import index
 from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.dataset import BUILD, write_batch
+from hfbert_scratch.corpus.stages import index
 from hfbert_scratch.text.sources import Part, TextSource
 from hfbert_scratch.text.tokenizer import save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.arguments import argument, parse_arguments

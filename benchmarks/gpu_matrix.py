@@ -25,8 +25,8 @@ from torch._dynamo.utils import counters
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from hfbert_scratch.model.configuration_hfbert import SIZES
-from hfbert_scratch.training.cuda_graphs import RecordedPasses
-from hfbert_scratch.training.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.training.hardware.cuda_graphs import RecordedPasses
+from hfbert_scratch.training.hardware.throughput import model_flops_per_token, peak_flops
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
 

@@ -25,7 +25,7 @@ from hfbert_scratch.conversion.source import INPUTS
 from hfbert_scratch.features.encoder import encode
 from hfbert_scratch.model.inference import inference_copy
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
-from hfbert_scratch.training.throughput import model_flops_per_token, peak_flops
+from hfbert_scratch.training.hardware.throughput import model_flops_per_token, peak_flops
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import command_line
 

@@ -27,8 +27,8 @@ from hfbert_scratch.model.layout_hfbert import pack
 from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
 from hfbert_scratch.pretraining import packed_multiple
 from hfbert_scratch.training.batches import on_device
+from hfbert_scratch.training.hardware.throughput import model_flops_per_token, peak_flops
 from hfbert_scratch.training.optimizers import create_optimizer
-from hfbert_scratch.training.throughput import model_flops_per_token, peak_flops
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import disable_malloc_trim
 from hfbert_scratch.utils.errors import command_line

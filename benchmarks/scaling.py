@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfbert_scratch.corpus.index import shard_size
+from hfbert_scratch.corpus.stages.index import shard_size
 from hfbert_scratch.corpus.statistics import DESCRIBED_SHARDS
 from hfbert_scratch.model.configuration_hfbert import HFBertConfig
 from hfbert_scratch.text.readers import PART_BYTES
-from hfbert_scratch.training.throughput import DATASHEET_PEAKS, model_flops_per_token
+from hfbert_scratch.training.hardware.throughput import DATASHEET_PEAKS, model_flops_per_token
 
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "scaling.md"

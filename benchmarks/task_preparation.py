@@ -22,7 +22,7 @@ from harness import record
 from one_core import compare_with_part, use_one_core
 
 from hfbert_scratch.tasks import FeatureSettings, get_task
-from hfbert_scratch.tasks.data import DataArguments
+from hfbert_scratch.tasks.files.data import DataArguments
 from hfbert_scratch.text.tokenizer import load_tokenizer, train_wordpiece
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.errors import InputError, command_line

@@ -26,7 +26,7 @@ import os
 from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import STAGES, build_corpus
 from hfbert_scratch.corpus.dataset import Corpus
-from hfbert_scratch.corpus.executors import EXECUTORS, run_on
+from hfbert_scratch.corpus.stages.executors import EXECUTORS, run_on
 from hfbert_scratch.corpus.statistics import corpus_lines
 from hfbert_scratch.text.sentences import load_splitter
 from hfbert_scratch.text.tokenizer import load_tokenizer

@@ -44,7 +44,7 @@ from hfbert_scratch.evaluation import (
 from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.loading import check_directory, check_fits
 from hfbert_scratch.tasks import DataArguments, FeatureSettings, Task, get_task, report_lines
-from hfbert_scratch.tasks.tables import read_text
+from hfbert_scratch.tasks.files.tables import read_text
 from hfbert_scratch.text.tokenizer import load_any_tokenizer, load_tokenizer
 from hfbert_scratch.training.accelerator import compute_dtype, create_accelerator, precision_name
 from hfbert_scratch.utils.arguments import argument, parse_arguments

@@ -32,7 +32,7 @@ from hfbert_scratch.features.files import FORMATS, FeatureFile, FeatureSchema, T
 from hfbert_scratch.model.inference import default_batch_tokens, inference_copy
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
 from hfbert_scratch.training.accelerator import best_device, fastest_precision
-from hfbert_scratch.training.throughput import clock
+from hfbert_scratch.training.hardware.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware, hub_commits, versions
 from hfbert_scratch.utils.errors import InputError, command_line

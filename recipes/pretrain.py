@@ -23,43 +23,37 @@ checkpoint. `hfbert pretrain` passes them on from its processes; other launchers
 record.json then says "stopped" or nothing new.
 """
 
-import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from hfbert_scratch import HFBertConfig, HFBertForMaskedLM, HFBertForPreTraining
-from hfbert_scratch.corpus.arguments import PretrainingDataArguments
 from hfbert_scratch.corpus.mixture import Mixture
-from hfbert_scratch.lstm import LSTMPairConfig, LSTMPairForPreTraining
-from hfbert_scratch.model.loading import check_fits, check_memory, open_model
 from hfbert_scratch.pretraining import (
     Phase,
+    PretrainingArguments,
     PretrainingBatches,
     PretrainingEvaluation,
+    build_model,
     full_length_inputs,
     loss_without_logits,
-    set_sinusoidal_positions,
     steps_of_words,
     stretches_of,
     weigh_next_sentence,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from hfbert_scratch.training.arguments import AUTO, TrainingArguments
+from hfbert_scratch.training.arguments import AUTO
 from hfbert_scratch.training.batches import local_micro_batches
-from hfbert_scratch.training.estimate import Estimate, EstimateArguments, Rehearsal, describe_estimate, time_steps
+from hfbert_scratch.training.estimate import Estimate, Rehearsal, describe_estimate, time_steps
+from hfbert_scratch.training.hardware.memory import fit_micro_batch_size
+from hfbert_scratch.training.hardware.throughput import clock, model_flops_per_token
 from hfbert_scratch.training.loop import evaluate_between_steps, prepare, train
-from hfbert_scratch.training.memory import fit_micro_batch_size
 from hfbert_scratch.training.run import Run
-from hfbert_scratch.training.throughput import clock, model_flops_per_token
-from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.arguments import parse_arguments
 from hfbert_scratch.utils.environment import hardware
-from hfbert_scratch.utils.errors import STOPPED, InputError, command_line, one_line
+from hfbert_scratch.utils.errors import STOPPED, command_line
 from hfbert_scratch.utils.plots import LiveCurves, draw_curves
 from hfbert_scratch.utils.quantities import count_text
 
@@ -68,188 +62,6 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 CONFIGS = Path(__file__).parent / "configs"
 # Batches of each process on which --estimate times an evaluation.
 TIMED_BATCHES = 8
-
-
-@dataclass(kw_only=True)
-class PretrainingArguments(TrainingArguments, PretrainingDataArguments, EstimateArguments):
-    """The command line."""
-
-    corpus: list[str] = argument(
-        help="directory written by hfbert corpus; several, each as DIRECTORY:WEIGHT, give every batch their shares"
-    )
-    mixture_temperature: float = argument(
-        1.0, help="of several corpora without weights: their weights are tokens^(1/temperature)", above=0
-    )
-    tokenizer: str = argument(help="directory written by hfbert tokenizer; must be the corpus's")
-    model: str | None = argument(
-        None,
-        help="checkpoint to start from, ours or stock bert: a directory, NAME or NAME@REVISION on the Hub; default: "
-        "from scratch",
-        group="model",
-    )
-    size: str = argument(
-        "base", help="tiny, mini, small, medium, base, large; the next four change single numbers", group="model"
-    )
-    architecture: str = argument(
-        "bert",
-        help="bert, or lstm_pair: two LSTM language models, one for each direction, of hidden_size units and 2 layers "
-        "by default, as ELMo's; implies left_to_right's data",
-        group="model",
-        choices=("bert", "lstm_pair"),
-    )
-    num_hidden_layers: int | None = argument(None, help="default: the size's", group="model")
-    hidden_size: int | None = argument(None, help="default: the size's", group="model")
-    num_attention_heads: int | None = argument(None, help="default: the size's", group="model")
-    intermediate_size: int | None = argument(None, help="default: the size's", group="model")
-    dropout: float = argument(
-        0.1, help="of hidden states and attention probabilities", group="model", at_least=0, below=1
-    )
-    initializer_range: float = argument(0.02, help="standard deviation of the initial weights", group="model")
-    sinusoidal_positions: bool = argument(
-        False,
-        help="start the learned position embeddings from the Transformer's sinusoids: small runs learn sooner",
-        group="model",
-    )
-    max_position_embeddings: int = argument(512, help="longest sequence the model can ever take", group="model")
-    max_seq_length: int = argument(
-        128, help="tokens in a sequence, special ones included", group="sequences and pairs", at_least=5
-    )
-    long_max_seq_length: int = argument(
-        0, help="length in the last part of the run (paper: 512); 0: no such part", group="sequences and pairs"
-    )
-    long_share: float = argument(
-        0.1, help="share of the steps in that part (paper: 0.1)", group="sequences and pairs", above=0, below=1
-    )
-    long_micro_batch_size: int = argument(
-        0, help="its sequences per forward pass; 0: as many tokens as before", group="sequences and pairs"
-    )
-    next_sentence_weight: float = argument(
-        1.0,
-        help="factor of NSP's loss; 0: the same segment pairs, masked LM alone learns",
-        group="segment pairs",
-        at_least=0,
-        below=math.inf,
-    )
-    checkpoint_words: str = argument(
-        "",
-        help="word counts, as 1M,2M,10M: keep the model after so many words as revisions/chck_1M and so on, which "
-        "hfbert publish can push as revisions",
-        group="log, checkpoints, end",
-    )
-    eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
-    also_evaluate: str | None = argument(
-        None,
-        help="another corpus of the same tokenizer, such as one of general text: its held-out loss is measured before "
-        "step 1 and with every evaluation, with a warning when it rises",
-    )
-
-    def __post_init__(self) -> None:
-        if self.architecture == "lstm_pair":
-            self._prepare_for_lstms()
-        super().__post_init__()
-        PretrainingDataArguments.__post_init__(self)
-        if self.no_nsp and self.next_sentence_weight != 1:
-            raise InputError(
-                f"next_sentence_weight {self.next_sentence_weight:g} has no meaning without next-sentence prediction; "
-                "leave it out, or no_nsp and left_to_right"
-            )
-        self.check_price()
-        longest = max(self.max_seq_length, self.long_max_seq_length)
-        if longest > self.max_position_embeddings:
-            raise InputError(
-                f"max_seq_length {longest} exceeds max_position_embeddings {self.max_position_embeddings}; "
-                "shorten the one or raise the other"
-            )
-
-    def _prepare_for_lstms(self) -> None:
-        """Take the data of left-to-right training, and no way of training that is for attention."""
-        for name in ("packing", "compile", "cuda_graphs"):
-            if str(getattr(self, name)).lower() not in ("auto", "false"):
-                raise InputError(f"{name} {getattr(self, name)} is not for architecture lstm_pair; leave it out")
-            setattr(self, name, "false")
-        if self.model:
-            raise InputError("architecture lstm_pair starts from scratch; leave out model")
-        self.left_to_right, self.attention = True, "eager"
-
-    def phases(self) -> list[Phase]:
-        """One stretch of the run, or two with the long sequences last."""
-        if not self.long_max_seq_length:
-            return [Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, self.max_steps)]
-        border = self.max_steps - round(self.long_share * self.max_steps)
-        long_micro = self.long_micro_batch_size
-        if not long_micro and self.micro_batch_size == AUTO:
-            long_micro = AUTO
-        elif not long_micro:
-            long_micro = max(1, self.micro_batch_size * self.max_seq_length // self.long_max_seq_length)
-        return [
-            Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, border),
-            Phase(self.long_max_seq_length, self.batch_size, long_micro, self.max_steps),
-        ]
-
-
-def build_model(
-    arguments: PretrainingArguments, tokenizer: Any, say: Callable[[str], None]
-) -> HFBertForPreTraining | HFBertForMaskedLM | LSTMPairForPreTraining:
-    """Open `--model`, naming the weights it lacks, or initialise a model from the seed."""
-    model_class = HFBertForMaskedLM if arguments.no_nsp else HFBertForPreTraining
-    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
-    try:
-        torch.manual_seed(arguments.seed)
-        if arguments.model:
-            overrides = {"left_to_right": arguments.left_to_right} | dropout
-            model, new = open_model(model_class, arguments.model, overrides, new_head=False)
-            check_fits(model, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
-            load_tokenizer(arguments.tokenizer, model=arguments.model)  # compares the two vocabularies
-            if new:
-                say(f"warning: {arguments.model} has no {', '.join(new)}; they start from random numbers")
-            if any("seq_relationship" in name for name in new):
-                say("warning: --no_nsp true trains masked LM alone, as the checkpoint was perhaps trained")
-            return model
-        if arguments.architecture == "lstm_pair":
-            return build_lstms(arguments, tokenizer)
-        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-        overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-        if "hidden_size" in overrides:
-            overrides = {"intermediate_size": 4 * overrides["hidden_size"]} | overrides
-        config = HFBertConfig.from_size(
-            arguments.size,
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            initializer_range=arguments.initializer_range,
-            max_position_embeddings=arguments.max_position_embeddings,
-            left_to_right=arguments.left_to_right,
-            **dropout,
-            **overrides,
-        )
-        with torch.device("meta"):
-            check_memory(model_class(config), "this size")
-        # Ablations are paired: without next-sentence prediction the other weights start the same.
-        model: Any = HFBertForPreTraining(config)
-        if arguments.no_nsp:
-            whole, model = model, HFBertForMaskedLM(config)
-            model.load_state_dict(whole.state_dict(), strict=False)
-        if arguments.sinusoidal_positions:
-            set_sinusoidal_positions(model, 2 * arguments.initializer_range)
-        return model
-    except InputError:
-        raise
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise InputError(f"no such model can be made: {one_line(error)}") from error
-
-
-def build_lstms(arguments: PretrainingArguments, tokenizer: Any) -> LSTMPairForPreTraining:
-    """Initialise the two LSTM language models."""
-    config = LSTMPairConfig(
-        vocab_size=len(tokenizer),
-        lstm_size=arguments.hidden_size or HFBertConfig.from_size(arguments.size).hidden_size,
-        num_hidden_layers=arguments.num_hidden_layers or 2,
-        hidden_dropout_prob=arguments.dropout,
-        initializer_range=arguments.initializer_range,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.device("meta"):
-        check_memory(LSTMPairForPreTraining(config), "this size")
-    return LSTMPairForPreTraining(config)
 
 
 def flops_per_token(arguments: PretrainingArguments, model: Any, mean_length: float) -> float:

@@ -49,7 +49,7 @@ from hfbert_scratch.scoring import (
 from hfbert_scratch.text.streams import read_lines
 from hfbert_scratch.text.tokenizer import load_tokenizer, tokenizer_hash
 from hfbert_scratch.training.accelerator import best_device
-from hfbert_scratch.training.throughput import clock
+from hfbert_scratch.training.hardware.throughput import clock
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.directories import claim_directory
 from hfbert_scratch.utils.environment import hardware, hub_commits, versions

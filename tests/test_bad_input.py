@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from task_helpers import write_jsonl
 from training_helpers import RECIPES, arguments, environment
 
-from hfbert_scratch.tasks import tables as loading
+from hfbert_scratch.tasks.files import tables as loading
 from hfbert_scratch.text.tokenizer import save_tokenizer
 from hfbert_scratch.utils.errors import InputError
 

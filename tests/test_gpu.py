@@ -14,7 +14,7 @@ from hfbert_scratch.model.gpu import compile_layers, train_on_gpu
 from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
 from hfbert_scratch.model.triton_attention import packed_attention
 from hfbert_scratch.training.batches import on_device
-from hfbert_scratch.training.cuda_graphs import RecordedPasses
+from hfbert_scratch.training.hardware.cuda_graphs import RecordedPasses
 from hfbert_scratch.training.optimizers import create_optimizer
 
 

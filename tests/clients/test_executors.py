@@ -8,7 +8,7 @@ import pytest
 from corpus_helpers import build, documents, write_text
 
 from hfbert_scratch.corpus.arguments import BuildArguments
-from hfbert_scratch.corpus.executors import run_on
+from hfbert_scratch.corpus.stages.executors import run_on
 from hfbert_scratch.text.tokenizer import save_tokenizer
 from hfbert_scratch.utils.errors import InputError
 

@@ -17,9 +17,8 @@ from helpers import CASES, batch, make
 from safetensors.torch import load_file, save_file
 from training_helpers import RECIPES
 
-from hfbert_scratch.conversion import onnx, web
 from hfbert_scratch.conversion.export import export
-from hfbert_scratch.conversion.formats import FORMATS, STOCK
+from hfbert_scratch.conversion.formats import FORMATS, STOCK, onnx, web
 from hfbert_scratch.conversion.source import ExportSource
 from hfbert_scratch.conversion.stock import from_stock, to_stock
 from hfbert_scratch.text.tokenizer import save_tokenizer, train_wordpiece

@@ -16,12 +16,12 @@ import pytest
 from corpus_helpers import FailingSegmenter, build, documents, small_tokenizer, write_text
 from training_helpers import RECIPES
 
-from hfbert_scratch.corpus import index, shards
 from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import build_corpus
 from hfbert_scratch.corpus.dataset import Corpus
-from hfbert_scratch.corpus.index import first_occurrences
 from hfbert_scratch.corpus.segment_pairs import SegmentPairSampler
+from hfbert_scratch.corpus.stages import index, shards
+from hfbert_scratch.corpus.stages.index import first_occurrences
 from hfbert_scratch.text.sentences import split_sentences
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer, train_wordpiece
 from hfbert_scratch.utils.errors import InputError, OutputError

@@ -21,11 +21,11 @@ from corpus_helpers import documents, write_text
 from training_helpers import RECIPES
 
 from hfbert_scratch.corpus import build as building
-from hfbert_scratch.corpus import completion, index, shards
 from hfbert_scratch.corpus.arguments import BuildArguments
 from hfbert_scratch.corpus.build import STAGES, build_corpus
 from hfbert_scratch.corpus.dataset import Corpus
-from hfbert_scratch.corpus.tasks import WorkQueue
+from hfbert_scratch.corpus.stages import completion, index, shards
+from hfbert_scratch.corpus.stages.tasks import WorkQueue
 from hfbert_scratch.text import readers
 from hfbert_scratch.utils.errors import InputError, OutputError
 

@@ -7,7 +7,7 @@ from task_helpers import settings, write_jsonl
 
 from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
 from hfbert_scratch.tasks import DataArguments, collect_notes, get_task
-from hfbert_scratch.tasks.ner_files import to_iob2
+from hfbert_scratch.tasks.files.ner import to_iob2
 from hfbert_scratch.utils.errors import InputError
 
 

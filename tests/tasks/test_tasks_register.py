@@ -25,8 +25,8 @@ from hfbert_scratch.tasks.encoding import (
     token_ids,
     with_special_tokens,
 )
+from hfbert_scratch.tasks.files.tables import check_strings
 from hfbert_scratch.tasks.labels import label_maps
-from hfbert_scratch.tasks.tables import check_strings
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.errors import InputError
 

@@ -6,8 +6,8 @@ import yaml
 from finetuning_helpers import call, make_data, make_model, options, read
 from training_helpers import arguments, make_inputs, pretrain_here, read_losses
 
-from hfbert_scratch.training import memory
-from hfbert_scratch.training.memory import is_out_of_memory
+from hfbert_scratch.training.hardware import memory
+from hfbert_scratch.training.hardware.memory import is_out_of_memory
 
 
 STILL = {"dropout": 0, "attention": "eager"}

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hfbert_scratch.training import spinning
-from hfbert_scratch.training.spinning import Spinning
+from hfbert_scratch.training.hardware import spinning
+from hfbert_scratch.training.hardware.spinning import Spinning
 
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..training.throughput import clock
+from ..training.hardware.throughput import clock
 from ..utils.errors import DivergenceError
 from ..utils.files import lock, read_json, write_json, writing
 

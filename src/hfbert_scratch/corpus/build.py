@@ -27,11 +27,11 @@ from ..utils.errors import InputError, OutputError
 from ..utils.files import differences, lock, read_json, write_json, writing
 from ..utils.progress import ProgressReporter
 from .arguments import BuildArguments
-from .completion import complete, describe_source
 from .dataset import BUILD, MANIFEST, Corpus
-from .index import Unit, index_path, index_unit, is_planned, list_units, make_plan, open_index, open_plan
-from .shards import Segmenter, ShardReader, ShardWriter, is_written
-from .tasks import WorkQueue, do_all, only_task, worker_processes
+from .stages.completion import complete, describe_source
+from .stages.index import Unit, index_path, index_unit, is_planned, list_units, make_plan, open_index, open_plan
+from .stages.shards import Segmenter, ShardReader, ShardWriter, is_written
+from .stages.tasks import WorkQueue, do_all, only_task, worker_processes
 
 
 # The stages of a build. Of every stage but the plan, any number of tasks do a part.
@@ -91,15 +91,7 @@ def build_corpus(
         units = _start_or_resume(output, settings, sources, arguments)
         setup = (str(output), arguments, units, tokenizer.backend_tokenizer.to_str(), len(tokenizer), segmenter)
         with _workers(num_proc, setup) as workers:
-            build = _Build(output, units, workers, num_proc, num_tasks, task, wait_for_others=stage is None)
-            if stage in (None, "index") and not (build.index() and stage is None):
-                return None
-            if stage in (None, "plan"):
-                build.plan(arguments)
-                if stage == "plan":
-                    return None
-            if not build.write():
-                print(f"{output}: this task is done; the last task to finish completes the corpus", flush=True)
+            if not _Build(output, units, workers, num_proc, num_tasks, task, stage).run(arguments):
                 return None
         if (output / MANIFEST).is_file():
             return _open_finished(output, settings, sources)
@@ -334,18 +326,30 @@ class _Build:
         num_proc: int,
         num_tasks: int,
         task: int,
-        *,
-        wait_for_others: bool,
+        stage: str | None,
     ) -> None:
-        self.output, self.units, self.workers, self.wait_for_others = output, units, workers, wait_for_others
-        self.num_proc, self.num_tasks, self.task = num_proc, num_tasks, task
+        self.output, self.units, self.workers = output, units, workers
+        self.num_proc, self.num_tasks, self.task, self.stage = num_proc, num_tasks, task, stage
+
+    def run(self, arguments: BuildArguments) -> bool:
+        """Do the stage that was asked for, or all of them; return whether all shards are written."""
+        if self.stage in (None, "index") and not (self.index() and self.stage is None):
+            return False
+        if self.stage in (None, "plan"):
+            self.plan(arguments)
+            if self.stage == "plan":
+                return False
+        done = self.write()
+        if not done:
+            print(f"{self.output}: this task is done; the last task to finish completes the corpus", flush=True)
+        return done
 
     def index(self) -> bool:
         """Index the units that no other task does; return whether all are indexed."""
         sources = {unit.source for unit in self.units}
         packed = any(source.compression or source.format != "text" for source in sources)
         total = 0 if packed else sum(source.size for source in sources)
-        return self._do("index", len(self.units), self._is_indexed, total, self.wait_for_others)
+        return self._do("index", len(self.units), self._is_indexed, total, wait_for_others=self.stage is None)
 
     def _is_indexed(self, number: int) -> bool:
         return index_path(self.output, number).is_file()

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..training.throughput import clock
+from ..training.hardware.throughput import clock
 from ..utils.arguments import argument
 from ..utils.errors import InputError, one_line
 from ..utils.quantities import count_text

@@ -14,8 +14,8 @@ other package, and joins the table by `register_task`.
 import difflib
 
 from ..utils.errors import InputError
-from .data import DataArguments
 from .encoding import FeatureSettings
+from .files.data import DataArguments
 from .glue import (
     GLUE_TASKS,
     SUBMISSION_FILES,

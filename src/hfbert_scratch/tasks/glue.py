@@ -11,8 +11,8 @@ import numpy as np
 
 from ..utils.errors import InputError
 from ..utils.files import writing
+from .files.tables import Columns
 from .sequence import SequenceTask, same_names
-from .tables import Columns
 
 
 # Names of the label in the original files.

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..utils.errors import InputError
+from .files.tables import INVISIBLE, check_single
 from .notes import warn
-from .tables import INVISIBLE, check_single
 
 
 # Plain decimal numbers only: "1e3" and "nan" may be names.

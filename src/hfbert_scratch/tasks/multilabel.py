@@ -16,10 +16,10 @@ from ..metrics.bootstrap import f1_rows, mean_rows
 from ..metrics.multilabel import best_thresholds, multilabel_scores, per_label_scores
 from ..utils.errors import InputError
 from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, make_dataset
+from .files.tables import Columns, read_file
 from .labels import as_number, class_ids, distinct_classes, label_maps, match_model_classes, warn_of_similar
 from .notes import warn
 from .sequence import SequenceTask, same_names, text_features
-from .tables import Columns, read_file
 from .task import write_lines
 
 

@@ -24,8 +24,7 @@ from .encoding import (
     special_tokens,
     token_ids,
 )
-from .labels import are_unnamed, check_user_classes, label_maps, match_model_classes, warn_of_similar
-from .ner_files import (
+from .files.ner import (
     OUTSIDE,
     TAG,
     is_in_columns,
@@ -37,8 +36,9 @@ from .ner_files import (
     tag_ids,
     tags_of,
 )
+from .files.tables import SUFFIXES, Columns, check_single, format_suffix, read_file
+from .labels import are_unnamed, check_user_classes, label_maps, match_model_classes, warn_of_similar
 from .notes import warn
-from .tables import SUFFIXES, Columns, check_single, format_suffix, read_file
 from .task import Defaults, Task, metric_scores, write_lines
 
 

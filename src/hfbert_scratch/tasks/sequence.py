@@ -26,6 +26,7 @@ from .encoding import (
     token_ids,
     with_special_tokens,
 )
+from .files.tables import Columns, check_strings, read_file, warn_of_blanks
 from .labels import (
     PLAIN_NUMBERS,
     are_unnamed,
@@ -42,7 +43,6 @@ from .labels import (
     warn_of_similar,
 )
 from .notes import leave_out, warn
-from .tables import Columns, check_strings, read_file, warn_of_blanks
 from .task import Task, metric_scores, write_predicted
 
 

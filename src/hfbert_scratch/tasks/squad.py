@@ -20,8 +20,7 @@ from ..metrics.bootstrap import mean_rows
 from ..metrics.squad_scoring import best_threshold, score_v1, score_v2
 from ..utils.errors import InputError
 from .encoding import INPUT_FEATURES, FeatureSettings, cached_map, cls_and_sep, make_dataset, plain_backend, token_ids
-from .notes import leave_out, warn
-from .squad_files import (
+from .files.squad import (
     check_answers,
     explain_misplaced,
     has_text,
@@ -30,8 +29,7 @@ from .squad_files import (
     nested_rows,
     without_plausible_answers,
 )
-from .squad_spans import N_BEST_SIZE, Answers, Span, answer_tokens, best_spans, max_context_windows, n_best, windows
-from .tables import (
+from .files.tables import (
     Columns,
     check_single,
     check_strings,
@@ -42,6 +40,8 @@ from .tables import (
     table_of,
     warn_of_blanks,
 )
+from .notes import leave_out, warn
+from .squad_spans import N_BEST_SIZE, Answers, Span, answer_tokens, best_spans, max_context_windows, n_best, windows
 from .task import Defaults, Task, metric_scores, write_lines
 
 

@@ -22,9 +22,9 @@ from .encoding import (
     token_ids,
     with_special_tokens,
 )
+from .files.tables import Columns, check_single, check_strings, warn_of_blanks
 from .labels import class_ids, refuse_booleans, refuse_unlabelled
 from .notes import warn
-from .tables import Columns, check_single, check_strings, warn_of_blanks
 from .task import Defaults, Task, metric_scores, write_predicted
 
 

@@ -20,9 +20,9 @@ from ..metrics import load_metric
 from ..model.kernels_hfbert import IGNORED_LABEL
 from ..utils.errors import InputError
 from ..utils.files import write_text, writing
-from .data import DataArguments, find_files, load_hub
 from .encoding import FeatureSettings
-from .tables import Columns, read_file
+from .files.data import DataArguments, find_files, load_hub
+from .files.tables import Columns, read_file
 
 
 @dataclass(frozen=True)

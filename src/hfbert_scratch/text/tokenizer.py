@@ -141,8 +141,7 @@ def train_wordpiece(
     if isinstance(documents, Iterator):
         raise InputError("train_wordpiece needs documents that can be iterated over twice, not an iterator")
     losses = TextLosses() if losses is None else losses
-    # None: together with lower case, as in every released BERT.
-    stripping = None if strip_accents else False
+    stripping = None if strip_accents else False  # None: together with lower case, as in every released BERT
     normalizer = _normalizer(lowercase, stripping, segmented, unicode_form)
     alphabet = _alphabet(documents, normalizer, losses)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))

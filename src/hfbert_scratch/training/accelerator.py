@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 from ..utils.errors import InputError
 from . import fsdp
 from .distributed import TIMEOUT_SECONDS, first_process_says, join_processes
-from .throughput import peak_flops
+from .hardware.throughput import peak_flops
 
 
 # The precisions a run can have, and Accelerate's names for them.

@@ -28,9 +28,9 @@ from ..utils.quantities import count_text, size_text
 from .arguments import NEVER, TrainingArguments
 from .batches import StepBatch
 from .distributed import StopController
+from .hardware.throughput import clock
 from .loop import evaluate_between_steps, train
 from .run import Progress, Run
-from .throughput import clock
 
 
 # Seconds of steps that are timed in each stretch, and the fewest steps.

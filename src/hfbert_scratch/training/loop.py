@@ -24,9 +24,9 @@ from ..utils.errors import CheckpointError, InputError, one_line
 from ..utils.hashing import hash64
 from .batches import StepBatch, on_device, prefetch
 from .checkpoints import load_optimizer
-from .cuda_graphs import RecordedPasses, check_cuda_graphs
 from .distributed import describe_processes
 from .fsdp import autocast_forward, full_tensor, is_sharded, summon_full_params
+from .hardware.cuda_graphs import RecordedPasses, check_cuda_graphs
 from .meter import TrainingMetrics
 from .optimizers import create_optimizer, linear_schedule
 from .run import Run

@@ -13,8 +13,8 @@ from ..utils.errors import DivergenceError
 from ..utils.files import write_json
 from .accelerator import sum_dtype
 from .batches import StepBatch
+from .hardware.throughput import clock
 from .run import Run
-from .throughput import clock
 
 
 class TrainingMetrics:

@@ -31,9 +31,9 @@ from .arguments import AUTO, COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingAr
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .distributed import StopController, first_process_says
 from .fsdp import full_state_dict, is_sharded, meta_copy
-from .memory import is_out_of_memory, out_of_memory
-from .spinning import Spinning
-from .throughput import peak_flops
+from .hardware.memory import is_out_of_memory, out_of_memory
+from .hardware.spinning import Spinning
+from .hardware.throughput import peak_flops
 
 
 @dataclass

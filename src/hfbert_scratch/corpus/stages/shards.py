@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..text.readers import ReadStats, read_part
-from ..text.sample import inspect_sentences
-from ..text.sentences import bounded, split_sentences
-from ..text.tokenizer import SPECIAL_TOKENS
-from ..text.word_encoder import plain_backend, text_encoder
-from ..utils.errors import InputError
-from ..utils.files import atomic, write_json
-from .arguments import BuildArguments
-from .dataset import BUILD, write_documents
+from ...text.readers import ReadStats, read_part
+from ...text.sample import inspect_sentences
+from ...text.sentences import bounded, split_sentences
+from ...text.tokenizer import SPECIAL_TOKENS
+from ...text.word_encoder import plain_backend, text_encoder
+from ...utils.errors import InputError
+from ...utils.files import atomic, write_json
+from ..arguments import BuildArguments
+from ..dataset import BUILD, write_documents
+from ..statistics import count_split
 from .index import Unit, choose_validation, document_digest, kept_digests, open_plan
-from .statistics import count_split
 
 
 # A document → its sentences.

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..utils.files import read_json, write_json
-from .source import INPUTS, ExportSource
-from .tokenizer_files import TOKENIZER_FILES, copy_existing
+from ...utils.files import read_json, write_json
+from ..source import INPUTS, ExportSource
+from ..tokenizer_files import TOKENIZER_FILES, copy_existing
 
 
 def write(source: ExportSource, directory: Path) -> float:

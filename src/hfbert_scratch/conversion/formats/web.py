@@ -8,10 +8,10 @@ import shutil
 from html import escape
 from pathlib import Path
 
-from ..utils.errors import InputError
-from ..utils.files import read_json, write_text
+from ...utils.errors import InputError
+from ...utils.files import read_json, write_text
+from ..source import ExportSource
 from . import onnx
-from .source import ExportSource
 
 
 # The version that the browser tests run (tests/clients/test_browser.py); the page loads it from a network of mirrors.

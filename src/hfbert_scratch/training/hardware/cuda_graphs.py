@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..utils.errors import InputError
+from ...utils.errors import InputError
 
 
 # Recordings that are kept; passes of further shapes run as they are.

@@ -8,11 +8,11 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from ..text.streams import COMPRESSIONS
-from ..utils.arguments import argument
-from ..utils.environment import note_commit
-from ..utils.errors import InputError, one_line
-from ..utils.files import split_revision
+from ...text.streams import COMPRESSIONS
+from ...utils.arguments import argument
+from ...utils.environment import note_commit
+from ...utils.errors import InputError, one_line
+from ...utils.files import split_revision
 from .tables import SUFFIXES, Columns, choose_columns, class_names_in_place, listed
 
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 
-from ..model import modeling_hfbert
-from ..model.configuration_hfbert import HFBertConfig
-from ..text.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from ..utils.errors import InputError
-from .source import Arrays, ExportSource
+from ...model import modeling_hfbert
+from ...model.configuration_hfbert import HFBertConfig
+from ...text.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from ...utils.errors import InputError
+from ..source import Arrays, ExportSource
 
 
 def write(source: ExportSource, directory: Path) -> float:

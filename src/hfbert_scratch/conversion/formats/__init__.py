@@ -1,11 +1,11 @@
-"""The table of export formats. A new format is a file with a `write` function and a row here."""
+"""A file for each export format, and their table. A new format is a file with a `write` function and a row here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..source import ExportSource
 from . import ctranslate2, gguf, onnx, openvino, sentence_transformers, web
-from .source import ExportSource
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..text.rows import open_parquet, require_object
-from ..text.streams import COMPRESSIONS, read_whole
-from ..utils.errors import InputError, one_line
-from ..utils.files import parse_json
-from .notes import leave_out, warn
+from ...text.rows import open_parquet, require_object
+from ...text.streams import COMPRESSIONS, read_whole
+from ...utils.errors import InputError, one_line
+from ...utils.files import parse_json
+from ..notes import leave_out, warn
 
 
 _Row = TypeVar("_Row")

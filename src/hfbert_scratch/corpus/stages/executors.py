@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..text.sentences import load_splitter
-from ..text.tokenizer import load_tokenizer
-from ..utils.errors import InputError, OutputError, one_line
-from .arguments import BuildArguments
-from .build import STAGES, build_corpus
-from .dataset import MANIFEST, Corpus
+from ...text.sentences import load_splitter
+from ...text.tokenizer import load_tokenizer
+from ...utils.errors import InputError, OutputError, one_line
+from ..arguments import BuildArguments
+from ..build import STAGES, build_corpus
+from ..dataset import MANIFEST, Corpus
 
 
 EXECUTORS = ("local", "slurm", "ray")

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..features.encoder import encode
-from ..text.tokenizer import load_tokenizer
-from ..utils.files import write_json
-from .source import ExportSource, max_difference
+from ...features.encoder import encode
+from ...text.tokenizer import load_tokenizer
+from ...utils.files import write_json
+from ..source import ExportSource, max_difference
 
 
 def write(source: ExportSource, directory: Path) -> float:

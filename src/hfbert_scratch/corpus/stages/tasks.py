@@ -15,8 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from ..utils.errors import OutputError
-from ..utils.files import atomic, lock
+from ...utils.errors import OutputError
+from ...utils.files import atomic, lock
 
 
 # Seconds between two looks at what other tasks have done.

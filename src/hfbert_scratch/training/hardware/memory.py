@@ -15,13 +15,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..utils.environment import release_freed_memory
-from ..utils.errors import InputError, one_line
-from .batches import on_device
+from ...utils.environment import release_freed_memory
+from ...utils.errors import InputError, one_line
+from ..batches import on_device
 
 
 if TYPE_CHECKING:  # a run ends with the sentence made here
-    from .run import Run
+    from ..run import Run
 
 
 # What is left free: for fragments, recorded passes, the logs and checkpoints of the run, and other programs.

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 from unicodedata import normalize
 
-from ..utils.errors import InputError
+from ...utils.errors import InputError
 
 
 Rows = list[tuple[str, dict[str, Any]]]

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..utils.errors import InputError, one_line
-from .labels import as_number, class_ids
-from .notes import leave_out, warn
+from ...utils.errors import InputError, one_line
+from ..labels import as_number, class_ids
+from ..notes import leave_out, warn
 from .tables import Columns, check_single, read_text
 
 

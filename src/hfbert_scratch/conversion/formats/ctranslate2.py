@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.errors import InputError
-from .source import Arrays, ExportSource
-from .tokenizer_files import TOKENIZER_FILES
+from ...utils.errors import InputError
+from ..source import Arrays, ExportSource
+from ..tokenizer_files import TOKENIZER_FILES
 
 
 def write(source: ExportSource, directory: Path) -> float:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..text.sample import TextSample
-from ..text.sources import TextSource, combined_sha256
-from ..utils.files import atomic, read_json, write_json
-from .arguments import BuildArguments
-from .dataset import (
+from ...text.sample import TextSample
+from ...text.sources import TextSource, combined_sha256
+from ...utils.files import atomic, read_json, write_json
+from ..arguments import BuildArguments
+from ..dataset import (
     BUILD,
     FORMAT,
     MANIFEST,
@@ -26,9 +26,9 @@ from .dataset import (
     open_batch,
     write_batch,
 )
+from ..statistics import check_corpus, describe_pairs, describe_split, unigrams_of
 from .index import Plan, Unit, open_index, open_plan
 from .shards import counts_path, piece_path, record_path
-from .statistics import check_corpus, describe_pairs, describe_split, unigrams_of
 
 
 # Tokens per file of the validation split.
@@ -61,22 +61,49 @@ def complete(
     shards = len(plan.borders) - 1
     records = [read_json(record_path(output, number), "corpus build") for number in range(shards)]
     indexed = [open_index(output, number).record for number in range(len(units))]
-    special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
     files = {
         "train": _without_empty(output / "train", [f"data-{number:05d}.arrow" for number in range(shards)]),
         "validation": _collect_validation(output, shards),
     }
     counts = dict(zip(files, _add_counts(output, shards), strict=True))
     splits = {name: names for name, names in files.items() if names}
+    sums = _sums(plan, indexed, records)
+    manifest = _describe_corpus(output, arguments, tokenizer, settings["tokenizer_hash"], sums, splits, counts)
+    manifest |= _timings(plan, indexed, records, seconds + time.monotonic() - start)
+    sources = _describe_sources(units, indexed)
+    names = ("bytes", "sha256", "revision")
+    content = [{name: source[name] for name in names if name in source} for source in sources]
+    manifest["identity"] = settings | {"sources": content}
+    manifest["sources"] = sources
+    describe_for_datasets(output, files)
+    for name in splits:
+        with atomic(output / name / TOKEN_COUNTS) as file:
+            np.save(file, unigrams_of(counts[name]))
+    write_json(output / MANIFEST, manifest)
+    shutil.rmtree(output / BUILD, ignore_errors=True)
+    return Corpus.open(output)
+
+
+def _describe_corpus(
+    output: Path,
+    arguments: BuildArguments,
+    tokenizer: Any,
+    tokenizer_hash: str,
+    sums: dict[str, Any],
+    splits: dict[str, list[str]],
+    counts: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """Make the part of the manifest that says what the splits hold, and check it, the quick figures first."""
+    special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "arguments": arguments.as_manifest(),
         "seed": arguments.seed,
         "max_seq_length": arguments.max_seq_length,
-        "tokenizer_hash": settings["tokenizer_hash"],
+        "tokenizer_hash": tokenizer_hash,
         "vocab_size": len(tokenizer),
         "special_ids": special_ids,
-        **_sums(plan, indexed, records),
+        **sums,
         "splits": {
             name: {"files": names, **describe_split(counts[name], special_ids["unk"])}
             for name, names in splits.items()
@@ -92,19 +119,7 @@ def complete(
         for name, names in splits.items()
     }
     manifest["warnings"] = check_corpus(manifest)
-    manifest |= _timings(plan, indexed, records, seconds + time.monotonic() - start)
-    sources = _describe_sources(units, indexed)
-    names = ("bytes", "sha256", "revision")
-    content = [{name: source[name] for name in names if name in source} for source in sources]
-    manifest["identity"] = settings | {"sources": content}
-    manifest["sources"] = sources
-    describe_for_datasets(output, files)
-    for name in splits:
-        with atomic(output / name / TOKEN_COUNTS) as file:
-            np.save(file, unigrams_of(counts[name]))
-    write_json(output / MANIFEST, manifest)
-    shutil.rmtree(output / BUILD, ignore_errors=True)
-    return Corpus.open(output)
+    return manifest
 
 
 def _sums(plan: Plan, indexed: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> dict[str, Any]:

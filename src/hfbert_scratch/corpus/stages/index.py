@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..text.readers import ReadStats, read_part
-from ..text.sources import Part, TextSource, describe_sources
-from ..utils.errors import InputError
-from ..utils.files import atomic, read_json, write_json
-from ..utils.hashing import GOLDEN, splitmix64
-from .arguments import BuildArguments
-from .dataset import BUILD, open_batch, write_batch
+from ...text.readers import ReadStats, read_part
+from ...text.sources import Part, TextSource, describe_sources
+from ...utils.errors import InputError
+from ...utils.files import atomic, read_json, write_json
+from ...utils.hashing import GOLDEN, splitmix64
+from ..arguments import BuildArguments
+from ..dataset import BUILD, open_batch, write_batch
 
 
 # Fewest documents of a shard, however long: random segments need a choice.

@@ -3,9 +3,9 @@
 import tempfile
 from pathlib import Path
 
+from ..source import Arrays, ExportSource
+from ..tokenizer_files import TOKENIZER_FILES, copy_existing
 from .onnx import export_graph
-from .source import Arrays, ExportSource
-from .tokenizer_files import TOKENIZER_FILES, copy_existing
 
 
 def write(source: ExportSource, directory: Path) -> float:

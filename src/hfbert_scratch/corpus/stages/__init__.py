@@ -1,0 +1,1 @@
+"""The stages of a build, index → plan → write, shared among processes, tasks and hosts."""

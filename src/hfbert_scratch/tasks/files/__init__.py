@@ -1,0 +1,1 @@
+"""Read task data from files and the Hub: tables, tagged words, SQuAD's JSON."""
