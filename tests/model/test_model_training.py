@@ -155,6 +155,7 @@ def test_a_replaced_output_layer_is_used_with_its_bias():
     hidden = model.bert(**batch()).last_hidden_state
     expected = replacement(model.cls.predictions.transform(hidden))
     torch.testing.assert_close(model(**batch()).logits, expected)
+    assert model.get_output_embeddings().out_features == 50
 
 
 class PlainLinear(torch.nn.Module):
@@ -286,6 +287,22 @@ def test_a_projection_of_another_class_replaces_ours_as_in_stock():
         torch.manual_seed(4)
         model.resize_token_embeddings(110)
     torch.testing.assert_close(ours(**batch()).logits, stock(**batch()).logits, atol=TOLERANCE, rtol=0)
+
+
+def test_a_projection_with_packed_weights_keeps_the_bias():
+    """Libraries that quantize put several weights into a byte: the weight's shape does not tell the classes."""
+
+    class Packed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(TINY["vocab_size"] * 16, 1), requires_grad=False)
+
+    model = make("masked_lm")
+    bias = model.cls.predictions.bias
+    model.config.tie_word_embeddings = False
+    model.set_output_embeddings(Packed())
+    model.tie_weights()
+    assert model.cls.predictions.bias is bias
 
 
 def test_stocks_state_dict_loads_with_the_bias_stock_computes_with():

@@ -197,11 +197,12 @@ def test_an_attention_of_the_users_own_is_told_what_transformers_own_would_be():
     cu_seqlens, positions = torch.tensor([0, 3, 8]), torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
     model(ids, cu_seq_lens_q=cu_seqlens)
     model(ids, position_ids=positions)
+    model(ids, position_ids=positions[0])
     model(ids)
-    rows, given, plain = told
+    rows, given, of_one_row, plain = told
     assert rows["attention_mask"] is None and rows["max_length_q"] == rows["max_length_k"] == 8
     assert torch.equal(rows["cu_seq_lens_q"], cu_seqlens) and torch.equal(rows["cu_seq_lens_k"], cu_seqlens)
-    assert torch.equal(given["position_ids"], positions)
+    assert torch.equal(given["position_ids"], positions) and torch.equal(of_one_row["position_ids"], positions)
     assert not {"position_ids", "cu_seq_lens_q"} & plain.keys()
 
 
