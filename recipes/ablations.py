@@ -28,7 +28,6 @@ Exit codes: 0 done, 2 unusable input, 5 an arm diverged (the report has the othe
 """
 
 import dataclasses
-import os
 import shutil
 import sys
 import tempfile
@@ -37,7 +36,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from feature_based_ner import FeatureBasedArguments, open_data
 from feature_based_ner import run_trial as run_features
 from pretrain import PretrainingArguments, build_model, estimate_pretraining, run_pretraining
@@ -60,7 +58,7 @@ from hfbert_scratch.training.distributed import leave_the_launchers_group
 from hfbert_scratch.training.estimate import Estimate, EstimateArguments, describe_estimate, total
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.directories import claim_directory
-from hfbert_scratch.utils.environment import hardware, is_first_process, versions
+from hfbert_scratch.utils.environment import hardware, is_first_process, process_count, versions
 from hfbert_scratch.utils.errors import STOPPED, DivergenceError, InputError, command_line
 from hfbert_scratch.utils.files import lock, read_json
 
@@ -100,7 +98,7 @@ class AblationArguments(EstimateArguments):
 
         # Not left to each run: what a process times to be faster may differ from arm to arm.
         if self.precision is None:
-            self.precision = "bfloat16" if torch.cuda.is_available() else "float32"
+            self.precision = "float32" if best_device().type == "cpu" else "bfloat16"
 
     def resolved_budget(self) -> Budget:
         """Return the budget with the options of the command line."""
@@ -130,7 +128,7 @@ class AblationArguments(EstimateArguments):
 def main() -> None:
     """Open everything, print the rule, run what is left, judge."""
     arguments = parse_arguments(AblationArguments, description=__doc__)
-    is_first, processes = is_first_process(), int(os.environ.get("WORLD_SIZE", "1"))
+    is_first, processes = is_first_process(), process_count()
     leave_the_launchers_group()
     budget = arguments.resolved_budget()
     table = TABLES[arguments.table](budget)

@@ -81,9 +81,9 @@ def choices() -> Iterator[tuple[str, str]]:
     import torch
 
     from hfbert_scratch.model.layout_hfbert import has_varlen_kernel
-    from hfbert_scratch.training.accelerator import fastest_precision, has_bfloat16
+    from hfbert_scratch.training.accelerator import best_device, fastest_precision, has_bfloat16
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     native = has_bfloat16(device)
     timed = native and device.type == "cpu"
     yield "precision auto", "the faster of bfloat16 and float32, timed" if timed else fastest_precision(device)

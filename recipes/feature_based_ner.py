@@ -19,7 +19,6 @@ Does not support: fine-tuning (hfbert finetune does).
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal with a checkpoint.
 """
 
-import os
 import statistics
 import sys
 from dataclasses import dataclass
@@ -43,9 +42,10 @@ from hfbert_scratch.model.loading import check_directory
 from hfbert_scratch.tasks import TASKS, DataArguments, FeatureSettings, get_task
 from hfbert_scratch.tasks.labels import label_maps
 from hfbert_scratch.text.tokenizer import load_tokenizer
+from hfbert_scratch.training.accelerator import local_device
 from hfbert_scratch.training.arguments import TrainingArguments
 from hfbert_scratch.utils.arguments import argument, parse_arguments
-from hfbert_scratch.utils.environment import is_first_process
+from hfbert_scratch.utils.environment import is_first_process, process_count
 from hfbert_scratch.utils.errors import STOPPED, InputError, command_line
 from hfbert_scratch.utils.files import write_json
 
@@ -90,12 +90,11 @@ class FeatureBasedArguments(DataArguments):
         """Return the arguments of one run."""
         steps = max(1, int(self.epochs * sentences / self.batch_size))
         epoch = -(-sentences // self.batch_size)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
         return TrainingArguments(
             output_dir=str(Path(self.output_dir) / f"{combination}-seed{seed}"),
             max_steps=steps,
             batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size or max(1, self.batch_size // processes),
+            micro_batch_size=self.micro_batch_size or max(1, self.batch_size // process_count()),
             learning_rate=self.learning_rate,
             warmup_steps=steps // 10,
             weight_decay=0.0,
@@ -120,8 +119,7 @@ def open_data(arguments: FeatureBasedArguments) -> tuple[TaggingData, Any, dict[
     settings = FeatureSettings(arguments.max_seq_length, document_context=arguments.document_context)
     data = TaskData(task, arguments, load_tokenizer(arguments.model), settings)
     data.check_training()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
-    model = load_encoder(arguments.model, device)
+    model = load_encoder(arguments.model, local_device())
     for name in arguments.combinations:
         combination_layers(name, model.config.num_hidden_layers)
     summary, lines = data.describe(list(data.raw))

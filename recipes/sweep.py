@@ -22,7 +22,6 @@ Exit codes: 0 done, 2 unusable input, 6 another sweep's directory, 7 output, 75 
 
 import dataclasses
 import itertools
-import os
 import shutil
 import statistics
 import sys
@@ -38,7 +37,7 @@ from hfbert_scratch.training.distributed import leave_the_launchers_group
 from hfbert_scratch.training.estimate import Estimate, describe_estimate, total
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.directories import claim_directory
-from hfbert_scratch.utils.environment import is_first_process
+from hfbert_scratch.utils.environment import is_first_process, process_count
 from hfbert_scratch.utils.errors import STOPPED, DivergenceError, InputError, command_line
 from hfbert_scratch.utils.files import lock, read_json, write_json, write_text
 from hfbert_scratch.utils.plots import draw_sweep
@@ -81,7 +80,7 @@ class SweepArguments(FinetuningArguments):
 def main() -> None:
     """Parse, run the trials that are left, and write the table when all are done."""
     arguments = parse_arguments(SweepArguments, description=__doc__)
-    is_first, processes = is_first_process(), int(os.environ.get("WORLD_SIZE", "1"))
+    is_first, processes = is_first_process(), process_count()
     leave_the_launchers_group()
     if arguments.task == "all-glue":
         raise InputError("a sweep is of one task; run one for each of GLUE's")

@@ -1,7 +1,6 @@
 """Options of fine-tuning, with the defaults of the task."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from ..tasks import DataArguments, FeatureSettings, Task
 from ..training.arguments import TrainingArguments
 from ..training.estimate import EstimateArguments
 from ..utils.arguments import argument
+from ..utils.environment import process_count
 from ..utils.errors import InputError
 
 
@@ -135,5 +135,5 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
 
 
 def _default_micro_batch(batch_size: int) -> int:
-    share = batch_size // int(os.environ.get("WORLD_SIZE", "1"))
+    share = batch_size // process_count()
     return next((size for size in range(min(share, 32), 0, -1) if batch_size % size == 0), 1)

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
+from ..utils.environment import process_count
 from ..utils.errors import InputError
 from . import fsdp
 from .distributed import TIMEOUT_SECONDS, first_process_says, join_processes
@@ -24,6 +25,12 @@ _ACCELERATE_NAMES = {torch.float32: "no", torch.bfloat16: "bf16"}
 def best_device() -> torch.device:
     """Return the kind of device a launch computes on: CUDA, ROCm (which is called cuda), XPU, MPS…, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def local_device() -> torch.device:
+    """Return the device of this process of a launch, for what computes before the processes meet."""
+    device = best_device()
+    return device if device.type == "cpu" else torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -135,7 +142,7 @@ def create_accelerator(
         raise InputError(f"the launch or its trackers {trackers} do not work here: {error}") from error
     if sharded:
         fsdp.check_settings(accelerator)
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = process_count()
     if accelerator.num_processes != asked:
         raise InputError(
             f"{asked} processes were launched but {accelerator.num_processes} joined the run; "

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import distributed
 
-from ..utils.environment import is_first_process
+from ..utils.environment import is_first_process, process_count
 from ..utils.errors import InputError
 
 
@@ -44,7 +44,7 @@ def join_processes(cpu: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     A process that waits longer than `timeout_seconds` for another one ends with an error.
     Raises InputError when they do not meet.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+    if process_count() == 1 or distributed.is_initialized():
         return
     timeout = timedelta(seconds=timeout_seconds)
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -62,7 +62,7 @@ def join_processes(cpu: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         )
     except (KeyError, ValueError, OSError, distributed.DistError) as error:
         raise InputError(
-            f"the {os.environ['WORLD_SIZE']} processes of this launch do not meet at {address} ({error}); start them "
+            f"the {process_count()} processes of this launch do not meet at {address} ({error}); start them "
             "with accelerate launch or torchrun, the same address and port on every host"
         ) from error
 
