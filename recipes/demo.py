@@ -25,8 +25,9 @@ from demo_text import write_documents
 
 from hfbert_cli import COMMANDS
 from hfbert_scratch.utils.arguments import argument, parse_arguments
+from hfbert_scratch.utils.directories import own_directory
 from hfbert_scratch.utils.errors import InputError, command_line
-from hfbert_scratch.utils.files import read_json, writing
+from hfbert_scratch.utils.files import read_json
 from hfbert_scratch.utils.isolation import run_without_package
 from hfbert_scratch.utils.quantities import count_text
 
@@ -83,9 +84,14 @@ class DemoArguments:
 def main() -> None:
     """Run the chain and print its result."""
     arguments = parse_arguments(DemoArguments, description=__doc__)
-    output, start = Path(arguments.output_dir), time.monotonic()
-    with writing(f"--output_dir {output}"):
-        output.mkdir(parents=True, exist_ok=True)
+    output = Path(arguments.output_dir)
+    with own_directory(output):
+        run_chain(arguments, output)
+
+
+def run_chain(arguments: DemoArguments, output: Path) -> None:
+    """Run every stage that is not finished."""
+    start = time.monotonic()
     tokenizer, corpus, pretraining = (str(output / name) for name in ("tokenizer", "corpus", "pretraining"))
 
     text = arguments.text

@@ -22,6 +22,8 @@ from hfbert_scratch.corpus.masking import collate
 from hfbert_scratch.model.kernels_hfbert import IGNORED_LABEL
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import parse_arguments
+from hfbert_scratch.utils.directories import own_directory
+from hfbert_scratch.utils.errors import OutputError
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,7 @@ def call(monkeypatch, name: str, *options: object) -> int:
 def test_the_demo_goes_from_text_to_a_checkpoint_that_a_process_without_the_package_opens(tmp_path):
     text = write_text(tmp_path / "text.txt", documents(150))
     command = [sys.executable, str(RECIPES / "demo.py"), "--text", str(text), "--output_dir", str(tmp_path / "demo")]
-    command += ["--vocab_size", "300", "--max_steps", "300"]
+    command += ["--vocab_size", "300", "--max_steps", "60"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = done.stdout.split("== Result")[1]
@@ -53,6 +55,12 @@ def test_the_demo_goes_from_text_to_a_checkpoint_that_a_process_without_the_pack
     assert (tmp_path / "demo" / "repository" / "README.md").is_file()
     record = json.loads((tmp_path / "demo" / "pretraining" / "record.json").read_text())
     assert f"{record['results']['eval_masked_lm_loss']:.3f}" in result
+
+
+def test_a_second_demo_in_one_directory_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    with own_directory(tmp_path):
+        assert call(monkeypatch, "demo", "--output_dir", tmp_path) == OutputError.exit_code
+    assert f"another run is writing to {tmp_path}" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_the_demos_own_text_is_prose_and_the_same_every_time(tmp_path):

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,10 +19,10 @@ from ..model.gpu import can_compile
 from ..model.layout_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
 from ..utils.arguments import save_arguments
-from ..utils.directories import atomic_directory
+from ..utils.directories import atomic_directory, own_directory
 from ..utils.environment import disable_malloc_trim, hardware, hub_commits, versions
-from ..utils.errors import CheckpointError, DivergenceError, InputError, OutputError
-from ..utils.files import differences, lock, read_json, write_json, write_text, writing
+from ..utils.errors import CheckpointError, DivergenceError, InputError
+from ..utils.files import differences, read_json, write_json, write_text, writing
 from ..utils.progress import TrainingBar, fold
 from .accelerator import compute_dtype, create_accelerator, precision_name
 from .arguments import AUTO, COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingArguments
@@ -109,7 +107,7 @@ class Run:
         transformers.utils.logging.disable_progress_bar()  # a bar for each checkpoint would drown the log
         self._lock = ExitStack()
         if self.writes:
-            self._lock.enter_context(_own_directory(self.directory))
+            self._lock.enter_context(own_directory(self.directory))
         self.accelerator.wait_for_everyone()
 
     def __enter__(self) -> Self:
@@ -415,32 +413,6 @@ class Run:
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
         ways["onednn"] = self.onednn
         return fixed | {"precision": self.precision} | ways
-
-
-@contextmanager
-def _own_directory(directory: Path) -> Iterator[None]:
-    """Keep other runs out of the directory. Raises OutputError if one is there or nothing can be written.
-
-    At the end the lock is gone, and so is the directory of a run that was refused before it wrote anything.
-    """
-    path, is_new = directory / ".lock", not directory.exists()
-    owner = directory / ".lock-owner"  # a locked file cannot be read on every system
-    with ExitStack() as stack:
-        with writing(f"output_dir {directory}", "choose another"):
-            is_free = stack.enter_context(lock(path, wait=False))
-            if not is_free:
-                name = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "it has just begun"
-                raise OutputError(f"another run is writing to {directory} ({name}); stop it first")
-            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        try:
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
-            with suppress(PermissionError):  # of a file that is open, on Windows
-                path.unlink(missing_ok=True)
-            if is_new:
-                with suppress(OSError):  # not empty
-                    directory.rmdir()
 
 
 def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, OutputError
 from .files import differences, lock, read_json, write_json, writing
 
 
@@ -65,3 +66,29 @@ def claim_directory(directory: Path, settings: dict[str, Any], content: str) -> 
     there = read_json(path, "the settings of an earlier start")
     if differing := differences(there, settings):
         raise CheckpointError(f"{directory} holds {content} with other settings ({differing}); use another")
+
+
+@contextmanager
+def own_directory(directory: Path) -> Iterator[None]:
+    """Keep other runs out of the directory. Raises OutputError if one is there or nothing can be written.
+
+    At the end the lock is gone, and so is the directory of a run that was refused before it wrote anything.
+    """
+    path, is_new = directory / ".lock", not directory.exists()
+    owner = directory / ".lock-owner"  # a locked file cannot be read on every system
+    with ExitStack() as stack:
+        with writing(f"output_dir {directory}", "choose another"):
+            is_free = stack.enter_context(lock(path, wait=False))
+            if not is_free:
+                name = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "it has just begun"
+                raise OutputError(f"another run is writing to {directory} ({name}); stop it first")
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        try:
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            with suppress(PermissionError):  # of a file that is open, on Windows
+                path.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # not empty
+                    directory.rmdir()
