@@ -226,18 +226,19 @@ class TokenLayout:
             device: of the inputs.
             has_kernel: see `has_varlen_kernel`.
         """
-        if self.packed_cu_seqlens is not None and has_kernel:
-            cu_seqlens = self.packed_cu_seqlens.to(torch.int32)
-            return UnpaddedLayout(**vars(self), cu_seqlens=cu_seqlens, max_seqlen=self.packed_max_seqlen)
+        packed, longest = self.packed_cu_seqlens, self.packed_max_seqlen
+        fields = self.shape, self.pooled_positions, self.read_positions, packed, longest  # 2.11 cannot compile vars()
+        if packed is not None and has_kernel:
+            return UnpaddedLayout(*fields, cu_seqlens=packed.to(torch.int32), max_seqlen=longest)
         indices, seqlens = self._longest_first(attention_mask)
         if has_kernel:
             cu_seqlens = torch.tensor([0, *itertools.accumulate(seqlens)], dtype=torch.int32, device=device)
             max_seqlen = max(seqlens, default=0)
-            return UnpaddedLayout(**vars(self), indices=indices, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+            return UnpaddedLayout(*fields, indices=indices, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
         # Many small products do not help a device that runs far ahead of the host.
         edges = _bucket_edges(seqlens) if device.type == "cpu" else sorted({0, len(seqlens)})
         buckets = [_LengthBucket(seqlens[start:end], device) for start, end in itertools.pairwise(edges)]
-        return UnpaddedLayout(**vars(self), indices=indices, buckets=buckets)
+        return UnpaddedLayout(*fields, indices=indices, buckets=buckets)
 
     def _longest_first(self, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor | None, list[int]]:
         """Return the positions of the real tokens by descending length of their sequence, and the lengths.
@@ -306,8 +307,7 @@ class UnpaddedLayout(TokenLayout):
         """(1, real tokens, size) → (batch_size, sequence_length, size), 0 for padding."""
         values = values[0]
         if self.indices is not None:
-            padded = values.new_zeros(self.shape.numel(), values.shape[-1])
-            values = padded.index_copy(0, self.indices, values)
+            values = values.new_zeros(self.shape.numel(), values.shape[-1]).index_copy(0, self.indices, values)
         return values.unflatten(0, self.shape)
 
     def restore(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
