@@ -33,6 +33,7 @@ from hfbert_scratch.utils.quantities import count_text
 
 
 RECIPES = Path(__file__).parent
+WARMUP_STEPS = 200  # of configs/demo.yaml; a shorter run warms up for half of its steps
 SENTENCES = (
     "Return the number of [MASK] in the list.",
     "If the file does not [MASK], an error is raised.",
@@ -77,7 +78,7 @@ class DemoArguments:
     text: str | None = argument(None, help="file or directory of your own text; default: Python's own documentation")
     megabytes: float = argument(5.0, help="how much of Python's documentation to use")
     vocab_size: int = argument(4000, help="WordPiece tokens; few, so that each is seen often in a short run")
-    max_steps: int | None = argument(None, help="optimizer steps; default: those of configs/demo.yaml")
+    max_steps: int | None = argument(None, help="optimizer steps; default: those of configs/demo.yaml", at_least=1)
 
 
 @command_line
@@ -111,7 +112,10 @@ def run_chain(arguments: DemoArguments, output: Path) -> None:
     stage("Two instances as the model will see them: [before→after] is a token to predict")
     recipe("inspect_data", "batch", corpus, "--rows", "2")
     stage("Pretraining: masked LM and next sentence prediction")
-    steps = () if arguments.max_steps is None else ("--max_steps", str(arguments.max_steps))
+    steps: tuple[str, ...] = ()
+    if arguments.max_steps is not None:
+        warmup = min(arguments.max_steps // 2, WARMUP_STEPS)
+        steps = ("--max_steps", str(arguments.max_steps), "--warmup_steps", str(warmup))
     inputs = ("--corpus", corpus, "--tokenizer", tokenizer, "--output_dir", pretraining)
     recipe("pretrain", "--config", "demo", *inputs, *steps)
     stage("Opening the checkpoint with AutoModelForMaskedLM in a process without this package")

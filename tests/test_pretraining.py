@@ -100,11 +100,11 @@ def test_how_a_batch_is_cut_does_not_change_the_update(run, tmp_path):
             torch.testing.assert_close(weight, weights(tmp_path / "16")[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("phases", [{}, {"long_max_seq_length": 64, "long_share": 0.5}], ids=["one", "two phases"])
-def test_kill_9_at_random_moments_then_the_same_losses_and_weights(inputs, tmp_path, phases):
-    """Killed after a random step beyond a fresh checkpoint, twice; a step in front of any log or save border too."""
+def test_kill_9_at_random_moments_then_the_same_losses_and_weights(inputs, tmp_path):
+    """Killed after a random step beyond a fresh checkpoint, in each of two phases; in front of any border too."""
     rng = random.Random(os.environ.get("HFBERT_TEST_SEED", "1"))
-    changes = {"max_steps": 60, "log_every": 7, "save_every": 4, "eval_every": 30} | phases
+    changes = {"max_steps": 60, "log_every": 7, "save_every": 4, "eval_every": 30}
+    changes |= {"long_max_seq_length": 64, "long_share": 0.5}
     process = start(arguments(inputs, tmp_path / "whole", **changes))
     assert finish(process)[0] == 0
     command = arguments(inputs, tmp_path / "killed", **changes)
@@ -316,7 +316,7 @@ def test_a_disk_of_any_size_that_is_too_small_ends_in_one_sentence(run, tmp_path
     assert run(tmp_path / "whole", trackers="tensorboard") == 0
     needed = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*")) // 1024
     codes = set()
-    for share in (0.003, 0.01, 0.05, 0.3, 0.5, 0.7, 0.85, 0.95, 3.0):
+    for share in (0.003, 0.05, 0.3, 0.7, 0.9, 3.0):
         kibibytes = max(4, int(share * needed))
         with disk(tmp_path / f"disk-{kibibytes}", kibibytes) as small:
             capsys.readouterr()

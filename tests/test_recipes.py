@@ -44,7 +44,7 @@ def call(monkeypatch, name: str, *options: object) -> int:
 def test_the_demo_goes_from_text_to_a_checkpoint_that_a_process_without_the_package_opens(tmp_path):
     text = write_text(tmp_path / "text.txt", documents(150))
     command = [sys.executable, str(RECIPES / "demo.py"), "--text", str(text), "--output_dir", str(tmp_path / "demo")]
-    command += ["--vocab_size", "300", "--max_steps", "60"]
+    command += ["--vocab_size", "300", "--max_steps", "40"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = done.stdout.split("== Result")[1]

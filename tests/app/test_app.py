@@ -163,7 +163,8 @@ def test_a_checkpoint_of_another_kind_is_named(tokenizer, tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_a_name_that_is_no_directory_is_said_to_be_one_of_the_hub():
+def test_a_name_that_is_no_directory_is_said_to_be_one_of_the_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"nowhere \(no directory here, so a name on the Hub\) cannot be opened"):
         open_checkpoint("nowhere")
 

@@ -411,12 +411,9 @@ def test_recipe(tmp_path, tokenizer, texts):
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
     text = write_text(tmp_path / "t.txt", texts)
     command = [sys.executable, RECIPE, "--text", text, "--tokenizer", tmp_path / "tokenizer", "--output_dir"]
-    run = lambda *rest: subprocess.run([*map(str, [*command, *rest])], capture_output=True, text=True)  # noqa: E731
-    done = run(tmp_path / "corpus", "--validation_share", "0.1")
+    command += [tmp_path / "corpus", "--validation_share", "0.1"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unigram entropy" in done.stdout and " sequences of " in done.stdout.split("length 128: ")[1]
     corpus = Corpus.open(tmp_path / "corpus", tokenizer, 128)
     assert len(SegmentPairSampler(corpus.split("validation"), max_seq_length=128, seed=0).sample_buffer(0, 0)) > 0
-    wrong = run(tmp_path / "corpus", "--validation_share", "0.2")
-    assert wrong.returncode == 2
-    assert "validation_share: 0.1 there, 0.2 now" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -84,10 +84,10 @@ def test_deterministic_across_processes(tmp_path):
         "v=t(list(read_documents(find_sources([sys.argv[1]]))),vocab_size=500).get_vocab();"
         "print(sorted(v.items(), key=lambda x: x[1]))"
     )
-    runs = {
-        subprocess.run([sys.executable, "-c", code, str(text)], capture_output=True, check=True).stdout for _ in "ab"
-    }
-    assert len(runs) == 1
+    command = [sys.executable, "-c", code, str(text)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in "ab"]
+    first, second = (process.communicate()[0] for process in processes)
+    assert first == second and first
 
 
 def test_size_is_checked_and_honest():
@@ -473,8 +473,6 @@ def test_recipe(tmp_path):
     assert record["documents"] == 60 and record["bytes"] == sum(map(len, texts))
     assert record["vocab_size"] == len(load_tokenizer(tmp_path / "o"))
     assert f"{record['vocab_size']} tokens instead of 90000" in done.stdout
-    wrong = run_recipe("--text", tmp_path / "no.txt", "--output_dir", tmp_path / "p")
-    assert wrong.returncode == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_a_tokenizer_of_another_algorithm_is_refused_with_those_that_are_supported(tmp_path):

@@ -204,18 +204,18 @@ def first_occurrences(units: Sequence[np.ndarray]) -> np.ndarray:
 
 def _repeated(digests: np.ndarray) -> np.ndarray:
     """Return the places of digests that occur before, ascending."""
-    order = np.argsort(digests)
-    ordered = digests[order]
-    equal = ordered[1:] == ordered[:-1]
-    if not equal.any():
+    ordered = np.sort(digests)  # several times faster than argsort
+    doubles = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(doubles):
         return np.empty(0, dtype=np.int64)
-    follows = np.concatenate([[False], equal])  # in sorted order: equal to the one before
-    grouped = follows | np.concatenate([equal, [False]])
-    places = order[grouped]  # one group of equal digests after the other
-    repeated = np.zeros(len(digests), dtype=bool)
-    repeated[places] = True
-    repeated[np.minimum.reduceat(places, np.flatnonzero(~follows[grouped]))] = False
-    return np.flatnonzero(repeated)
+    # Their last bits, marked in a table of some 16 places each, single out the documents to compare, and few others.
+    mask = np.uint64(min(16 << len(doubles).bit_length(), _SORTED_AT_ONCE) - 1)
+    marked = np.zeros(int(mask) + 1, dtype=bool)
+    marked[doubles & mask] = True
+    candidates = np.flatnonzero(marked[digests & mask])
+    order = np.argsort(digests[candidates], kind="stable")
+    ordered = digests[candidates[order]]
+    return np.sort(candidates[order[1:][ordered[1:] == ordered[:-1]]])
 
 
 def _shard_borders(units: Sequence[np.ndarray], kept: np.ndarray, size: int) -> list[int]:
