@@ -47,9 +47,9 @@ from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokeni
 from hfbert_scratch.training.arguments import AUTO
 from hfbert_scratch.training.batches import local_micro_batches
 from hfbert_scratch.training.estimate import Estimate, Rehearsal, describe_estimate, time_steps
-from hfbert_scratch.training.hardware.memory import fit_micro_batch_size
 from hfbert_scratch.training.hardware.throughput import clock, model_flops_per_token
 from hfbert_scratch.training.loop import evaluate_between_steps, prepare, train
+from hfbert_scratch.training.micro_batches import fit_micro_batch_size
 from hfbert_scratch.training.run import Run
 from hfbert_scratch.utils.arguments import parse_arguments
 from hfbert_scratch.utils.environment import hardware

@@ -114,7 +114,7 @@ def test_features_checkpoints_and_sizes_are_arms_too(run, tmp_path, table, tasks
 
 
 def test_processes_that_share_a_directory_do_each_run_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfbert_scratch.ablations.jobs._PATIENCE", 0.01)
+    monkeypatch.setattr("hfbert_scratch.ablations.jobs.PATIENCE", 0.01)
     done = []
 
     def job(name, *needs):

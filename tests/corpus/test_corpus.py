@@ -254,7 +254,7 @@ def test_duplicates(tmp_path, tokenizer, texts):
 def test_first_occurrences_are_those_of_a_set_also_by_digest_range(monkeypatch):
     rng = np.random.default_rng(0)
     for at_once in (1 << 24, 100):
-        monkeypatch.setattr(index, "_SORTED_AT_ONCE", at_once)
+        monkeypatch.setattr(index, "SORTED_AT_ONCE", at_once)
         for spread in (1 << 64, 3000 << 50, 10):
             units = [rng.integers(0, spread, rng.integers(0, 60), dtype=np.uint64) for _ in range(60)]
             known: set[int] = set()

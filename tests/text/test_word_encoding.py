@@ -107,7 +107,7 @@ def test_edges(tokenizer):
 
 
 def test_forgetting_changes_nothing(tokenizer, monkeypatch):
-    monkeypatch.setattr(word_encoding, "_MAX_PIECES", 50)
+    monkeypatch.setattr(word_encoding, "MAX_PIECES", 50)
     encoder = WordEncoder(tokenizer, np.dtype(np.uint16))
     for text in documents(20, seed=3):
         check(tokenizer, encoder, text.split("\n"))
@@ -144,7 +144,7 @@ def test_a_tokenizer_of_other_rules_is_encoded_by_itself(tokenizer, monkeypatch)
     expected = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
     assert max(map(len, expected)) > 4, "nothing is cut"
     for size in (1, 100, 1 << 20):
-        monkeypatch.setattr(word_encoding, "_CALL_CHARACTERS", size)
+        monkeypatch.setattr(word_encoding, "CALL_CHARACTERS", size)
         ids, counts = text_encoder(backend, np.dtype(np.int32))(texts)
         assert counts.tolist() == list(map(len, expected)) and ids.tolist() == sum(expected, [])
     ids, counts = text_encoder(backend, np.dtype(np.int32))([])

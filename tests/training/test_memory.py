@@ -35,7 +35,7 @@ def pretrain(inputs, monkeypatch):
 
 def room_for(monkeypatch, most, tried=None):
     """Pretend that a training pass fits for up to `most` sequences, and an evaluation always."""
-    monkeypatch.setattr(memory, "_free_memory", lambda device: 1e12)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1e12)
 
     def growth(device, step):
         size = (step.__defaults__ or (0,))[0]
@@ -46,7 +46,7 @@ def room_for(monkeypatch, most, tried=None):
         step()
         return 0.0
 
-    monkeypatch.setattr(memory, "_growth", growth)
+    monkeypatch.setattr(memory, "growth", growth)
 
 
 @pytest.mark.parametrize(("most", "expected"), [(16, 16), (5, 4), (1, 1)])
@@ -64,7 +64,7 @@ def test_auto_takes_the_largest_that_fits_and_the_losses_stay(most, expected, pr
 def test_sizes_are_only_tried_while_the_growth_allows_it(pretrain, tmp_path, monkeypatch):
     """Of a host nothing can be taken back: a size is not tried where its growth is known to be too much."""
     tried = []
-    monkeypatch.setattr(memory, "_free_memory", lambda device: 1e9)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1e9)
 
     def growth(device, step):
         size = (step.__defaults__ or (0,))[0]
@@ -72,7 +72,7 @@ def test_sizes_are_only_tried_while_the_growth_allows_it(pretrain, tmp_path, mon
         step()
         return size * 0.2e9
 
-    monkeypatch.setattr(memory, "_growth", growth)
+    monkeypatch.setattr(memory, "growth", growth)
     assert pretrain(tmp_path / "auto", micro_batch_size="auto") == 0
     assert tried == [0, 1, 2, 4] and read(tmp_path / "auto" / "record.json")["settings"]["micro_batch_size"] == 4
 
@@ -82,8 +82,8 @@ def test_the_memory_of_this_machine_is_measured(pretrain, tmp_path):
     assert pretrain(tmp_path / "auto", micro_batch_size="auto") == 0
     assert read(tmp_path / "auto" / "record.json")["settings"]["micro_batch_size"] == 16
     kept = []
-    used = memory._growth(torch.device("cpu"), lambda: kept.append(torch.ones(1 << 26)))
-    assert 0.8 * 2**28 < used < 1.5 * 2**28 and memory._free_memory(torch.device("cpu")) > 0
+    used = memory.growth(torch.device("cpu"), lambda: kept.append(torch.ones(1 << 26)))
+    assert 0.8 * 2**28 < used < 1.5 * 2**28 and memory.free_memory(torch.device("cpu")) > 0
 
 
 def test_a_phase_of_long_sequences_has_a_size_of_its_own_and_a_resumed_run_keeps_both(
@@ -111,7 +111,7 @@ def test_one_that_does_not_fit_is_told_what_to_shorten(pretrain, tmp_path, monke
     room_for(monkeypatch, 0)
     assert pretrain(tmp_path / "run", micro_batch_size="auto") == 2
     assert "not even one of sequences of 32 tokens fits into memory" in capsys.readouterr().err
-    monkeypatch.setattr(memory, "_free_memory", lambda device: 0.0)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0.0)
     assert pretrain(tmp_path / "other", micro_batch_size="auto") == 2
     assert "an evaluation of sequences of 32 tokens does not fit" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from ..utils.files import lock, read_json, write_json, writing
 
 RESULTS = "results.json"
 # Seconds between looks at what other processes have finished.
-_PATIENCE = 2.0
+PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run_jobs(jobs: Sequence[Job], root: Path) -> bool:
             print(f"{done} of {len(jobs)} runs are done, eta {_eta(jobs, before, started)}", flush=True)
             break  # others may have become ready, and earlier ones first
         if not did:
-            time.sleep(_PATIENCE)
+            time.sleep(PATIENCE)
     return True
 
 

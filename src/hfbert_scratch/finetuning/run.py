@@ -32,8 +32,8 @@ from ..text.tokenizer import load_any_tokenizer, save_tokenizer, tokenizer_hash
 from ..training.arguments import AUTO
 from ..training.estimate import Estimate, Rehearsal, Stretch, time_steps
 from ..training.fsdp import load_weights, summon_full_params
-from ..training.hardware.memory import fit_micro_batch_size
 from ..training.loop import prepare, train
+from ..training.micro_batches import fit_micro_batch_size
 from ..training.run import Run
 from ..utils.environment import hardware, hub_commits, versions
 from ..utils.errors import InputError

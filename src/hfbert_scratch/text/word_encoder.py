@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 
 # The dictionary is emptied when it grows beyond this: random strings would fill the memory.
-_MAX_PIECES, _MAX_BYTES = 1 << 20, 1 << 26
+MAX_PIECES, _MAX_BYTES = 1 << 20, 1 << 26
 
 # A byte is a blank, which ends the piece before it; an ASCII punctuation mark, a piece of its own; or inside a piece.
 # Inside are also control characters, which the normalizer removes without splitting, and all bytes of non-ASCII
@@ -30,7 +30,7 @@ _CONTINUATION = "##"
 # Words joined in one string for the tokenizer, because a call costs more than a word.
 _WORDS_PER_CALL = 100
 # Characters encoded in one call, with the dictionary and without, which bounds the memory of the result.
-_DICTIONARY_CHARACTERS, _CALL_CHARACTERS = 1 << 22, 1 << 20
+_DICTIONARY_CHARACTERS, CALL_CHARACTERS = 1 << 22, 1 << 20
 
 # Texts → their ids concatenated, and the number of ids of each text, (texts,) int64.
 Encoder = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
@@ -56,7 +56,7 @@ def text_encoder(backend: Tokenizer, dtype: np.dtype) -> Encoder:
     if decomposes(backend):
         encode_batch, size = WordEncoder(backend, dtype).encode, _DICTIONARY_CHARACTERS
     else:
-        encode_batch, size = functools.partial(_encode_batch, backend, dtype=dtype), _CALL_CHARACTERS
+        encode_batch, size = functools.partial(_encode_batch, backend, dtype=dtype), CALL_CHARACTERS
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         ids, counts = [np.zeros(0, dtype)], [np.zeros(0, np.int64)]
@@ -152,7 +152,7 @@ class WordEncoder:
 
     def _lookup(self, pieces: list[bytes]) -> np.ndarray:
         """Return the dictionary entry of each of these distinct pieces, adding the new ones."""
-        if len(self._known) > _MAX_PIECES or self._bytes > _MAX_BYTES:
+        if len(self._known) > MAX_PIECES or self._bytes > _MAX_BYTES:
             self._clear()
         known = self._known
         new = [piece for piece in pieces if piece not in known]

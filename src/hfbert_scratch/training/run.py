@@ -119,7 +119,8 @@ class Run:
         self.spinning.restore()
         self._lock.close()
         if is_out_of_memory(error[1]):
-            raise out_of_memory(self, error[1]) from error[1]
+            size = self.arguments.micro_batch_size
+            raise out_of_memory(self.device, self.progress.step, size, error[1]) from error[1]
         if error[0] is None:  # after an error the other processes may not come to this point
             if self.last:
                 self.accelerator.end_training()

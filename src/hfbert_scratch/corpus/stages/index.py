@@ -28,7 +28,7 @@ from ..dataset import BUILD, open_batch, write_batch
 # Fewest documents of a shard, however long: random segments need a choice.
 _MIN_DOCUMENTS = 8
 # Digests sorted at once, 24 bytes each. More documents are compared by ranges of their digests.
-_SORTED_AT_ONCE = 1 << 24
+SORTED_AT_ONCE = 1 << 24
 _RECORD = b"record"
 
 
@@ -186,7 +186,7 @@ def first_occurrences(units: Sequence[np.ndarray]) -> np.ndarray:
     """
     total = sum(map(len, units))
     first = np.ones(total, dtype=bool)
-    bits = max(0, (max(total, 1) - 1) // _SORTED_AT_ONCE).bit_length()
+    bits = max(0, (max(total, 1) - 1) // SORTED_AT_ONCE).bit_length()
     for prefix in range(1 << bits):
         if bits == 0:
             repeated = _repeated(np.concatenate([np.empty(0, dtype=np.uint64), *units]))
@@ -209,7 +209,7 @@ def _repeated(digests: np.ndarray) -> np.ndarray:
     if not len(doubles):
         return np.empty(0, dtype=np.int64)
     # Their last bits, marked in a table of some 16 places each, single out the documents to compare, and few others.
-    mask = np.uint64(min(16 << len(doubles).bit_length(), _SORTED_AT_ONCE) - 1)
+    mask = np.uint64(min(16 << len(doubles).bit_length(), SORTED_AT_ONCE) - 1)
     marked = np.zeros(int(mask) + 1, dtype=bool)
     marked[doubles & mask] = True
     candidates = np.flatnonzero(marked[digests & mask])
