@@ -126,7 +126,7 @@ class AblationArguments(EstimateArguments):
 
 @command_line
 def main() -> None:
-    """Open everything, print the rule, run what is left, judge."""
+    """Open everything, print the rule, run the open jobs, judge."""
     arguments = parse_arguments(AblationArguments, description=__doc__)
     is_first, processes = is_first_process(), process_count()
     leave_the_launchers_group()
@@ -293,7 +293,7 @@ class Experiment:
         ]
 
     def run_pretraining(self, arm: Arm, seed: int) -> dict[str, Any] | None:
-        """Pretrain, and measure what counts reach on the same held-out predictions."""
+        """Pretrain, and score token counts on the same held-out predictions."""
         arguments = self.pretraining(arm, seed)
         if not run_pretraining(arguments, last=False):
             return None
@@ -387,7 +387,7 @@ class Experiment:
         return {"learning_rate": arguments.learning_rate, "columns": columns, "combination": combination}
 
     def estimate(self, processes: int) -> tuple[Estimate, str]:
-        """Time steps of every kind of run, and add up all runs, of which `processes` run at a time.
+        """Time steps of every kind of run, and add up all runs, `processes` at a time.
 
         Returns:
             The estimate, and a note on the runs that it leaves out.

@@ -204,7 +204,7 @@ def evaluate_splits(
 
 
 def scores_line(task: Task, split: str, scores: dict[str, float], baseline: dict[str, float]) -> str:
-    """Say each score of a split, and beside it that of giving the most frequent answer every time."""
+    """Describe each score of a split beside the most frequent answer's."""
     parts = [
         f"{task.metric_label(name)} {value:.4f}" + (f" ({baseline[name]:.4f})" if name in baseline else "")
         for name, value in scores.items()

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def estimate(arguments: FinetuningArguments) -> None:
-    """Print what the run, or GLUE's nine, would take on this machine."""
+    """Estimate the run, or GLUE's nine, on this machine."""
     settings = glue_settings(arguments) if arguments.task == "all-glue" else {arguments.task: arguments}
     data = {name: open_task(own) for name, own in settings.items()}
     *_, last = settings

@@ -84,7 +84,7 @@ def words_as_options(argv: list[str]) -> list[str]:
 
 
 def look(arguments: InspectArguments) -> Inspection:
-    """Inspect what was asked for."""
+    """Inspect the directory."""
     paint = painted if sys.stdout.isatty() and "NO_COLOR" not in os.environ else plain
     if arguments.what == "tokenizer":
         tokenizer = load_tokenizer(arguments.directory)

@@ -72,7 +72,7 @@ def flops_per_token(arguments: PretrainingArguments, model: Any, mean_length: fl
 
 
 def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, mixture: Mixture) -> dict[str, Any]:
-    """Compute what follows from the arguments before the first step: sizes, totals, FLOPs, device."""
+    """Derive quantities from the arguments before the first step: sizes, totals, FLOPs, device."""
     tokens_per_step = arguments.batch_size * mixture.mean_length(arguments.max_seq_length)
     flops = flops_per_token(arguments, model, arguments.max_seq_length)
     peak, source = run.peak
@@ -125,12 +125,12 @@ def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bo
 
 
 def estimate_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> Estimate:
-    """Time steps of a run on this machine, and write nothing; the arguments are those of `run_pretraining`."""
+    """Time steps of a run on this machine, with the arguments of `run_pretraining`, and write nothing."""
     return _with_inputs(Rehearsal, arguments, last)[0].estimate
 
 
 def _with_inputs(kind: type[AnyRun], arguments: PretrainingArguments, last: bool) -> tuple[AnyRun, bool]:
-    """Open corpus and tokenizer, and make a run of this kind; returns it, and what `pretrain` returned."""
+    """Open corpus and tokenizer, and pretrain in a run of this kind; return it, and whether it is done."""
     tokenizer = load_tokenizer(arguments.tokenizer)
     longest = max(phase.max_seq_length for phase in arguments.phases())
     mixture = Mixture.open(arguments.corpus, tokenizer, longest, arguments.mixture_temperature)
@@ -284,7 +284,7 @@ def record(
     mixture: Mixture,
     revisions: dict[int, str],
 ) -> None:
-    """Write record.json, and print what the run leaves."""
+    """Write record.json, and list the run's files."""
     results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
     before = next((entry for entry in run.history if "also_masked_lm_loss" in entry), None)
     if before is not None:  # both texts, before the first step
@@ -309,7 +309,7 @@ def describe_epochs(epochs: dict[str, float]) -> str:
 
 
 def describe(run: Run, derived: dict[str, Any], baseline: dict[str, Any]) -> None:
-    """Print what is about to happen."""
+    """Print the derived quantities before the first step."""
     total = f"as many steps as {run.arguments.max_time:g} minutes hold"
     peak = f"peak {derived['peak_flops'] / 1e12:.2f} TFLOP/s ({derived['peak_source']})"
     if "total_tokens" in derived:

@@ -179,7 +179,7 @@ def evaluate_pairs(
 
 
 def describe_scores(sentences: list[str], scores: list[SentenceScore], tokenizer: Any) -> list[dict[str, Any]]:
-    """Return a row for each sentence: its score and that of each of its tokens."""
+    """Return a row for each sentence: its score and its tokens' scores."""
     return [
         {"sentence": sentence, "score": score.total}
         | {"tokens": tokenizer.convert_ids_to_tokens(score.input_ids.tolist())}

@@ -149,7 +149,7 @@ def run_trial(arguments: SweepArguments, trial: dict[str, Any], data: TaskData) 
 def estimate_sweep(
     arguments: SweepArguments, trials: list[dict[str, Any]], data: TaskData, processes: int
 ) -> Estimate:
-    """Time steps of each batch size, and add up the trials, of which `processes` run at a time.
+    """Time steps of each batch size, and add up the trials, `processes` at a time.
 
     Every process times its own, so that they share the machine as in the sweep.
     """

@@ -262,7 +262,7 @@ def visible_gpus() -> int:
 
 
 def run_launcher(arguments: list[str]) -> int:
-    """Launch several processes from this one, which gets the launcher's signals; returns what the recipe ended with.
+    """Launch several processes and pass the launcher's signals on; return the recipe's exit code.
 
     A launcher ends with 1 whatever its processes ended with. Each of them notes its own exit code, so that 75
     (stopped, with a checkpoint) and the codes of errors pass through.
@@ -290,7 +290,7 @@ def run_launcher(arguments: list[str]) -> int:
 
 
 def noted_exit_code(codes: Path, otherwise: int) -> int:
-    """Read what the processes ended with: 75 if all stopped, else the first error.
+    """Read the exit codes of the processes: 75 if all stopped, else the first error.
 
     A process writes an empty file when it starts; one that was killed leaves it so. `otherwise` is for these.
     """

@@ -44,7 +44,7 @@ def results_of(directory: Path) -> dict[str, Any]:
 
 
 def run_jobs(jobs: Sequence[Job], root: Path) -> bool:
-    """Do all jobs that are not done and that no other process does; wait for those of others.
+    """Do all jobs that are open, and wait for the jobs of other processes.
 
     A run that diverges is a result, and so is a run that would start from it.
 

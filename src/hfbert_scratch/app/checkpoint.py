@@ -57,7 +57,7 @@ class Checkpoint:
 
     @property
     def abilities(self) -> list[str]:
-        """List the functions in `answers` that the model supports, those of its own head first."""
+        """List the functions in `answers` that the model supports, its own head's first."""
         left_to_right = getattr(self.model.config, "left_to_right", False)
         conditions = {
             "fill_mask": self.head in _MASKED_LM and not left_to_right,

@@ -48,7 +48,7 @@ def draw_attention(attention: Attention, layer: int, head: int) -> "Figure":
 
 
 def draw_heads(attention: Attention, layer: int | None = None) -> "Figure":
-    """Draw all heads small: those of one layer, or every layer as a row.
+    """Draw all heads small: of one layer, or every layer as a row.
 
     Args:
         attention: the weights.

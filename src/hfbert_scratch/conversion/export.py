@@ -109,7 +109,7 @@ def export(
 
 
 def _check_options(format: str, pooling: str, quantize: bool, web_library: str | Path | None) -> None:
-    """Refuse what is not known, and options that are not the format's."""
+    """Refuse unknown formats, and options that the format lacks."""
     if format != STOCK and format not in FORMATS:
         raise InputError(f"format {format!r} is not known; choose one of {', '.join((STOCK, *FORMATS))}")
     if pooling not in POOLINGS:

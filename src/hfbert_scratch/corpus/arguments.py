@@ -51,7 +51,7 @@ class BuildArguments:
         return not self.no_nsp
 
     def as_manifest(self) -> dict[str, Any]:
-        """Return the options under their keys in manifest.json, without those of a subclass."""
+        """Return this class's own options under their keys in manifest.json."""
         entries: dict[str, Any] = {}
         for field in dataclasses.fields(BuildArguments):
             if field.name == "no_nsp":

@@ -63,7 +63,7 @@ def join_pieces(pieces: Sequence[str]) -> str:
 def inspect_corpus(
     corpus: Corpus, tokenizer: Any, *, split: str, first: int, count: int, paint: Paint = plain
 ) -> Inspection:
-    """Show documents of a corpus, sentence by sentence, and what all of them hold.
+    """Show documents of a corpus, sentence by sentence, and the totals of all.
 
     Args:
         corpus: a finished corpus.
@@ -164,7 +164,7 @@ def inspect_batch(
     count: int,
     paint: Paint = plain,
 ) -> Inspection:
-    """Show training instances as the model gets them: segments, label, and what became of the predicted tokens.
+    """Show training instances as the model gets them: segments, label, predicted tokens before and after masking.
 
     A predicted token is written [before→after]: [cat→[MASK]], [cat→dog] with a random token, [cat→cat] where it was
     left.

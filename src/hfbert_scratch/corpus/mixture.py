@@ -33,7 +33,7 @@ class MixedCursor(NamedTuple):
 
     @classmethod
     def restore(cls, saved: Sequence[Any]) -> "MixedCursor":
-        """Make a cursor from what JSON kept of it."""
+        """Make a cursor from its JSON."""
         drawn, cursors = saved
         return cls(tuple(drawn), tuple(Cursor(*cursor) for cursor in cursors))
 

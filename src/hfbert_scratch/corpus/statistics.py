@@ -67,7 +67,7 @@ def describe_split(counts: np.ndarray, unk_id: int) -> dict[str, Any]:
 
 
 def unigrams_of(counts: np.ndarray) -> np.ndarray:
-    """Return how often each token occurs, (vocab_size,) int64, from what `count_split` returns."""
+    """Return how often each token occurs, (vocab_size,) int64, from the counts of `count_split`."""
     return counts[3 + 2 * _BINS :]
 
 
@@ -108,7 +108,7 @@ def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: b
 
 
 def corpus_lines(manifest: dict[str, Any]) -> list[str]:
-    """Say what a corpus holds: a line for each split, and one for each length of sequences."""
+    """Describe a corpus: a line for each split, and one for each length of sequences."""
     lines = [
         f"{name}: {split['documents']:,} documents, {split['sentences']:,} sentences, {split['tokens']:,} tokens; "
         f"unigram entropy {split['unigram_entropy']:.2f} nats; the most frequent token is "

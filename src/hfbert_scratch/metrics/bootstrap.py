@@ -102,7 +102,7 @@ class ExampleScores:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A difference of mean scores, and what can be said of it.
+    """A difference of mean scores, with its interval and verdict.
 
     Attributes:
         difference: over all seeds and examples.
@@ -189,7 +189,7 @@ def _half_width(of_seeds: float, seeds: int, of_examples: float, examples: int) 
 
 
 def _more_seeds(difference: float, of_seeds: float, seeds: int, of_examples: float, examples: int) -> int | None:
-    """Return how many more seeds would decide if the difference stays what it is; None if none would."""
+    """Return how many more seeds would decide if the difference stays as it is; None if none would."""
     for number in range(seeds, _MOST_SEEDS + 1):
         if _half_width(of_seeds * seeds / number, number, of_examples, examples) < difference:
             return number - seeds

@@ -29,7 +29,7 @@ def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def is_unchanged(module: nn.Module) -> bool:
-    """Return whether `module` computes what its class does: it has no hook and no other forward."""
+    """Return whether `module` computes as its class does: it has no hook and no other forward."""
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
@@ -69,7 +69,7 @@ def train_with_onednn(model: nn.Module) -> bool:
 
 
 def onednn_is_faster() -> bool:
-    """Return whether this processor computes float32 products faster by oneDNN than by what PyTorch asks (MKL)."""
+    """Return whether this processor computes float32 products faster by oneDNN than by MKL, PyTorch's choice."""
     return has_onednn(torch.device("cpu"), torch.float32) and onednn_speed() >= _NEEDED_SPEED
 
 

@@ -108,7 +108,7 @@ class PretrainingBatches:
 def stretches_of(
     run: Run, documents: Any, tokenizer: Any, phases: list[Phase], arguments: PretrainingDataArguments
 ) -> list[Stretch]:
-    """Return the phases of the run as parts to time; the arguments are those of `PretrainingBatches`."""
+    """Return the phases of the run as parts to time, with the arguments of `PretrainingBatches`."""
     stretches, first = [], 0
     for phase in phases:
         batches = PretrainingBatches(run, documents, tokenizer, [phase], arguments, Progress(step=first))
@@ -133,7 +133,7 @@ def pinned(inputs: dict[str, Any]) -> dict[str, Any]:
 def full_length_inputs(
     run: Run, arguments: PretrainingDataArguments, tokenizer: Any, max_seq_length: int, size: int
 ) -> dict[str, Any]:
-    """Make a micro-batch of `size` instances without padding, for measuring what one takes."""
+    """Make a micro-batch of `size` instances without padding, for measuring its memory."""
     ids = np.full((size, max_seq_length), tokenizer.unk_token_id, dtype=np.int64)
     rows: dict[str, np.ndarray] = {
         "input_ids": ids,

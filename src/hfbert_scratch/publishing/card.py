@@ -187,7 +187,7 @@ def carbon(run: FinishedRun, arguments: CardArguments) -> dict[str, Any] | None:
 
 
 def origin(run: FinishedRun) -> str:
-    """Say what the model was trained on, and from what."""
+    """Describe the training data and the initial weights."""
     if run.results is not None:
         return f"fine-tuned on {run.results['task']} from {run.start_name}"
     return "pretrained from scratch" if run.start is None else f"pretrained further from {run.start_name}"

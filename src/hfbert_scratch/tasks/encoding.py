@@ -227,7 +227,7 @@ class SpecialTokens:
 
 @functools.lru_cache(maxsize=1)
 def special_tokens(tokenizer: Any) -> SpecialTokens:
-    """Find the special tokens of any encoder's tokenizer, by what it makes of a pair of texts."""
+    """Find the special tokens of any encoder's tokenizer by encoding a pair of texts."""
     if tokenizer.unk_token_id is None:
         raise InputError("the tokenizer has no unknown token; take an encoder's")
     text = tokenizer.pad_token  # encodes to itself: a single token, whatever the algorithm

@@ -224,7 +224,7 @@ def refuse_unlabelled(missing: np.ndarray, split: str, location: str, remedy: st
 
 
 def warn_of_similar(names: Iterable[str], location: str) -> None:
-    """Warn of classes that differ only in case or in what nobody sees, or that look like a mark for "no label"."""
+    """Warn of classes that differ only in case or in invisible characters, or that look like a mark for "no label"."""
     names = list(names)
     groups: dict[str, list[str]] = {}
     for name in names:

@@ -196,7 +196,7 @@ class MultilabelTask(SequenceTask):
     def loss_sum(
         self, outputs: Any, targets: Mapping[str, torch.Tensor], class_weights: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Sum over the rows the mean of the labels' binary cross-entropy; weights are those of a label that is there.
+        """Sum over the rows the mean of the labels' binary cross-entropy; weights apply to labels that are present.
 
         The mean over a batch is thus transformers' own loss for `multi_label_classification`.
         """

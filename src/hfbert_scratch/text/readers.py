@@ -89,7 +89,7 @@ def read_documents(
 def read_part(
     source: TextSource, part: Part, text_column: str, encoding_errors: str, stats: ReadStats
 ) -> Iterator[str]:
-    """Stream the documents that begin in a part of a source; the arguments are those of `read_documents`.
+    """Stream the documents that begin in a part of a source, with the arguments of `read_documents`.
 
     The parts one after the other have the documents of the whole source, each once.
     """
@@ -148,7 +148,7 @@ def _documents_range(source: TextSource, part: Part, blank_lines: bool) -> tuple
 
 
 def _find_beginning(source: TextSource, begin: int, end: int, blank_lines: bool) -> int | None:
-    """Find the first line of text that starts at `begin` or later, or what follows the first blank line there.
+    """Find the first line of text that starts at `begin` or later, or the text after the first blank line there.
 
     None if no such line starts before `end`.
     """

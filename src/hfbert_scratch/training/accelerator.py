@@ -28,7 +28,7 @@ def best_device() -> torch.device:
 
 
 def local_device() -> torch.device:
-    """Return the device of this process of a launch, for what computes before the processes meet."""
+    """Return this process's device, for computing before the processes of a launch meet."""
     device = best_device()
     return device if device.type == "cpu" else torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 

@@ -43,7 +43,7 @@ STEPS_PER_READING = {"cpu": 1, "cuda": 5}
 
 @dataclass(kw_only=True)
 class EstimateArguments:
-    """Options of recipes that can say beforehand what a run will take."""
+    """Options of recipes that can estimate a run beforehand."""
 
     estimate: bool = argument(
         False,
@@ -406,7 +406,7 @@ def _lines(e: Estimate, price: float | None, title: str) -> Iterator[str]:
 
 
 def as_json(estimate: Estimate, price: float | None = None) -> dict[str, Any]:
-    """Return an estimate as JSON: its fields, and what follows from them."""
+    """Return an estimate as JSON: its fields and the figures derived from them."""
     fields = dataclasses.asdict(estimate) | {
         "seconds": estimate.seconds,
         "hours": estimate.seconds / 3600,

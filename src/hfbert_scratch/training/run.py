@@ -328,7 +328,7 @@ class Run:
                 file.write(json.dumps(entry) + "\n")
 
     def write_record(self, **entries: Any) -> None:
-        """Write record.json: the arguments, what they resolved to, versions, hardware and `entries`."""
+        """Write record.json: arguments, resolved settings, versions, hardware and `entries`."""
         record = {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "arguments": dataclasses.asdict(self.arguments),

@@ -297,7 +297,7 @@ def _declared(cls: type, name: str, key: str) -> Any:
 
 
 def _by_group(cls: Any) -> Iterator[tuple[str, dataclasses.Field]]:
-    """Return options by heading, first the options of `cls` itself, then those of its bases."""
+    """Return options by heading, first of `cls` itself, then of its bases."""
     owners: list[Any] = [owner for owner in cls.__mro__ if dataclasses.is_dataclass(owner)]
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for owner in owners:

@@ -25,7 +25,7 @@ __all__ = [
 
 
 class HFBertError(Exception):
-    """Base of all errors that end a recipe in one sentence. `exit_code` is what the process returns."""
+    """Base of all errors that end a recipe in one sentence. `exit_code` is the process's."""
 
     exit_code = 1
 

@@ -16,7 +16,7 @@ from .errors import HFBertError, InputError, OutputError, one_line
 def writing(
     path: str | Path, remedy: str = "free some space or fix the permissions, and start the same command again"
 ) -> Iterator[None]:
-    """Turn what the system says against writing `path` into an OutputError that names it and the remedy."""
+    """Turn the system's errors of writing `path` into an OutputError that names it and the remedy."""
     try:
         yield
     except HFBertError:
@@ -101,7 +101,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The parsed content of the JSON file `path`; `what` names its role in the InputError for a bad one."""
+    """Parse the JSON file `path`; `what` names its role in the InputError for a bad one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

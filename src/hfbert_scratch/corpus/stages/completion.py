@@ -93,7 +93,7 @@ def _describe_corpus(
     splits: dict[str, list[str]],
     counts: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Make the part of the manifest that says what the splits hold, and check it, the quick figures first."""
+    """Describe the content of the splits for the manifest, and check it, the quick figures first."""
     special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -123,7 +123,7 @@ def _describe_corpus(
 
 
 def _sums(plan: Plan, indexed: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Add up what the units and the shards have counted."""
+    """Add up the counts of the units and the shards."""
     return {
         "documents_read": len(plan.kept),
         "duplicates": plan.duplicates,
@@ -148,7 +148,7 @@ def describe_source(source: TextSource, parts: int) -> dict[str, Any]:
 
 
 def _describe_sources(units: Sequence[Unit], indexed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Describe the sources with the hashes of their content, made of those of their units."""
+    """Describe the sources with hashes of their content, combined from their units' hashes."""
     digests: dict[TextSource, list[str]] = {}
     for unit, record in zip(units, indexed, strict=True):
         digests.setdefault(unit.source, []).append(record["sha256"])

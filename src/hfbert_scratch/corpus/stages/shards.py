@@ -44,7 +44,7 @@ class TextShard:
 
 
 class ShardReader:
-    """Read the documents of planned shards; those of the next shard are read on from the ones before.
+    """Read the documents of planned shards, one shard after the other without seeking.
 
     Args:
         output: directory of the build.
