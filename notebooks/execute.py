@@ -22,7 +22,7 @@ from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
 # Of one cell; a whole notebook takes about two minutes.
-_SECONDS = 600
+_SECONDS = 1800
 # A line with a shell command, after its indentation.
 _COMMAND = re.compile(r"^( *)!.*$", re.MULTILINE)
 # Progress bars, and the command line that hfbert says it runs.

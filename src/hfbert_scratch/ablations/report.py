@@ -143,7 +143,7 @@ def _judged(result: PairedDifference) -> dict[str, Any]:
     if result.is_decided:
         verdict = f"decided: {'higher' if result.difference > 0 else 'lower'}"
     elif result.more_seeds is None:
-        verdict = "undecided: no number of seeds would do, there are too few examples for so small a difference"
+        verdict = "undecided: too few examples for so small a difference, whatever the seeds"
     else:
         # The interval may touch 0 although the formula, which knows no draws, would just exclude it.
         verdict = f"undecided: about {max(result.more_seeds, 1)} more seeds"

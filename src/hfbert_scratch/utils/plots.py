@@ -235,7 +235,7 @@ def draw_differences(comparisons: list[dict[str, Any]], path: Path) -> None:
     axis.axvline(0.0, color="grey", linestyle="--")
     axis.set_yticks(range(len(comparisons)), [comparison["label"] for comparison in comparisons])
     axis.invert_yaxis()
-    axis.set(xlabel="points; line: 95 % interval, filled: decided, ×: the paper's difference")
+    axis.set(xlabel="difference in points, 95 % interval\n● decided   ○ undecided   × the paper's")
     axis.grid(alpha=0.3)
     _save(figure, path)
 
@@ -278,7 +278,7 @@ def draw_arms(panels: dict[str, dict[str, list[float]]], path: Path) -> None:
             if scores[arm]:
                 axis.plot(scores[arm], [place] * len(scores[arm]), "o", color="tab:blue", alpha=0.6)
                 axis.vlines(sum(scores[arm]) / len(scores[arm]), place - 0.3, place + 0.3, color="black")
-        axis.set(title=title)
+        axis.set(title=title, xlabel="score; a point a seed, a bar their mean")
         axis.grid(alpha=0.3)
     axes[0][0].set_yticks(range(len(arms)), arms)
     axes[0][0].invert_yaxis()
