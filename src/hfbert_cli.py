@@ -127,7 +127,13 @@ def find_command(name: str) -> Command:
 
 
 def suggestion(word: str, known: list[str], otherwise: str = "hfbert --help") -> str:
-    """The end of a sentence about an unknown word: the nearest known one, or where they are listed."""
+    """The end of a sentence about an unknown word: the nearest known one, or where they are listed.
+
+    Args:
+        word: the unknown word.
+        known: the words to choose from.
+        otherwise: the command that lists them.
+    """
     close = nearest(word, known)
     return f"; did you mean {close!r}?" if close else f"; see {otherwise} for the known ones"
 

@@ -83,9 +83,17 @@ def open_language_model(
 
 
 def resolve_method(model: PreTrainedModel, method: str | None) -> str:
-    """Return the method for a model: pll by default, left_to_right for a left-to-right one.
+    """Return the scoring method for a model.
 
-    Raises InputError for a method that does not fit.
+    Args:
+        model: from `open_language_model`.
+        method: one of METHODS. None: pll, or left_to_right for a left-to-right model.
+
+    Returns:
+        One of METHODS, or LEFT_TO_RIGHT.
+
+    Raises:
+        InputError: for an unknown method, and for one that masks tokens if the model is left-to-right.
     """
     if model.config.left_to_right:
         if method not in (None, LEFT_TO_RIGHT):
@@ -242,9 +250,17 @@ class MinimalPair:
 
 
 def read_minimal_pairs(path: Path) -> list[MinimalPair]:
-    """Read a file of minimal pairs as BLiMP has them: JSON lines with `sentence_good` and `sentence_bad`.
+    """Read a file of minimal pairs as BLiMP has them.
 
-    Raises InputError, naming file and line, for anything else.
+    Args:
+        path: JSON lines, plain or packed as .gz or .zst. Every line has the texts `sentence_good` and `sentence_bad`.
+            `UID` names the pair's group; without it the file's name does. Blank lines are skipped.
+
+    Returns:
+        The pairs, in the order of the file.
+
+    Raises:
+        InputError: naming file and line, if the file is missing, holds anything else, or holds no pair.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path} of minimal pairs")
@@ -285,6 +301,9 @@ def judge_pairs(pairs: Sequence[MinimalPair], scores: Iterable[SentenceScore]) -
 
 def summarize_pairs(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Summarize the rows of `judge_pairs`.
+
+    Args:
+        rows: at least one.
 
     Returns:
         `accuracy`, the mean over groups (as BLiMP's overall score), `accuracy_of_pairs`, `standard_error` of the

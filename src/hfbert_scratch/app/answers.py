@@ -31,9 +31,18 @@ class Attention:
 
 @torch.no_grad()
 def fill_mask(checkpoint: Checkpoint, text: str, top_k: int = 5) -> list[dict[str, float]]:
-    """Return the `top_k` likeliest tokens for each [MASK] of `text`, as token → probability, likeliest first.
+    """Return the likeliest tokens for each blank of a text.
 
-    Raises InputError for a text that is empty, too long, or without a [MASK].
+    Args:
+        checkpoint: a model with a masked-LM head.
+        text: a text with the tokenizer's mask token, [MASK], where a word is missing.
+        top_k: tokens for each blank, at most as many as the vocabulary has.
+
+    Returns:
+        For each blank in order, token → probability, likeliest first.
+
+    Raises:
+        InputError: for a text that is empty, too long, or without a blank.
     """
     tokenizer = checkpoint.tokenizer
     inputs = _encode(checkpoint, text)
@@ -49,7 +58,19 @@ def fill_mask(checkpoint: Checkpoint, text: str, top_k: int = 5) -> list[dict[st
 
 @torch.no_grad()
 def next_sentence(checkpoint: Checkpoint, first: str, second: str) -> float:
-    """Return the probability that `second` follows `first`. Raises InputError for texts that are empty or too long."""
+    """Return the probability that `second` follows `first`.
+
+    Args:
+        checkpoint: a model with a next-sentence head.
+        first: the first text.
+        second: the second text. Both together must fit the model.
+
+    Returns:
+        The probability, from 0 to 1.
+
+    Raises:
+        InputError: for texts that are empty or too long.
+    """
     _require("the second sentence", second)
     outputs = checkpoint.model(**_encode(checkpoint, first, second))
     logits = outputs.seq_relationship_logits if "seq_relationship_logits" in outputs else outputs.logits
@@ -149,7 +170,15 @@ def pseudo_likelihood(checkpoint: Checkpoint, text: str) -> list[tuple[str, floa
 
     The sum of the logarithms is the sentence's pseudo-log-likelihood (see `scoring`).
 
-    Raises InputError for a text that is empty or too long.
+    Args:
+        checkpoint: a model with a masked-LM head, not left-to-right.
+        text: one sentence.
+
+    Returns:
+        (token, probability) of each token, without special ones.
+
+    Raises:
+        InputError: for a text that is empty or too long.
     """
     _encode(checkpoint, text)  # checks the length
     (score,) = score_sentences(checkpoint.scorer, checkpoint.tokenizer, [text])
@@ -158,9 +187,17 @@ def pseudo_likelihood(checkpoint: Checkpoint, text: str) -> list[tuple[str, floa
 
 
 def similarity(checkpoint: Checkpoint, texts: list[str]) -> np.ndarray:
-    """Return the cosine between the mean token vectors of each two texts, [texts, texts].
+    """Compare texts by the cosine between their mean token vectors, special tokens included.
 
-    Raises InputError for less than two texts.
+    Args:
+        checkpoint: any model.
+        texts: blank ones are left out. Longer ones than the model takes are truncated.
+
+    Returns:
+        [texts, texts] float32, -1 to 1.
+
+    Raises:
+        InputError: for less than two texts.
     """
     texts = [text.strip() for text in texts if text.strip()]
     if len(texts) < 2:
@@ -172,7 +209,19 @@ def similarity(checkpoint: Checkpoint, texts: list[str]) -> np.ndarray:
 
 @torch.no_grad()
 def attention(checkpoint: Checkpoint, text: str, second: str = "") -> Attention:
-    """Return the attention weights for a text or a pair. Raises InputError for one that is empty or too long."""
+    """Return the attention weights for a text or a pair.
+
+    Args:
+        checkpoint: any model.
+        text: the text.
+        second: the second text of a pair; "" for none.
+
+    Returns:
+        The tokens, and the weights [layers, heads, tokens, tokens].
+
+    Raises:
+        InputError: for a text that is empty or too long.
+    """
     inputs = _encode(checkpoint, text, second)
     outputs = checkpoint.model(**inputs, output_attentions=True)
     weights = torch.cat(outputs.attentions).numpy()  # a batch of 1 in each layer

@@ -56,8 +56,12 @@ def read_checkpoint(source: str | Path, model_type: str) -> Checkpoint:
         source: the checkpoint.
         model_type: the type that config.json must state, "hfbert" or "bert".
 
+    Returns:
+        The content of its files. `missing` is empty: the architecture is not known yet.
+
     Raises:
-        InputError: if `source` does not exist, is damaged or of another type, or holds values that are not finite.
+        InputError: if `source` does not exist, is damaged or of another type, holds values that are not finite, or is
+            a stock checkpoint that names code of its own.
     """
     directory = _find_directory(source)
     path = directory / "config.json"
@@ -80,7 +84,14 @@ def read_checkpoint(source: str | Path, model_type: str) -> Checkpoint:
 
 
 def pretraining_architecture(names: Collection[str]) -> str:
-    """Return stock's class with the pretraining heads that the parameters `names` show."""
+    """Choose stock's class by the pretraining heads that a checkpoint holds.
+
+    Args:
+        names: parameters, by their current names (`cls.predictions.…`, `cls.seq_relationship.…`).
+
+    Returns:
+        "BertForPreTraining", "BertForMaskedLM" or "BertForNextSentencePrediction"; "BertModel" without these heads.
+    """
     masked, pairs = (
         any(name.startswith(f"cls.{head}.") for name in names) for head in ("predictions", "seq_relationship")
     )

@@ -231,7 +231,12 @@ def measure(model: nn.Module, tokenizer: Any, spans: Sequence[str]) -> dict[str,
     """Measure a vocabulary and a model on spans of text.
 
     Losses of two vocabularies compare only per word: the same words are masked whole, and the losses of a word's
-    pieces are added up.
+    pieces are added up. The number of a span seeds the choice of its words.
+
+    Args:
+        model: any model of transformers. It is left in eval mode.
+        tokenizer: a fast tokenizer, the model's.
+        spans: texts. Each is truncated to the model's length, at most 512 tokens.
 
     Returns:
         pieces_per_word, unknown_per_word, and loss_per_word in nats, None for a model without a masked-LM head.

@@ -94,10 +94,14 @@ class PretrainingDataArguments:
     def mixed_sampler(
         self, documents: TokenizedDocuments | MixedDocuments, max_seq_length: int
     ) -> SegmentPairSampler | MixedSampler:
-        """Make the sampler of one corpus's documents, or of a mixture's, at this length.
+        """Make the sampler of one corpus's documents, or of a mixture's.
+
+        Args:
+            documents: a split.
+            max_seq_length: tokens of an instance, special ones included.
 
         Raises:
-            InputError: if an option is out of range.
+            InputError: if an option is out of range, or a split has too few documents.
         """
         if not isinstance(documents, MixedDocuments):
             return self.sampler(documents, max_seq_length)
@@ -110,10 +114,15 @@ class PretrainingDataArguments:
     def sampler(
         self, documents: TokenizedDocuments, max_seq_length: int, *, seed: int | None = None
     ) -> SegmentPairSampler:
-        """Make the sampler of `documents` at this length; `seed` replaces the options' one.
+        """Make the sampler of one corpus's documents.
+
+        Args:
+            documents: a split.
+            max_seq_length: tokens of an instance, special ones included.
+            seed: of the pairs. None: the options' own.
 
         Raises:
-            InputError: if an option is out of range.
+            InputError: if an option is out of range, or the split has too few documents.
         """
         return SegmentPairSampler(
             documents,
@@ -125,10 +134,16 @@ class PretrainingDataArguments:
         )
 
     def collator(self, tokenizer: Any, max_seq_length: int, *, seed: int | None = None) -> PretrainingCollator:
-        """Make the collator that masks instances of this length; `seed` replaces the options' one.
+        """Make the collator that masks instances.
+
+        Args:
+            tokenizer: the corpus's.
+            max_seq_length: tokens of an instance, special ones included. Where max_predictions_per_seq is 0, it
+                decides the most predictions of an instance.
+            seed: of the masks. None: the options' own.
 
         Raises:
-            InputError: if an option is out of range.
+            InputError: if an option is out of range, or the tokenizer lacks a special token.
         """
         most = self.max_predictions_per_seq or max(1, math.ceil(max_seq_length * self.masked_lm_prob))
         masking = MaskingConfig(

@@ -86,6 +86,9 @@ class TokenizedDocuments:
     def token_counts(self, vocab_size: int) -> np.ndarray:
         """Return how often each token occurs in the split, (vocab_size,) int64.
 
+        Args:
+            vocab_size: of the tokenizer; larger than every id.
+
         Raises:
             InputError: if the counts that were kept are not those of this split.
         """
@@ -107,7 +110,14 @@ class TokenizedDocuments:
         return counts
 
     def spread_shards(self, most: int) -> list[int]:
-        """Choose at most `most` shards, spread evenly over the split."""
+        """Choose at most `most` shards, spread evenly over the split.
+
+        Args:
+            most: at least 1. All shards are chosen if there are no more.
+
+        Returns:
+            Numbers of the shards, ascending.
+        """
         return sorted({number * self.num_shards // most for number in range(most)})
 
     def shard(self, shard: int) -> ShardArrays:
@@ -148,8 +158,9 @@ class Corpus:
 
         Args:
             directory: where it was built.
-            tokenizer: check that the corpus was built with this one.
-            max_seq_length: check that the corpus was built for sequences of this length.
+            tokenizer: check that the corpus was built with this one. None: no check.
+            max_seq_length: check that the corpus was built for sequences of at least this length, in tokens. None: no
+                check.
 
         Raises:
             InputError: if there is no finished corpus, or a check fails.
@@ -203,7 +214,15 @@ class Corpus:
         return TokenizedDocuments(files, self.manifest["special_ids"], self.directory / name / TOKEN_COUNTS)
 
     def whole_word_note(self, tokenizer: Any) -> str | None:
-        """Return a warning if whole-word masking has hardly any effect: ideographs, or few words of several pieces."""
+        """Check whether whole-word masking changes more than a few masks of this corpus.
+
+        Args:
+            tokenizer: the corpus's.
+
+        Returns:
+            A warning if it does not: few tokens continue a word, or many are ideographs, each a word of its own. None
+            if it does.
+        """
         tokens = self.split("train").tokens(0)[:_WORD_SAMPLE]
         pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         continues = np.array([piece.startswith("##") for piece in pieces])[tokens].mean()
@@ -247,7 +266,14 @@ def write_batch(path: Path, batch: pa.RecordBatch) -> None:
 
 
 def open_batch(path: Path) -> pa.RecordBatch:
-    """Open the batch in `path`, memory-mapped; raise InputError if the file is missing or damaged."""
+    """Open the one batch of an Arrow stream, memory-mapped.
+
+    Args:
+        path: a file of `write_batch`.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
     try:
         with pa.ipc.open_stream(pa.memory_map(str(path), "r")) as stream:
             return stream.read_next_batch()
@@ -256,7 +282,17 @@ def open_batch(path: Path) -> pa.RecordBatch:
 
 
 def describe_for_datasets(output: Path, files: dict[str, list[str]]) -> None:
-    """Write the JSON files of `datasets.load_from_disk`; `files` maps splits to their Arrow files."""
+    """Write the JSON files of `datasets.load_from_disk`.
+
+    The directories of splits without a file are removed.
+
+    Args:
+        output: directory of the corpus, with a directory for each split.
+        files: split → names of its Arrow files in their order.
+
+    Raises:
+        InputError: if the first file of a split is missing or damaged.
+    """
     import datasets
 
     kept = [split for split, names in files.items() if names]

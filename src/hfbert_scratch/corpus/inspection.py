@@ -273,7 +273,19 @@ def _batch_figures(batch: dict[str, np.ndarray], lengths: np.ndarray, mask_token
 
 
 def inspect_tokenizer(tokenizer: Any, corpus: Corpus | None = None, *, paint: Paint = plain) -> Inspection:
-    """Show a vocabulary, and with a corpus how its text uses it."""
+    """Show a vocabulary, and with a corpus how its text uses it.
+
+    Args:
+        tokenizer: a WordPiece tokenizer of transformers.
+        corpus: count the tokens of its train split. None: the vocabulary alone.
+        paint: colours headings; `painted` for a terminal.
+
+    Returns:
+        Lines, figures and histograms.
+
+    Raises:
+        InputError: if the corpus's train split is damaged.
+    """
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     special = tokenizer.all_special_tokens
     ordinary = [piece for piece in pieces if piece not in special]

@@ -225,6 +225,11 @@ def collate(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Gather and mask n instances.
 
+    Args:
+        sampler: the sampler that drew the instances.
+        collator: masks them. Epoch and index of an instance decide its mask.
+        instances: n instances.
+
     Returns:
         The collator's batch, and the lengths of the instances, (n,) int32.
     """

@@ -51,7 +51,15 @@ class MixedSampler:
         self.max_seq_length = samplers[0].max_seq_length
 
     def batches(self, batch_size: int, cursor: MixedCursor | None = None) -> Iterator[tuple[Instances, MixedCursor]]:
-        """Yield batches without end, from `cursor` on, with the cursor of the instance after each."""
+        """Yield batches without end.
+
+        Args:
+            batch_size: instances per batch, at least 1.
+            cursor: the position to start from. None: the beginning.
+
+        Yields:
+            A batch, and the cursor of the instance after it.
+        """
         start = cursor or MixedCursor((0,) * len(self.samplers), (Cursor(),) * len(self.samplers))
         drawn = np.array(start.drawn, dtype=np.int64)
         with contextlib.ExitStack() as stack:
@@ -132,7 +140,17 @@ class MixedDocuments:
         self.names, self.parts, self.shares = list(names), list(parts), list(shares)
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
-        """Count tokens as training meets them, (vocab_size,) float64: each corpus with its share of all."""
+        """Count tokens as training meets them: each corpus with its share of all.
+
+        Args:
+            vocab_size: of the tokenizer; larger than every id.
+
+        Returns:
+            (vocab_size,) float64. The sum is the number of tokens of all corpora.
+
+        Raises:
+            InputError: if the counts that were kept are not those of the split.
+        """
         total = sum(part.num_tokens for part in self.parts)
         counts = np.zeros(vocab_size)
         for part, share in zip(self.parts, self.shares, strict=True):
@@ -148,7 +166,12 @@ def parts_of(documents: "TokenizedDocuments | MixedDocuments") -> list[tuple[str
 
 
 def source_seed(seed: int, number: int) -> int:
-    """Return the seed of a corpus in a mixture, of the first the run's own, so that corpora do not go in step."""
+    """Return the seed of a corpus in a mixture, so that corpora do not go in step.
+
+    Args:
+        seed: the run's.
+        number: number of the corpus, from 0. The first one has the run's own seed.
+    """
     return seed if number == 0 else int(hash64(seed, number)) >> 1
 
 
@@ -171,11 +194,13 @@ class Mixture:
         Args:
             words: directories, or DIRECTORY:WEIGHT.
             tokenizer: the one they must have been built with.
-            max_seq_length: the length they must have been built for.
-            temperature: without weights, they are tokens^(1/temperature).
+            max_seq_length: tokens of the longest sequence; each must have been built for this length or a longer one.
+            temperature: above 0. Corpora without weights get tokens^(1/temperature). 1 keeps the proportions of their
+                sizes, more evens them out.
 
         Raises:
-            InputError: if a corpus cannot be opened or is given twice, or some have weights and others not.
+            InputError: if a corpus cannot be opened or is given twice, if a weight is not above 0, if some have
+                weights and others not, or if there are none or more than 256.
         """
         if not words:
             raise InputError("--corpus names no corpus")
@@ -201,12 +226,24 @@ class Mixture:
         return {"corpora": identities, "shares": self.shares}
 
     def split(self, name: str) -> TokenizedDocuments | MixedDocuments:
-        """Open a split of all corpora."""
+        """Open a split of all corpora.
+
+        Args:
+            name: "train" or "validation".
+
+        Raises:
+            InputError: if a corpus has no such split, or one of its files is missing or damaged.
+        """
         parts = [corpus.split(name) for corpus in self.corpora]
         return parts[0] if len(parts) == 1 else MixedDocuments(self.names, parts, self.shares)
 
     def mean_length(self, max_seq_length: int) -> float:
-        """Return the mean tokens of a training instance of this length, special ones included."""
+        """Return the mean tokens of a training instance, special ones included.
+
+        Args:
+            max_seq_length: tokens of the longest instance. Where a corpus does not describe this length, the first one
+                that it describes stands in.
+        """
         total = 0.0
         for corpus, share in zip(self.corpora, self.shares, strict=True):
             pairs = corpus.manifest["pairs"]["train"]
@@ -215,7 +252,14 @@ class Mixture:
         return total
 
     def epochs(self, tokens: float) -> dict[str, float]:
-        """Return how many times the train split of each corpus is passed in so many tokens of training."""
+        """Return how often training passes the train split of each corpus.
+
+        Args:
+            tokens: of the whole training.
+
+        Returns:
+            Name of the corpus → passes, to two digits.
+        """
         return {
             name: round(share * tokens / max(1, corpus.manifest["splits"]["train"]["tokens"]), 2)
             for name, corpus, share in zip(self.names, self.corpora, self.shares, strict=True)

@@ -346,6 +346,9 @@ def sample_pairs(
         short_seq_prob: probability of a random shorter target length, per document.
         not_next_probability: probability of a random B, per chunk of two or more sentences.
         rng: the source of all random numbers.
+
+    Returns:
+        The pairs, in the order in which chunks were taken: first chunks of all documents, then second ones.
     """
     token_offsets, first_sentences = shard.sentences, shard.documents[:-1]
     document_sentences = np.diff(shard.documents)
@@ -392,8 +395,17 @@ def sample_spans(
 ) -> SampledSpans:
     """Sample one pass of contiguous spans over the documents of `shard`.
 
-    A document is cut every `max_num_tokens` = max_seq_length − 2 tokens (or every target length, if shorter). The
-    first cut is random, so that epochs differ.
+    A document is cut every `max_num_tokens` tokens, or every target length, if shorter. The first cut is random, so
+    that epochs differ.
+
+    Args:
+        shard: one document or more.
+        max_num_tokens: tokens of a span, max_seq_length − 2.
+        short_seq_prob: probability of a random shorter target length, per document.
+        rng: the source of all random numbers.
+
+    Returns:
+        The spans as segments A, in the order of the text; segments B are empty and labels 0.
     """
     document_starts = shard.sentences[shard.documents[:-1]]  # (documents,)
     lengths = shard.sentences[shard.documents[1:]] - document_starts
@@ -413,7 +425,17 @@ def sample_spans(
 def sample_target_lengths(
     documents: int, max_num_tokens: int, short_seq_prob: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the target length of every document, (documents,): `max_num_tokens`, or uniform from 2 to it."""
+    """Draw the target length of every document.
+
+    Args:
+        documents: number of documents.
+        max_num_tokens: the longest target, in tokens, at least 2.
+        short_seq_prob: probability of a length that is uniform from 2 to `max_num_tokens`.
+        rng: the source of all random numbers.
+
+    Returns:
+        (documents,) int64.
+    """
     short = rng.random(documents) < short_seq_prob
     return np.where(short, 2 + _uniform(np.full(documents, max_num_tokens - 1), rng), max_num_tokens)
 
@@ -431,10 +453,21 @@ def truncate_pairs(
     max_num_tokens: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, ...]:
-    """Shorten pairs to `max_num_tokens`, in closed form; all arrays are (instances,).
+    """Shorten pairs to `max_num_tokens`, in closed form.
 
     The original removes one token at a time from the longer segment (B on a tie), at its front or back at random. So
     the longer segment first loses the difference, both share the rest, and the tokens lost at a front are binomial.
+
+    Args:
+        a_start: (instances,) position of each segment's first token.
+        a_length: (instances,) tokens.
+        b_start: (instances,) position of each segment's first token.
+        b_length: (instances,) tokens.
+        max_num_tokens: most tokens of A and B together.
+        rng: the source of all random numbers.
+
+    Returns:
+        The four arrays of the shortened pairs, and the number of tokens that each pair lost, (instances,).
     """
     excess = np.maximum(a_length + b_length - max_num_tokens, 0)
     difference = a_length - b_length

@@ -45,8 +45,11 @@ def describe_split(counts: np.ndarray, unk_id: int) -> dict[str, Any]:
     accuracy `unigram_accuracy`, the share of the most frequent token. [CLS], [SEP] and [PAD] do not count.
 
     Args:
-        counts: the sum of `count_split` over all its parts.
+        counts: the sum of `count_split` over all its parts; at least one token.
         unk_id: id of the unknown token.
+
+    Returns:
+        Name → figure, for the manifest. Shares are from 0 to 1.
     """
     (documents, sentences, one_sentence), bins, unigrams = counts[:3], counts[3 : 3 + 2 * _BINS], unigrams_of(counts)
     tokens = int(unigrams.sum())
@@ -74,8 +77,15 @@ def unigrams_of(counts: np.ndarray) -> np.ndarray:
 def describe_pairs(documents: TokenizedDocuments, longest: int, next_sentence: bool) -> dict[str, Any]:
     """Describe one pass of segment pairs at the usual lengths up to `longest`.
 
-    tokens_truncated_rate is the share of sampled tokens that truncation removes; padding_rate the share of padding;
-    not_next_rate_original the share of NotNext with the original's fair coin.
+    Args:
+        documents: a split. Counts are scaled up from DESCRIBED_SHARDS shards.
+        longest: tokens of the longest sequence; it is described, too.
+        next_sentence: describe pairs, not spans.
+
+    Returns:
+        Length → figures; empty if pairs need a second document. tokens_truncated_rate is the share of sampled
+        tokens that truncation removes; padding_rate the share of padding; not_next_rate_original the share of
+        NotNext with the original's fair coin.
     """
     described: dict[str, Any] = {}
     if next_sentence and documents.num_documents < 2:

@@ -86,6 +86,9 @@ class TaskData:
     def check_comparable(self, metric: str) -> None:
         """Refuse a metric that is no function of the validation examples' own numbers (`Task.example_rows`).
 
+        Args:
+            metric: one of the names in `Task.score`.
+
         Raises:
             InputError: for such a metric.
         """
@@ -108,7 +111,16 @@ class TaskData:
         return self._described[tuple(splits)]
 
     def examples(self, split: str, training: bool = False) -> "Examples":
-        """Return the features of a split as arrays from which batches are made."""
+        """Return the features of a split as arrays from which batches are made.
+
+        Args:
+            split: name of the split.
+            training: encode for training, not for prediction.
+
+        Raises:
+            InputError: as `Task.features`.
+            OutputError: if the cache cannot be written.
+        """
         return Examples(self.task, self.features(split, training), self.tokenizer.pad_token_id)
 
 
@@ -188,7 +200,11 @@ class Examples:
         return batch
 
     def count_targets(self, rows: np.ndarray) -> int:
-        """Count the targets in the loss of some features: labelled tokens, or else features."""
+        """Count the targets in the loss of some features: labelled tokens, or else features.
+
+        Args:
+            rows: (batch,) numbers of the features.
+        """
         name = next((name for name in self.targets if name in self.lists), None)
         if name is None:
             return len(rows)

@@ -204,7 +204,15 @@ def evaluate(
 
 
 def without_warnings(score: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, float]:
-    """Score without warnings: early in training predictions are constant, and scipy would say so every time."""
+    """Score without warnings: early in training predictions are constant, and scipy would say so every time.
+
+    Args:
+        score: returns metric → value.
+        *arguments: passed on to it.
+
+    Returns:
+        Metric → value. Metrics whose value is None are left out.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return {name: float(value) for name, value in score(*arguments).items() if value is not None}

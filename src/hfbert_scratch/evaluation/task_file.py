@@ -24,7 +24,16 @@ _TASK_FIELDS = {
 
 
 def write_task_file(directory: Path, data: TaskData, tuned: Mapping[str, Any] | None = None) -> None:
-    """Write task.json into the directory of a model: its task, the settings of its inputs, and tuned values."""
+    """Write task.json into the directory of a model: its task, the settings of its inputs, and tuned values.
+
+    Args:
+        directory: the model's; it must exist.
+        data: the task and its settings.
+        tuned: name → value, as `Task.apply_tuned` takes them. None: no value is tuned.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
     settings = dataclasses.asdict(data.settings)
     content = {
         name: settings[name] for name in ("max_seq_length", "doc_stride", "max_query_length", "document_context")

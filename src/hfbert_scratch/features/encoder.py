@@ -149,14 +149,23 @@ def encode_inputs(
     batch_tokens: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[EncoderInput, np.ndarray]]:
-    """Encode tokenized sequences; see `encode` for the arguments.
+    """Encode tokenized sequences, in eval mode and without gradients.
+
+    Args:
+        model: an encoder, or a model with a head, whose encoder is used.
+        inputs: sequences; every one must fit the model.
+        layers: indices into transformers' `hidden_states`: 0 for the embeddings, -1 for the last layer.
+        pooling: one of POOLINGS, over all tokens of a sequence; see `encode`. None: a vector per token, or per entry
+            of an input's `positions`.
+        batch_tokens: tokens in a forward pass, padding included. None: `default_batch_tokens`.
+        dtype: the precision to compute in. None: the model's own. Another one is applied to a copy.
 
     Returns:
         An iterator over each input and its vectors, float32 [layers, num_vectors, hidden_size], or pooled
         [layers, hidden_size], in the given order.
 
     Raises:
-        InputError: for arguments that do not fit the model.
+        InputError: at once, for arguments that do not fit the model.
     """
     encoder = _encoder(model)
     config = encoder.config
@@ -180,9 +189,18 @@ def encode_inputs(
 
 
 def tokenize(tokenizer: Any, texts: Iterable[Text], max_seq_length: int) -> Iterator[EncoderInput]:
-    """Tokenize strings or pairs with special tokens; truncate to max_seq_length, the longer text of a pair first.
+    """Tokenize texts with special tokens, and truncate them.
 
-    Raises InputError for a text that is neither.
+    Args:
+        tokenizer: of transformers.
+        texts: strings, or (A, B) for a pair.
+        max_seq_length: tokens of a sequence, special ones included. The longer text of a pair is truncated first.
+
+    Yields:
+        Each text's sequence, in the given order.
+
+    Raises:
+        InputError: for a text that is not a string or a pair of strings, or not valid Unicode.
     """
     for chunk in _chunks(texts):
         encoded: list[Any] = [None] * len(chunk)

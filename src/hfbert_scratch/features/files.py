@@ -116,7 +116,12 @@ class Writer(Protocol):
     """A feature file that is being written."""
 
     def write(self, index: int, features: Features) -> None:
-        """Add the features of text number `index`."""
+        """Add the features of one text.
+
+        Args:
+            index: number of the text among all texts, from 0.
+            features: its vectors.
+        """
 
     def close(self) -> None:
         """Finish the file."""

@@ -272,7 +272,18 @@ class TaggingBatches:
 def tagger_inputs(
     vectors: WordVectors, sentences: np.ndarray, layers: Sequence[int], labels: np.ndarray | None = None
 ) -> dict[str, torch.Tensor]:
-    """Make FeatureTagger's inputs for some sentences, with padded `labels`, given as (words of the split,)."""
+    """Make FeatureTagger's inputs for some sentences.
+
+    Args:
+        vectors: the words of a split.
+        sentences: (n,) numbers of the sentences, at least one.
+        layers: indices into the hidden states.
+        labels: (words of the split,) ids of the tags. None: inputs without labels.
+
+    Returns:
+        `vectors` (n, most words, layers, hidden_size), `lengths` (n,), and with labels `labels` (n, most words), -100
+        in the padding.
+    """
     lengths = vectors.lengths[sentences]
     inputs = {"vectors": vectors.take(sentences, layers), "lengths": torch.from_numpy(lengths)}
     if labels is not None:

@@ -38,7 +38,15 @@ class WordVectors:
         return np.diff(self.offsets)
 
     def take(self, sentences: np.ndarray, layers: Sequence[int]) -> torch.Tensor:
-        """Gather vectors, padded with zeros: (sentences, most words, layers, hidden_size) float32."""
+        """Gather the vectors of some sentences, padded with zeros.
+
+        Args:
+            sentences: (n,) numbers of the sentences, at least one.
+            layers: indices into `self.layers`, 0 for the embeddings.
+
+        Returns:
+            (n, most words, layers, hidden_size) float32.
+        """
         lengths = self.lengths[sentences]
         shape = (len(sentences), int(lengths.max()), len(layers), self.layers[0].shape[1])
         vectors = np.zeros(shape, dtype=np.float32)

@@ -33,29 +33,68 @@ _MOST_SEEDS = 1000
 
 
 def mean_rows(values: np.ndarray) -> np.ndarray:
-    """Return the rows of a score that is a mean over examples, (examples, 2)."""
+    """Return the rows of a score that is a mean over examples.
+
+    Args:
+        values: (examples,) the score of each example.
+
+    Returns:
+        (examples, 2) float64, for "mean" in FROM_SUMS.
+    """
     values = np.asarray(values, dtype=np.float64)
     return np.stack([values, np.ones_like(values)], axis=-1)
 
 
 def f1_rows(true_positives: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Return the rows of F1 = 2·TP / (2·TP + FP + FN), (examples, 2); `errors` are FP + FN."""
+    """Return the rows of F1 = 2·TP / (2·TP + FP + FN).
+
+    Args:
+        true_positives: (examples,) TP of each example.
+        errors: (examples,) FP + FN of each example.
+
+    Returns:
+        (examples, 2) float64, for "f1" in FROM_SUMS.
+    """
     return np.stack([true_positives, errors], axis=-1).astype(np.float64)
 
 
 def matthews_rows(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return the rows of the Matthews correlation of two classes, 0 and 1, (examples, 6)."""
+    """Return the rows of the Matthews correlation of two classes.
+
+    Args:
+        labels: (examples,) 0 or 1.
+        predictions: (examples,) 0 or 1.
+
+    Returns:
+        (examples, 6) float64, for "correlation" in FROM_SUMS.
+    """
     return pearson_rows(labels, predictions)  # it is their Pearson correlation
 
 
 def pearson_rows(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return the rows of Pearson's correlation, (examples, 6): moments of both, centred for precision."""
+    """Return the rows of Pearson's correlation: moments of both, centred for precision.
+
+    Args:
+        labels: (examples,) numbers.
+        predictions: (examples,) numbers.
+
+    Returns:
+        (examples, 6) float64, for "correlation" in FROM_SUMS.
+    """
     x, y = (np.asarray(values, dtype=np.float64) - np.mean(values) for values in (labels, predictions))
     return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1)
 
 
 def spearman_rows(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return the rows of Spearman's correlation; ranks are those among all examples, also in a draw."""
+    """Return the rows of Spearman's correlation; ranks are those among all examples, also in a draw.
+
+    Args:
+        labels: (examples,) numbers.
+        predictions: (examples,) numbers.
+
+    Returns:
+        (examples, 6) float64, for "correlation" in FROM_SUMS.
+    """
     return pearson_rows(rankdata(labels), rankdata(predictions))
 
 
@@ -132,8 +171,11 @@ def paired_bootstrap(
     Args:
         pairs: for each task (ours, theirs), with the same seeds and examples in the same order. Tasks share their
             seeds and nothing else.
-        draws: number of draws.
+        draws: number of draws, at least 2.
         seed: of the draws.
+
+    Returns:
+        The difference, its 95 % interval, and the number of further seeds that would decide.
 
     Raises:
         InputError: for fewer than two seeds, or sides that do not match.

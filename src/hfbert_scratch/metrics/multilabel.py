@@ -36,7 +36,16 @@ def multilabel_scores(gold: np.ndarray, probabilities: np.ndarray, thresholds: n
 
 
 def per_label_scores(gold: np.ndarray, predicted: np.ndarray) -> list[dict[str, Any]]:
-    """Return precision, recall, F1 and support of every class, from (rows, classes) bool."""
+    """Score every class by itself.
+
+    Args:
+        gold: (rows, classes) bool.
+        predicted: (rows, classes) bool.
+
+    Returns:
+        For each class precision, recall and f1, 0 to 1, and support, the number of rows that have it. A score without
+        a divisor is 0.
+    """
     columns = precision_recall_fscore_support(gold, predicted, average=None, zero_division=0.0)
     return [
         {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}

@@ -22,15 +22,30 @@ def normalize_answer(text: str) -> str:
 
 
 def score_v1(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
-    """Score an answer as SQuAD 1.1 does: exact match and F1 in [0, 1], each the best over the gold answers.
+    """Score an answer as SQuAD 1.1 does.
 
     Two answers that normalize to the empty string match exactly but have an F1 of 0.
+
+    Args:
+        prediction: the answer.
+        golds: the gold answers; without any, both scores are 0.
+
+    Returns:
+        Exact match and F1 in [0, 1], each the best over the gold answers.
     """
     return _best(prediction, golds, both_empty_f1=0.0)
 
 
 def score_v2(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
-    """Score an answer as SQuAD 2.0 does: exact match and F1 in [0, 1]; without a gold answer of words "" is right."""
+    """Score an answer as SQuAD 2.0 does.
+
+    Args:
+        prediction: the answer; "" for no answer.
+        golds: the gold answers. Those that normalize to the empty string are left out; without others "" is right.
+
+    Returns:
+        Exact match and F1 in [0, 1], each the best over the gold answers.
+    """
     return _best(prediction, [gold for gold in golds if normalize_answer(gold)] or [""], both_empty_f1=1.0)
 
 

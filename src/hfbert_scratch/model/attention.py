@@ -25,6 +25,17 @@ def fastest_attention(
     On a CPU our own models compute on real tokens alone, except for answers to questions, whose softmax is over all
     positions, padding too, and in a compiled graph, whose shapes must not depend on the data. For the training of
     others a process times both there. Without gradients PyTorch's fused attention reads and writes least.
+
+    Args:
+        model: any model of transformers.
+        device: the device to compute on.
+        dtype: the precision to compute in.
+        dropout: of the attention probabilities in training; 0 for inference.
+        packing: batches are packed rows, without padding. Only read for devices other than a CPU.
+        training: whether gradients are computed.
+
+    Returns:
+        A name for `set_attn_implementation`: UNPADDED, "sdpa" or "eager".
     """
     if device.type != "cpu":
         return UNPADDED if packing else "sdpa"
@@ -38,9 +49,17 @@ def fastest_attention(
 
 @cache
 def fastest_padded_attention(dtype: torch.dtype, dropout: float) -> str:
-    """Time both passes of stock attention on the CPU, a padded batch of the base size: "eager" or "sdpa".
+    """Time both passes of stock attention on the CPU, on a padded batch of the base size.
 
-    The two take turns, and the best of each counts. PyTorch's fused attention must be beaten by more than chance.
+    The two take turns, and the best of each counts. PyTorch's fused attention must be beaten by more than chance. The
+    result is kept for the process.
+
+    Args:
+        dtype: the precision to compute in.
+        dropout: of the attention probabilities.
+
+    Returns:
+        "eager" or "sdpa".
     """
     shape = (4, 12, 128, 64)
     query, key, value = (torch.ones(shape, dtype=dtype, requires_grad=True) for _ in range(3))
@@ -67,6 +86,10 @@ def fastest_padded_attention(dtype: torch.dtype, dropout: float) -> str:
 
 
 def choose_attention(encoder: PreTrainedModel) -> None:
-    """Set the fastest attention for inference, where the present one is one of those that fit everywhere."""
+    """Set the fastest attention for inference, in place.
+
+    Args:
+        encoder: on its device and in its dtype. It is left alone if its attention is neither "sdpa" nor "eager".
+    """
     if encoder.config._attn_implementation in ("sdpa", "eager"):
         encoder.set_attn_implementation(fastest_attention(encoder, encoder.device, encoder.dtype, 0.0))

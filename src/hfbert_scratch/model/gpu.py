@@ -108,9 +108,17 @@ class _Dropout(HFBertDropout):
 
 
 def keep_mask(shape: torch.Size, probability: float, device: torch.device) -> torch.Tensor:
-    """Draw booleans of `shape`, False with `probability`, from PyTorch's generator of the device.
+    """Draw the mask of a dropout from PyTorch's generator of the device.
 
     Two random seeds and the element's position pass twice through `murmur_mix`.
+
+    Args:
+        shape: of the mask.
+        probability: of False, an element that is dropped.
+        device: the device to compute on.
+
+    Returns:
+        Booleans of `shape`.
     """
     seeds = random_seeds(device)
     positions = torch.arange(shape.numel(), dtype=torch.int32, device=device)
@@ -205,11 +213,12 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
     """Compile a model's layers, embeddings and MLM loss separately, in place.
 
     All layers share one graph for every number of tokens, so compilation takes seconds where the whole model takes a
-    minute. Pooler, small heads and the choice of positions stay uncompiled.
+    minute. Pooler, small heads and the choice of positions stay uncompiled. The process's
+    `torch._dynamo.config.specialize_float` is set.
 
     Args:
         model: an HFBert model, or any model of transformers whose layers are GradientCheckpointingLayers.
-        options: further arguments of torch.compile, such as mode or backend.
+        **options: further arguments of torch.compile, such as mode or backend.
     """
     options = {"dynamic": True} | options
     # Dropout and scaling are constants; as symbols, which dynamic=True makes of floats, each graph is traced twice.

@@ -98,9 +98,16 @@ def _check_is_bert(config: dict[str, Any], name: str | Path) -> None:
 
 
 def cached_commit(source: str, revision: str | None) -> str | None:
-    """Return the commit of a name on the Hub that has just been opened; None for a directory.
+    """Return the commit of a name on the Hub that has just been opened.
 
     The Hub's cache keeps every file in a directory named by its commit.
+
+    Args:
+        source: the name without its revision, or a directory.
+        revision: branch, tag or commit. None: the main branch.
+
+    Returns:
+        The commit; None for a directory, and for a model that is not in the cache.
     """
     file = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
     return Path(file).parent.name if isinstance(file, str) else None
@@ -191,9 +198,17 @@ def check_directory(name: str | Path) -> None:
 
 
 def is_local(name: str | Path) -> bool:
-    """Return True if `name` is a directory, False for a possible name on the Hub.
+    """Tell a checkpoint directory from a name on the Hub.
 
-    Raises InputError for a file, and for a path that does not exist.
+    Args:
+        name: a directory or a name. A Path, and a string that begins with ".", "/" or "~" or has two slashes, is never
+            a name.
+
+    Returns:
+        True for a directory, False for a possible name on the Hub.
+
+    Raises:
+        InputError: for a file, and for a path that does not exist.
     """
     path, text = Path(name), str(name)
     if path.is_dir():
@@ -206,7 +221,14 @@ def is_local(name: str | Path) -> bool:
 
 
 def short_name(name: str | Path) -> str:
-    """Return the name for people: a local path is shortened, so that nothing published shows directories."""
+    """Return the name for people, so that nothing published shows directories.
+
+    Args:
+        name: a directory, or a name on the Hub.
+
+    Returns:
+        A name on the Hub as it is; the last part of a path, or the last two parts if it ends in "model".
+    """
     path, text = Path(name), str(name)
     if not path.exists() and text.count("/") <= 1:
         return text  # a name on the Hub
@@ -215,7 +237,17 @@ def short_name(name: str | Path) -> str:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Read config.json as it stands. Raises InputError if it is missing, or not a JSON object."""
+    """Read config.json as it stands.
+
+    Args:
+        directory: of the checkpoint.
+
+    Returns:
+        The fields, not validated.
+
+    Raises:
+        InputError: if the file is missing, or not a JSON object.
+    """
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"{directory} is not a checkpoint: it has no config.json")
@@ -226,7 +258,17 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """List the weight files of an index. Raises InputError for one that is not in the directory."""
+    """List the weight files of an index.
+
+    Args:
+        index: model.safetensors.index.json, or the index of a pickle.
+
+    Returns:
+        File names in the index's directory, sorted, each once.
+
+    Raises:
+        InputError: if the index is damaged, or names a file that is outside its directory or missing.
+    """
     content = read_json(index, "the list of weight files")
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
@@ -250,7 +292,16 @@ def check_weights(path: Path) -> None:
 
 
 def check_size(config: dict[str, Any], model_type: str, path: Path) -> None:
-    """Raise InputError if the encoder of a configuration cannot fit into this machine's memory."""
+    """Check that the encoder of a configuration fits into this machine's memory. No memory is allocated for it.
+
+    Args:
+        config: the fields of config.json.
+        model_type: the architecture, as transformers names it.
+        path: the file of the configuration, for errors.
+
+    Raises:
+        InputError: if the encoder is too large in float32, the type is unknown, or the fields describe no model.
+    """
     if model_type not in CONFIG_MAPPING:
         raise InputError(f"{path}: model_type {model_type!r} is not known to transformers or this package")
     try:
@@ -263,7 +314,15 @@ def check_size(config: dict[str, Any], model_type: str, path: Path) -> None:
 
 
 def check_memory(model: nn.Module, name: str) -> None:
-    """Raise InputError if a model on the meta device is larger than this machine's memory."""
+    """Check that a model fits into this machine's memory in float32.
+
+    Args:
+        model: a model, on the meta device or any other.
+        name: the model's name, for the error.
+
+    Raises:
+        InputError: if its parameters take more than all memory of the machine.
+    """
     count, available = sum(parameter.numel() for parameter in model.parameters()), psutil.virtual_memory().total
     if 4 * count > available:
         raise InputError(
@@ -280,7 +339,17 @@ def check_finite(model: nn.Module, name: str | Path) -> None:
 
 
 def check_fits(model: PreTrainedModel, tokenizer: Any, max_seq_length: int) -> None:
-    """Raise InputError if the model is too small for the tokenizer or the sequences, or pads with another id."""
+    """Check that a model and a tokenizer belong together, and that the model takes sequences of a length.
+
+    Args:
+        model: any model of transformers.
+        tokenizer: the tokenizer to use with it.
+        max_seq_length: tokens of the longest sequence, special ones included.
+
+    Raises:
+        InputError: if the model has fewer positions than `max_seq_length` or fewer embeddings than the tokenizer has
+            tokens, or if the two pad with different ids.
+    """
     positions = getattr(model.config, "max_position_embeddings", max_seq_length)
     if max_seq_length > positions:
         raise InputError(f"max_seq_length {max_seq_length} exceeds the model's max_position_embeddings {positions}")

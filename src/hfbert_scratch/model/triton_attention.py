@@ -176,7 +176,13 @@ if HAS_TRITON:
 
 
 def has_kernel(device: torch.device, head_size: int, max_seqlen: int) -> bool:
-    """Return whether `packed_attention` runs there and is faster than PyTorch's flash kernel."""
+    """Return whether `packed_attention` runs there and is faster than PyTorch's flash kernel.
+
+    Args:
+        device: the device to compute on. A GPU needs Triton; on a CPU the plain implementation runs.
+        head_size: features of an attention head.
+        max_seqlen: tokens of the longest sequence.
+    """
     return head_size in HEAD_SIZES and max_seqlen <= MAX_SEQLEN and (device.type != "cuda" or HAS_TRITON)
 
 
@@ -225,7 +231,18 @@ def packed_attention_backward(
     grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, seeds: Tensor,
     max_seqlen: int, dropout: float, scaling: float,
 ) -> Tensor:  # fmt: skip
-    """Return the gradient of `packed_attention`'s qkv."""
+    """Return the gradient of `packed_attention`'s qkv.
+
+    Args:
+        grad_out: (tokens, heads, head size), the gradient of the attended values.
+        qkv: (tokens, 3, heads, head size), as in the forward pass.
+        out: (tokens, heads, head size), the attended values.
+        lse: (heads, tokens), log₂ of each score row's normalizer.
+        cu_seqlens, seeds, max_seqlen, dropout, scaling: as in the forward pass.
+
+    Returns:
+        (tokens, 3, heads, head size).
+    """
     return _launch_backward(grad_out, qkv, out, lse, cu_seqlens, seeds, max_seqlen, dropout, scaling)
 
 
@@ -280,9 +297,19 @@ def murmur_mix(bits: Tensor) -> Tensor:
 
 
 def kept_scores(start: int, length: int, heads: int, seeds: Tensor, dropout: float) -> Tensor:
-    """Return True for the scores of a sequence that dropout keeps, (heads, length, length).
+    """Tell which scores of a sequence dropout keeps.
 
-    The plain counterpart of the Triton function `_kept`; `start` is the sequence's offset in the packed row.
+    The plain counterpart of the Triton function `_kept`.
+
+    Args:
+        start: the sequence's offset in the packed row, in tokens.
+        length: tokens of the sequence.
+        heads: number of attention heads.
+        seeds: (2,) int32, as for `packed_attention`.
+        dropout: probability of dropping a score.
+
+    Returns:
+        (heads, length, length) bool, True for a score that is kept.
     """
     # (heads, length, 1) + (length,), then uint32 arithmetic in int64
     rows = (start + torch.arange(length))[None, :] * heads + torch.arange(heads)[:, None]

@@ -121,6 +121,13 @@ def packed_multiple(rows: int, max_seq_length: int) -> int:
     """Return the multiple to round packed rows up to, so that their shapes are few: 1/32 of the padded batch's tokens.
 
     Half of a multiple is padding on average; a run with many sequences per batch sees two or three shapes.
+
+    Args:
+        rows: sequences of a micro-batch.
+        max_seq_length: tokens of the longest sequence, special ones included.
+
+    Returns:
+        A number of tokens, rounded up.
     """
     return -(-rows * max_seq_length // 32)
 
@@ -133,7 +140,18 @@ def pinned(inputs: dict[str, Any]) -> dict[str, Any]:
 def full_length_inputs(
     run: Run, arguments: PretrainingDataArguments, tokenizer: Any, max_seq_length: int, size: int
 ) -> dict[str, Any]:
-    """Make a micro-batch of `size` instances without padding, for measuring its memory."""
+    """Make a micro-batch without padding, for measuring its memory.
+
+    Args:
+        run: its device and options decide shapes and packing.
+        arguments: options of pairs and masks.
+        tokenizer: the corpus's.
+        max_seq_length: tokens of every instance, special ones included.
+        size: instances of the micro-batch.
+
+    Returns:
+        The model's inputs and labels by name, host tensors; one packed row if the run packs.
+    """
     ids = np.full((size, max_seq_length), tokenizer.unk_token_id, dtype=np.int64)
     rows: dict[str, np.ndarray] = {
         "input_ids": ids,
@@ -168,6 +186,9 @@ def held_out_batches(
         max_seq_length: tokens of an instance.
         batch_size: instances of a batch.
         max_rows: most instances of all batches.
+
+    Returns:
+        The collator's batches, at most one pass over the documents, without `masked_positions`.
     """
     sampler = arguments.sampler(documents, max_seq_length, seed=0)
     collator = arguments.collator(tokenizer, max_seq_length, seed=0)

@@ -124,7 +124,17 @@ def set_sinusoidal_positions(model: Any, scale: float) -> None:
 
 
 def loss_without_logits(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
-    """Return a pretraining model's outputs without the logits, which training does not read."""
+    """Return a pretraining model's outputs without the logits, which training does not read.
+
+    Args:
+        model: a pretraining model, wrapped or not.
+        inputs: its inputs and labels, on its device.
+        totals: divisors of the summed losses over the whole step: `num_items_in_batch` and, with next-sentence
+            prediction, `num_sequences_in_batch`.
+
+    Returns:
+        The outputs; `loss` is the micro-batch's share of the step's mean.
+    """
     return model(**inputs, **totals, skip_logits=True)
 
 

@@ -159,7 +159,14 @@ def card_data(run: FinishedRun, arguments: CardArguments) -> ModelCardData:
 
 
 def eval_results(run: FinishedRun) -> list[dict[str, Any]]:
-    """Return the main result in the format of `.eval_results/*.yaml`; empty for data that is not on the Hub."""
+    """Return the main result in the format of `.eval_results/*.yaml`.
+
+    Args:
+        run: the run's records.
+
+    Returns:
+        A list of one entry; empty for a pretraining run, and for data that are not on the Hub.
+    """
     if run.results is None or run.hub_dataset is None:
         return []
     dataset, configuration = run.hub_dataset
@@ -175,7 +182,15 @@ def eval_results(run: FinishedRun) -> list[dict[str, Any]]:
 
 
 def carbon(run: FinishedRun, arguments: CardArguments) -> dict[str, Any] | None:
-    """Estimate the Hub's co2_eq_emissions in grams: hours of training × kW × g/kWh; None without a stated power."""
+    """Estimate the emissions of the training: hours × kW × g/kWh.
+
+    Args:
+        run: the run's records.
+        arguments: the stated power in watts, and the grid's intensity in g CO2e/kWh.
+
+    Returns:
+        The Hub's co2_eq_emissions, `emissions` in grams; None without a stated power.
+    """
     if arguments.power_watts is None:
         return None
     return {

@@ -45,7 +45,11 @@ class Result:
     baseline: float | None = None
 
     def format(self, value: float | None) -> str:
-        """Format a value of this metric: shares in per cent, others with three digits, None as nothing."""
+        """Format a value of this metric: shares in per cent, others with three digits.
+
+        Args:
+            value: a share is given from 0 to 1. None: the result is "".
+        """
         if value is None:
             return ""
         is_share = self.metric in ("accuracy", "f1", "exact_match", "precision", "recall")

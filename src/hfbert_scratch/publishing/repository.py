@@ -77,7 +77,15 @@ def build_repository(run: FinishedRun, arguments: CardArguments) -> list[Path]:
 
 
 def check_card(path: Path, expected: ModelCardData) -> None:
-    """Read the card back with the Hub's client. Raises RuntimeError if its metadata differ from `expected`."""
+    """Read the card back with the Hub's client, and compare its metadata.
+
+    Args:
+        path: the card's file.
+        expected: the metadata that were written.
+
+    Raises:
+        RuntimeError: if the metadata or the model-index differ.
+    """
     loaded = ModelCard.load(path).data
     if loaded.to_dict() != yaml.safe_load(expected.to_yaml()):
         raise RuntimeError(f"{path}: the metadata are not those that were written")
@@ -89,7 +97,13 @@ def check_card(path: Path, expected: ModelCardData) -> None:
 def check_loads(directory: Path, auto_class: str) -> None:
     """Open the folder in a new process without this package or the network, and compute one batch.
 
-    Raises InputError with the reason if that fails.
+    Args:
+        directory: the repository folder, with the model's code and a tokenizer.
+        auto_class: name of the Auto class to open it with.
+
+    Raises:
+        InputError: with the reason, if the folder cannot be opened, weights are missing or unused, or an output is not
+            finite.
     """
     process = run_without_package(_OPEN, str(directory.resolve()), auto_class)
     if process.returncode:
@@ -154,7 +168,14 @@ def push_revisions(run: FinishedRun, repo_id: str) -> list[str]:
 
 
 def revisions_of(run: FinishedRun) -> list[Path]:
-    """Return the directories of the run's named models, in the order of its steps; raise InputError without any."""
+    """Return the directories of the run's named models, in the order of its steps.
+
+    Args:
+        run: the run's records.
+
+    Raises:
+        InputError: if the run kept none, or if one of them is gone.
+    """
     names = run.record.get("revisions") or {}
     found = [run.directory / "revisions" / name for name in sorted(names, key=lambda name: names[name])]
     missing = [path for path in found if not path.is_dir()]

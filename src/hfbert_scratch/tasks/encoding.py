@@ -256,7 +256,14 @@ def cls_and_sep(tokenizer: Any) -> tuple[list[int], list[int]]:
 def num_truncated(
     first: np.ndarray, second: np.ndarray | None, max_seq_length: int, special: int | None = None
 ) -> int:
-    """Count the tokens that `with_special_tokens` cuts off; `special` tokens beside them, BERT's by default."""
+    """Count the tokens that `with_special_tokens` cuts off.
+
+    Args:
+        first: (tokens,) ids of the first text.
+        second: (tokens,) ids of the second text. None: a single text.
+        max_seq_length: tokens of the sequence, special ones included.
+        special: number of special tokens. None: BERT's, 2 around one text and 3 around two.
+    """
     max_tokens = max_seq_length - ((2 if second is None else 3) if special is None else special)
     return max(0, len(first) + (0 if second is None else len(second)) - max_tokens)
 
@@ -264,10 +271,22 @@ def num_truncated(
 def with_special_tokens(
     tokenizer: Any, first: np.ndarray, second: np.ndarray | None, max_seq_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Build [CLS] first [SEP] (second [SEP]), truncated to max_seq_length, and its segment ids; both (tokens,).
+    """Build [CLS] first [SEP] (second [SEP]), truncated to max_seq_length.
 
     The longer text loses tokens at its end, one by one; when both are equally long, the second loses one
     (google-research/bert, `_truncate_seq_pair`). Tokenizers of other encoders put their own special tokens.
+
+    Args:
+        tokenizer: any encoder's.
+        first: (tokens,) ids of the first text.
+        second: (tokens,) ids of the second text. None: a single text.
+        max_seq_length: most tokens of the sequence, special ones included.
+
+    Returns:
+        The ids, (tokens,) int64, and the segments, (tokens,) int8: 1 for the second text if the tokenizer has any.
+
+    Raises:
+        InputError: if the tokenizer has no unknown token, or does not mark where a pair of texts begins and ends.
     """
     special = special_tokens(tokenizer)
     max_tokens = max_seq_length - special.count(second is not None)

@@ -183,7 +183,16 @@ def _truth(value: Any) -> bool | None:
 
 
 def refuse_booleans(values: pa.ChunkedArray, names: Sequence[str], location: str) -> None:
-    """Raise InputError for true and false as labels of a task with named classes: which is which, nobody says."""
+    """Refuse true and false as labels of a task with named classes: which is which, nobody says.
+
+    Args:
+        values: the column of labels.
+        names: the classes.
+        location: the table's place, for errors.
+
+    Raises:
+        InputError: if a label is true or false, or spells it, and no class is named true.
+    """
     if any(_truth(value) is not None for value in pc.unique(values).to_pylist()) and not any(map(_truth, names)):
         raise InputError(f"{location}: column 'label' holds true and false; write {', '.join(names)} instead")
 
@@ -287,7 +296,16 @@ def match_model_classes(id2label: Mapping[int, str] | None, own: Sequence[str], 
 
 
 def check_user_classes(task: str, user_classes: Sequence[str], classes: Sequence[str] | None) -> None:
-    """Raise InputError if the task has classes of its own and the user's are others."""
+    """Refuse the user's names of classes if the task has classes of its own and these are others.
+
+    Args:
+        task: name of the task, for the error.
+        user_classes: the user's names; empty if there are none.
+        classes: the task's, in any order. None: it has none of its own.
+
+    Raises:
+        InputError: if both name classes, and not the same.
+    """
     if user_classes and classes and set(user_classes) != set(classes):
         raise InputError(f"--class_names must name all classes of {task}: {', '.join(classes)}")
 

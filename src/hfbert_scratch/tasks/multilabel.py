@@ -290,7 +290,15 @@ class MultilabelTask(SequenceTask):
 
 
 def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> np.ndarray:
-    """Return the labels of rows as (rows, classes) float32 of 0 and 1."""
+    """Return the labels of rows as 0 and 1.
+
+    Args:
+        labels: the ids of the labels of every row.
+        classes: number of classes.
+
+    Returns:
+        (rows, classes) float32.
+    """
     result = np.zeros((len(labels), classes), dtype=np.float32)
     for row, own in enumerate(labels):
         result[row, own] = 1
@@ -306,7 +314,19 @@ def label_set_features(
     texts: list[str],
     classes: int,
 ) -> dict[str, list]:
-    """Encode a batch for `cached_map`: one feature per row, its labels as one number per class (0 classes: none)."""
+    """Encode a batch for `cached_map`: one feature per row.
+
+    Args:
+        batch: the raw columns.
+        indices: numbers of the raw rows.
+        tokenizer: any encoder's.
+        settings: its max_seq_length truncates.
+        texts: names of the text columns, one or two.
+        classes: number of classes; 0: no labels.
+
+    Returns:
+        The columns of `text_features`, and `labels`, (classes,) of 0 and 1 for each row.
+    """
     result = text_features(batch, indices, tokenizer=tokenizer, settings=settings, texts=texts, labels=False)
     return result | ({"labels": list(multi_hot(batch["label"], classes))} if classes else {})
 

@@ -327,7 +327,19 @@ def sentence_features(
     settings: FeatureSettings,
     labels: bool,
 ) -> dict[str, list]:
-    """Encode a batch for `cached_map`: [CLS], the sentence's pieces as far as they fit, [SEP]."""
+    """Encode a batch for `cached_map`: [CLS], the sentence's pieces as far as they fit, [SEP].
+
+    Args:
+        batch: the raw columns, with the words of each sentence in `tokens`.
+        indices: numbers of the raw rows.
+        tokenizer: any encoder's.
+        settings: its max_seq_length truncates.
+        labels: whether the rows have labels.
+
+    Returns:
+        The columns of INPUT_FEATURES, `positions` (words,) as `NerTask.features` describes it, and `labels` if there
+        are any, -100 at tokens that are not the first piece of a word.
+    """
     return _features(_word_pieces(tokenizer, batch["tokens"]), batch, indices, tokenizer, settings, labels)
 
 
@@ -343,8 +355,20 @@ def document_features(
 ) -> dict[str, list]:
     """Encode a batch for `cached_map`, filling max_seq_length from before and after each sentence.
 
-    Both sides get the same number of pieces; one side also gets the rest that the other cannot use. `sentences` and
-    `documents` are those of all rows.
+    Both sides get the same number of pieces; one side also gets the rest that the other cannot use.
+
+    Args:
+        batch: the raw columns, with the words of each sentence in `tokens`.
+        indices: numbers of the raw rows.
+        tokenizer: any encoder's.
+        settings: its max_seq_length is filled.
+        labels: whether the rows have labels.
+        sentences: the words of all rows of the split.
+        documents: the document of each of them; sentences of other documents are no context.
+
+    Returns:
+        The columns of INPUT_FEATURES, `positions` (words,) as `NerTask.features` describes it, and `labels` if there
+        are any, -100 at tokens that are not the first piece of a word.
     """
     own = _word_pieces(tokenizer, batch["tokens"])
     max_tokens = settings.max_seq_length - special_tokens(tokenizer).count(is_pair=False)

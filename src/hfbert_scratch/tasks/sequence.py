@@ -379,7 +379,19 @@ def text_features(
     texts: list[str],
     labels: bool,
 ) -> dict[str, list]:
-    """Encode a batch for `cached_map`: one feature per row."""
+    """Encode a batch for `cached_map`: one feature per row.
+
+    Args:
+        batch: the raw columns.
+        indices: numbers of the raw rows.
+        tokenizer: any encoder's.
+        settings: its max_seq_length truncates.
+        texts: names of the text columns, one or two.
+        labels: whether the rows have labels.
+
+    Returns:
+        The columns of INPUT_FEATURES, and `labels` if there are any.
+    """
     first = token_ids(tokenizer, batch[texts[0]])
     second = token_ids(tokenizer, batch[texts[1]]) if len(texts) > 1 else [None] * len(first)
     rows = [with_special_tokens(tokenizer, a, b, settings.max_seq_length) for a, b in zip(first, second, strict=True)]

@@ -12,9 +12,17 @@ N_BEST_SIZE = 20
 
 
 def windows(length: int, max_tokens: int, stride: int) -> list[tuple[int, int]]:
-    """Cut `length` tokens into windows [start, end) of at most `max_tokens`, their starts `stride` apart.
+    """Cut a context into overlapping windows.
 
     The last window is the first that reaches the end. There is always one, even for a length of 0.
+
+    Args:
+        length: tokens of the context.
+        max_tokens: tokens of a window, at least 1.
+        stride: tokens between the starts of two windows, at least 1; a longer one than `max_tokens` counts as that.
+
+    Returns:
+        (start, end) of each window, the end exclusive.
     """
     step = min(max_tokens, stride)
     count = 1 + max(0, -(-(length - max_tokens) // step))
@@ -22,10 +30,17 @@ def windows(length: int, max_tokens: int, stride: int) -> list[tuple[int, int]]:
 
 
 def max_context_windows(length: int, spans: list[tuple[int, int]]) -> np.ndarray:
-    """Find the window with the most context for every token, (length,).
+    """Find the window with the most context for every token.
 
     The score of a token in a window is min(tokens to its left, to its right) + 0.01 · the window's length; the first
     of equal windows wins (google-research/bert, `_check_is_max_context`).
+
+    Args:
+        length: tokens of the context.
+        spans: its `windows`.
+
+    Returns:
+        (length,) numbers of the windows.
     """
     best = np.full(length, -np.inf)
     best_window = np.zeros(length, dtype=np.int64)
@@ -139,7 +154,18 @@ class Answers:
 
 
 def n_best(texts: list[str], spans: list[Span], null: tuple[float, float] | None) -> list[NBest]:
-    """Merge equal texts into the better one, and compute probabilities by a softmax over the list."""
+    """Make an example's n-best list.
+
+    Of equal texts the first stays. Probabilities are a softmax over the list.
+
+    Args:
+        texts: the text of every span.
+        spans: the spans of all windows, best first.
+        null: start and end logit of "no answer", which joins the list as "". None: every question has an answer.
+
+    Returns:
+        The entries, best first; a single "" with probability 1 if there are none.
+    """
     entries: dict[str, tuple[float, float]] = {}
     for text, span in zip(texts, spans, strict=True):
         entries.setdefault(text, (span.start_logit, span.end_logit))

@@ -181,7 +181,19 @@ def swag_features(
     settings: FeatureSettings,
     labels: bool,
 ) -> dict[str, list]:
-    """`cached_map` function: one feature of four pairs per row."""
+    """Encode a batch for `cached_map`: one feature of four pairs per row.
+
+    Args:
+        batch: the raw columns.
+        indices: numbers of the raw rows.
+        tokenizer: any encoder's.
+        settings: its max_seq_length truncates every pair.
+        labels: whether the rows have labels.
+
+    Returns:
+        The columns of INPUT_FEATURES, where `input_ids` and `token_type_ids` hold four lists a row and `num_truncated`
+        is that of the pair that loses most; and `labels` if there are any.
+    """
     first, special = token_ids(tokenizer, batch["sent1"]), special_tokens(tokenizer).count(is_pair=True)
     pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in indices]
     cut = [0] * len(indices)  # of the choice that loses most

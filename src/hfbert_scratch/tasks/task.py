@@ -211,7 +211,16 @@ class Task(ABC):
         return table.column("input_ids").combine_chunks().value_lengths().to_numpy()
 
     def decode_example(self, raw: datasets.Dataset, features: datasets.Dataset, tokenizer: Any) -> str:
-        """Decode the first feature, as the model sees it, and its target."""
+        """Decode the first feature, as the model sees it, and its target.
+
+        Args:
+            raw: a split with at least one row.
+            features: its features.
+            tokenizer: the tokenizer they were made with.
+
+        Returns:
+            A line of text.
+        """
         ids = features[0]["input_ids"]
         return f"{tokenizer.decode(ids)} → {self.target_of(raw, features[0]['example'])}"
 
@@ -364,7 +373,16 @@ class Task(ABC):
         return predictions
 
     def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Any) -> list[Path]:
-        """Draw the predictions of a labelled split into `directory`; return the files, none by default."""
+        """Draw the predictions of a labelled split; nothing by default.
+
+        Args:
+            directory: where the pictures go; it must exist.
+            raw: the split.
+            predictions: `predict` on it.
+
+        Returns:
+            The files, which need matplotlib.
+        """
         return []
 
     @abstractmethod
@@ -388,12 +406,38 @@ class Task(ABC):
 def metric_scores(
     name: str, config: str | None, predictions: Any, references: Any, **options: Any
 ) -> dict[str, float]:
-    """Compute a metric of the package's `metrics` folder."""
+    """Compute a metric of the package's `metrics` folder.
+
+    Args:
+        name: a key of metrics.METRICS.
+        config: the configuration, for glue the task. None: for a metric that has only one.
+        predictions: as the metric's class describes them.
+        references: as the metric's class describes them.
+        **options: further arguments of its `compute`.
+
+    Returns:
+        Metric → value.
+
+    Raises:
+        InputError: for an unknown name or configuration, and for predictions or references that the metric refuses.
+    """
     return load_metric(name, config).compute(predictions=predictions, references=references, **options)
 
 
 def write_predicted(directory: Path, split: str, predictions: Collection[Any]) -> list[Path]:
-    """Write `predictions_<split>.tsv`: a header, then index and prediction."""
+    """Write `predictions_<split>.tsv`: a header, then index and prediction.
+
+    Args:
+        directory: made if it is not there.
+        split: name of the split.
+        predictions: one a row, none with a tab or a line end.
+
+    Returns:
+        The one file.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
     lines = [f"{row}\t{prediction}" for row, prediction in enumerate(predictions)]
     return [write_lines(Path(directory) / f"predictions_{split}.tsv", ["index\tprediction", *lines])]
 

@@ -89,9 +89,22 @@ def read_documents(
 def read_part(
     source: TextSource, part: Part, text_column: str, encoding_errors: str, stats: ReadStats
 ) -> Iterator[str]:
-    """Stream the documents that begin in a part of a source, with the arguments of `read_documents`.
+    """Stream the documents that begin in a part of a source.
 
     The parts one after the other have the documents of the whole source, each once.
+
+    Args:
+        source: from `find_sources`.
+        part: its number, and the number of parts; see `count_parts`.
+        text_column: the field or column with the text in JSON lines, Parquet and `datasets`.
+        encoding_errors: "strict" refuses bytes that are not UTF-8, "replace" turns them into U+FFFD.
+        stats: filled while reading.
+
+    Yields:
+        One document after another, with LF line ends and without blank documents.
+
+    Raises:
+        InputError: if something cannot be read; the message names the file and the line, row or byte.
     """
     if encoding_errors not in ENCODING_ERRORS:
         raise InputError(f"--encoding_errors must be one of {', '.join(ENCODING_ERRORS)}, not {encoding_errors!r}")

@@ -31,7 +31,17 @@ def require_object(row: Any, place: str) -> dict[str, Any]:
 
 
 def require_column(column: str, present: Iterable[str], place: str, hint: str = "") -> None:
-    """Raise InputError unless `column` is among the `present` ones, which the error lists; `hint` ends it."""
+    """Check that a file has a column.
+
+    Args:
+        column: its name.
+        present: the columns that are there; the error lists them.
+        place: the file, or the row in it, for the error.
+        hint: end of the error.
+
+    Raises:
+        InputError: if it is not there.
+    """
     present = list(present)
     if column not in present:
         raise InputError(f"{place} has no column {column!r}, only {', '.join(map(repr, present)) or 'none'}{hint}")

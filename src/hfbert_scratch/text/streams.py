@@ -273,9 +273,19 @@ def read_lines(
     begin: int = 0,
     end: int | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a UTF-8 file, each with its place, "FILE: line N", for errors; see `read_pieces`, `decode`.
+    """Yield the lines of a UTF-8 file, each with its place for errors.
 
-    With `begin`, the lines before have not been counted, and a place is "FILE: the line at byte N".
+    Args:
+        path: the file.
+        compression: "gzip", "zstd" or None.
+        errors: "strict", or "replace" to put U+FFFD for undecodable bytes.
+        remedy: an alternative to converting the file, for the error.
+        begin: the byte to begin at, the first of a line, in a file that is not packed.
+        end: the byte to stop before. None: the end of the file.
+
+    Yields:
+        The place, and the line with its line end. The place is "FILE: line N", or "FILE: the line at byte N" with a
+        `begin`, for the lines before it have not been counted.
 
     Raises:
         InputError: if the file cannot be read, or a line is not UTF-8 or longer than `MAX_WHOLE_LINE` bytes.

@@ -217,9 +217,12 @@ def bert_tokenizer(
     Args:
         vocabulary: token → id.
         lowercase: whether the tokenizer lower-cases text.
-        model_max_length: stored with the tokenizer.
-        strip_accents: whether it strips accents; None: if it lower-cases.
+        model_max_length: stored with the tokenizer, in tokens, special ones included.
+        strip_accents: whether it strips accents. None: if it lower-cases.
         tokenize_chinese_chars: whether every ideograph is a word.
+
+    Returns:
+        The tokenizer.
     """
     from transformers import BertTokenizer
 
@@ -235,7 +238,17 @@ def bert_tokenizer(
 def without_long_words(
     text: str, normalizer: normalizers.Normalizer | None = None, losses: TextLosses | None = None
 ) -> str:
-    """Drop the words of more than `MAX_WORD` characters, which BERT's tokenizers turn into [UNK]."""
+    """Drop the words of more than `MAX_WORD` characters, which BERT's tokenizers turn into [UNK].
+
+    Args:
+        text: a document.
+        normalizer: the tokenizer's; words are measured as it leaves them. None: BERT's for uncased text.
+        losses: counts the dropped words and their characters. None: nothing is counted.
+
+    Returns:
+        The text without these words. A run of characters that held one is normalized, and its other words are joined
+        by blanks.
+    """
 
     def drop(run: re.Match[str]) -> str:
         words = bert_words(run.group(), normalizer or normalizers.BertNormalizer())
@@ -251,7 +264,15 @@ def without_long_words(
 
 
 def bert_words(text: str, normalizer: normalizers.Normalizer) -> list[str]:
-    """Split `text` into the words that WordPiece sees."""
+    """Split a text into the words that WordPiece sees.
+
+    Args:
+        text: as the user wrote it.
+        normalizer: the tokenizer's.
+
+    Returns:
+        The words as the normalizer leaves them. A punctuation mark is a word.
+    """
     return [word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalizer.normalize_str(text))]
 
 
@@ -286,7 +307,15 @@ def _alphabet(documents: Iterable[str], normalizer: normalizers.Normalizer, loss
 
 
 def describe_words(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str]) -> dict[str, float]:
-    """Return pieces_per_word and unknown_words, the share of words that are [UNK], of some documents."""
+    """Measure how well a vocabulary covers the words of some documents.
+
+    Args:
+        tokenizer: a WordPiece tokenizer of transformers.
+        documents: the texts. A word counts as often as it occurs.
+
+    Returns:
+        `pieces_per_word`, the mean, and `unknown_words`, the share of words that are [UNK], from 0 to 1.
+    """
     backend = tokenizer.backend_tokenizer
     words = Counter(word for document in documents for word in bert_words(document, backend.normalizer))
     pieces = {word: [token.value for token in backend.model.tokenize(word)] for word in words}

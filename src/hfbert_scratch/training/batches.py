@@ -42,10 +42,18 @@ class StepBatch:
 
 
 def local_micro_batches(accelerator: Accelerator, batch_size: int, micro_batch_size: int) -> tuple[int, int]:
-    """Return the number of this process's first micro-batch in a global batch, and the count of its micro-batches.
+    """Share the micro-batches of a global batch among the processes.
+
+    Args:
+        accelerator: the processes.
+        batch_size: examples of the global batch, of all processes together.
+        micro_batch_size: examples of a micro-batch; it divides `batch_size`.
+
+    Returns:
+        The number of this process's first micro-batch in the global batch, and the count of its micro-batches.
 
     Raises:
-        InputError: if the processes cannot share the micro-batches evenly.
+        InputError: if the processes cannot share the micro-batches evenly, or `micro_batch_size` is below 1.
     """
     if micro_batch_size < 1:
         raise InputError("micro_batch_size auto is not for this kind of run; name a number")
@@ -74,7 +82,12 @@ def on_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
-    """Yield `items`, computed ahead in a thread; NumPy and PyTorch release the interpreter lock meanwhile."""
+    """Yield `items`, computed ahead in a thread; NumPy and PyTorch release the interpreter lock meanwhile.
+
+    Args:
+        items: iterated over in the thread. Its errors are raised here.
+        depth: most items that wait.
+    """
     ready: queue.Queue = queue.Queue(maxsize=depth)
     closed = threading.Event()
 

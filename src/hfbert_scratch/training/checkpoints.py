@@ -33,10 +33,20 @@ _NAME = re.compile(r"step-(\d+)")
 def write_checkpoint(
     root: Path, step: int, write: Callable[[Path], None], keep: int, spare: int | None = None
 ) -> Path:
-    """Call `write(directory)` and make the result the checkpoint root/step-N; then delete all but the `keep` newest
-    and that of step `spare`.
+    """Write a checkpoint, whole or not at all, and delete older ones.
 
-    Raises OutputError, with everything earlier intact, when the disk is full or not writable.
+    Args:
+        root: directory of the checkpoints; made if it is not there.
+        step: optimizer step of the checkpoint, part of its name.
+        write: writes its files into the directory that it gets.
+        keep: number of the newest checkpoints that stay, at least 1.
+        spare: step of a checkpoint that stays as well. None: no other stays.
+
+    Returns:
+        The checkpoint, root/step-N.
+
+    Raises:
+        OutputError: if the disk is full or not writable; everything earlier is intact.
     """
     final = root / f"step-{step}"
     temporary = root / f".writing-step-{step}"
@@ -72,9 +82,17 @@ def checkpoint_steps(root: Path) -> list[int]:
 
 
 def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest complete checkpoint in `root`, or None if there is none.
+    """Return the newest complete checkpoint in `root`.
 
-    A damaged one is named through `warn` and the one before it is taken. Raises CheckpointError when all are damaged.
+    Args:
+        root: directory of the checkpoints.
+        warn: called with a sentence for each damaged one; the one before it is taken.
+
+    Returns:
+        Its directory. None: there is no checkpoint.
+
+    Raises:
+        CheckpointError: if all are damaged.
     """
     steps = checkpoint_steps(root)
     problems = []
@@ -95,7 +113,14 @@ def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def verify_checkpoint(directory: Path) -> None:
-    """Compare every file with the manifest. Raises CheckpointError naming the first file that differs."""
+    """Compare every file with the manifest, by size and SHA-256.
+
+    Args:
+        directory: of the checkpoint.
+
+    Raises:
+        CheckpointError: naming the first file that differs.
+    """
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         files, checksum = manifest["files"], manifest["checksum"]
@@ -116,8 +141,15 @@ def verify_checkpoint(directory: Path) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, keep: bool = True
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `parameter name/state name` → whole tensor on the host: no pickle, no dependence on the
-    order or on sharding. `keep`: return it; without, a process only helps to gather what is sharded.
+    """Collect the optimizer's state without pickle, independent of the order of parameters and of sharding.
+
+    Args:
+        optimizer: not wrapped by Accelerate.
+        model: unwrapped; its names of parameters are the keys.
+        keep: return the state. False: this process only helps to gather sharded tensors.
+
+    Returns:
+        `parameter name/state name` → whole tensor on the host; empty without `keep`.
     """
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {}
@@ -130,9 +162,15 @@ def optimizer_tensors(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Load a file of `optimizer_tensors`, each tensor placed and sharded like its parameter.
+    """Load the optimizer's state, each tensor placed and sharded like its parameter.
 
-    Raises CheckpointError when names or shapes are not this model's.
+    Args:
+        optimizer: not wrapped by Accelerate; its state is set in place.
+        model: unwrapped, on its device.
+        path: safetensors file with the result of `optimizer_tensors`.
+
+    Raises:
+        CheckpointError: if names or shapes are not this model's.
     """
     parameters = dict(model.named_parameters())
     for key, value in load_file(path).items():

@@ -119,7 +119,16 @@ def _compile(run: Run, model: nn.Module) -> None:
 
 
 def model_outputs(model: nn.Module, inputs: dict[str, Any], totals: dict[str, torch.Tensor]) -> Any:
-    """Run a model that divides its loss by the `totals` it is given."""
+    """Run a model that divides its loss by the `totals` it is given.
+
+    Args:
+        model: takes the names in `totals` as arguments.
+        inputs: its inputs and labels, on its device.
+        totals: divisors of the summed losses over the whole step, such as `num_items_in_batch`.
+
+    Returns:
+        Its outputs; `loss` is the micro-batch's share of the step's mean.
+    """
     return model(**inputs, **totals)
 
 
@@ -221,7 +230,15 @@ def _step(
 
 
 def evaluate_between_steps(model: nn.Module, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Evaluate a model that is being trained, then set it back to training."""
+    """Evaluate a model that is being trained, then set it back to training.
+
+    Args:
+        model: as `prepare` returned it; sharded parameters are gathered meanwhile.
+        evaluate: returns metrics.
+
+    Returns:
+        The metrics.
+    """
     # Compiled code is for training's shapes; an evaluation would compile again for its own.
     with summon_full_params(model), torch.compiler.set_stance("force_eager"):
         metrics = evaluate()

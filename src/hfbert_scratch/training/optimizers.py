@@ -13,10 +13,18 @@ OPTIMIZERS = ("adamw", "lamb", "bert_adam")
 
 
 def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the learning-rate factor of optimizer step `step`, counted from 0.
+    """Return the factor of the learning rate of an optimizer step.
 
     Rises from 0 over `warmup_steps`, then falls linearly to 0 at `total_steps` (paper, appendix A.2); equal to
     transformers' get_linear_schedule_with_warmup, but a pure function, so that there is nothing to save or to step.
+
+    Args:
+        step: optimizer step, counted from 0.
+        warmup_steps: steps of the rise; 0: the first step has the factor 1.
+        total_steps: steps of the run, warm-up included.
+
+    Returns:
+        The factor, from 0 to 1.
     """
     if step < warmup_steps:
         return step / max(1, warmup_steps)
@@ -24,7 +32,15 @@ def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Divide the parameters: matrices and embeddings decay, biases and LayerNorm do not (the original's rule)."""
+    """Divide the parameters: matrices and embeddings decay, biases and LayerNorm do not (the original's rule).
+
+    Args:
+        model: parameters that need no gradient are left out. LayerNorms are told by their names.
+        weight_decay: of the first group.
+
+    Returns:
+        The groups with and without decay, as an optimizer takes them.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -45,7 +61,16 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """Create AdamW (the paper's, appendix A.2), LAMB or the original code's Adam, with decay groups.
 
-    Raises InputError for another name.
+    Args:
+        name: one of OPTIMIZERS.
+        model: the model to train, not yet sharded.
+        learning_rate: the initial one; a schedule sets it before every step.
+        weight_decay: of matrices and embeddings.
+        betas: decay rates of the two moments.
+        epsilon: added to the root of the second moment.
+
+    Raises:
+        InputError: for another name.
     """
     groups = parameter_groups(model, weight_decay)
     if name == "adamw":

@@ -162,7 +162,14 @@ class Run:
         return int(best(entries, key=lambda entry: entry[metric])["step"]) if entries else None
 
     def is_best_so_far(self, metrics: dict[str, float]) -> bool:
-        """Tell whether `metrics`, which are not logged yet, beat all evaluations before by `best_by`."""
+        """Tell whether an evaluation beats all evaluations before by `best_by`.
+
+        Args:
+            metrics: not logged yet, with the metric of `best_by`.
+
+        Returns:
+            True if it does. False for an equal one, and without `best_by`.
+        """
         if self.best_by is None:
             return False
         metric, best = self.best_by
@@ -199,9 +206,16 @@ class Run:
     # Resume and checkpoints
 
     def resume(self, model: nn.Module) -> Path | None:
-        """Load the newest whole checkpoint, if there is one, into the model, before it is wrapped; returns its path.
+        """Load the newest whole checkpoint into the model, if there is one.
 
-        Raises CheckpointError when all are damaged or when it was written with other settings, listing them.
+        Args:
+            model: not yet wrapped.
+
+        Returns:
+            The checkpoint. None: the run begins.
+
+        Raises:
+            CheckpointError: if all are damaged, or if it was written with other settings, listing them.
         """
         checkpoint = newest_checkpoint(self.checkpoints, lambda text: self.print(f"warning: {text}"))
         if checkpoint is None:
@@ -227,9 +241,18 @@ class Run:
         return checkpoint
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, save_extra: Callable[[Path], None]) -> None:
-        """Write checkpoint step-N: a model directory, the optimizer and the progress. `save_extra` adds files.
+        """Write checkpoint step-N: a model directory, the optimizer and the progress. All processes must call this.
 
-        Raises DivergenceError, and writes nothing, if a weight is not finite.
+        With keep_checkpoints 0 nothing is written.
+
+        Args:
+            model: as `prepare` returned it, wrapped or not.
+            optimizer: as `prepare` returned it.
+            save_extra: adds files, such as the tokenizer, to the directory that it gets.
+
+        Raises:
+            DivergenceError: if a weight is not finite; nothing is written.
+            OutputError: if the checkpoint cannot be written; earlier ones are intact.
         """
         keep = self.arguments.keep_checkpoints
         self.progress.elapsed = self.stopping.seconds()
@@ -266,7 +289,14 @@ class Run:
     def save_revision(self, model: nn.Module, save_extra: Callable[[Path], None], name: str) -> None:
         """Write revisions/NAME as a checkpoint has its model, unless it is there. All processes must call this.
 
-        Raises DivergenceError if a weight is not finite.
+        Args:
+            model: as `prepare` returned it, wrapped or not.
+            save_extra: adds files, such as the tokenizer, to the directory that it gets.
+            name: of the revision, and of its directory.
+
+        Raises:
+            DivergenceError: if a weight is not finite; nothing is written.
+            OutputError: if the directory cannot be written.
         """
         plain, weights = self._to_save(model)
         target = self.revisions / name
@@ -277,7 +307,15 @@ class Run:
                 save_extra(directory)
 
     def save_model(self, model: nn.Module, save_extra: Callable[[Path], None]) -> None:
-        """Write model/ as a checkpoint has it, whatever the model is wrapped in. All processes must call this."""
+        """Write model/ as a checkpoint has it, whatever the model is wrapped in. All processes must call this.
+
+        Args:
+            model: as `prepare` returned it, wrapped or not.
+            save_extra: adds files, such as the tokenizer, to the directory that it gets.
+
+        Raises:
+            OutputError: if the directory cannot be written.
+        """
         plain, weights = self._to_save(model)
         if self.writes:
             directory = self.directory / "model"
@@ -389,9 +427,15 @@ class Run:
         self.choices.append(f"linear layers by {'oneDNN' if self.onednn else 'PyTorch'}: {reason}")
 
     def choose_attention(self, ask: Callable[[], str]) -> str:
-        """Resolve attention "auto": the answer of `ask` on the first process, or the value of the resumed run.
+        """Resolve attention "auto", and record the choice.
 
         On a CPU eager and sdpa are chosen by timing and differ in bits, so that a run that goes on keeps its own.
+
+        Args:
+            ask: returns the fastest implementation; the answer of the first process counts.
+
+        Returns:
+            A name for `set_attn_implementation`.
         """
         chosen, reason = first_process_says(ask), "the fastest for this model here"
         before = self.recorded.get("chosen_attention")

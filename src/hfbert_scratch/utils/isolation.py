@@ -43,7 +43,21 @@ def run_offline(
     environment: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code like `run_without_package`, but with this package."""
+    """Run Python code in a new process like `run_without_package`, but with this package.
+
+    Args:
+        code: the program.
+        *arguments: its `sys.argv[1:]`. Relative paths in them refer to `directory`.
+        directory: the working directory, which also gets the Hugging Face cache. None: a temporary one.
+        environment: variables to add. Of this process's own, those that begin with HF_ are left out.
+        timeout: seconds until the process is killed. None: no limit.
+
+    Returns:
+        The finished process with its exit code and its output as text.
+
+    Raises:
+        subprocess.TimeoutExpired: if the process was killed.
+    """
     if directory is None:
         with tempfile.TemporaryDirectory() as temporary:
             return run_offline(code, *arguments, directory=Path(temporary), environment=environment, timeout=timeout)

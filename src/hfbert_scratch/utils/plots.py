@@ -56,7 +56,13 @@ class LiveCurves:
 
 @_picture
 def draw_curves(history: list[dict[str, Any]], baseline: dict[str, Any], path: Path) -> None:
-    """Draw pretraining: MLM loss and accuracy against the unigram baseline, and NSP accuracy where there is NSP."""
+    """Draw pretraining: MLM loss and accuracy against the unigram baseline, and NSP accuracy where there is NSP.
+
+    Args:
+        history: the run's log: entries with `step` and any of the metrics.
+        baseline: `loss` in nats and `accuracy`, 0 to 1, of token counts.
+        path: the file, a PNG.
+    """
     has_nsp = any("eval_next_sentence_accuracy" in entry for entry in history)
     figure, axes = _subplots(1, 2 + has_nsp, figsize=(5 * (2 + has_nsp), 4), layout="constrained")
     _line(axes[0], history, "masked_lm_loss", "training", linewidth=0.8)
@@ -99,7 +105,14 @@ def _line(axis: Any, history: list[dict[str, Any]], key: str, label: str, **styl
 
 @_picture
 def draw_finetuning_curves(history: list[dict[str, Any]], metric: str, baseline: float, path: Path) -> None:
-    """Draw fine-tuning: loss in training and on validation, and the main metric against the most frequent answer."""
+    """Draw fine-tuning: loss in training and on validation, and the main metric against the most frequent answer.
+
+    Args:
+        history: the run's log: entries with `step`, and `loss`, `eval_loss` or `eval_<metric>`.
+        metric: name of the main metric.
+        baseline: the metric of the most frequent answer.
+        path: the file, a PNG.
+    """
     figure, axes = _subplots(1, 2, figsize=(10, 4), layout="constrained")
     _line(axes[0], history, "loss", "training", linewidth=0.8)
     _line(axes[0], history, "eval_loss", "validation", marker="o", markersize=3)
@@ -115,7 +128,14 @@ def draw_finetuning_curves(history: list[dict[str, Any]], metric: str, baseline:
 
 @_picture
 def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str], path: Path) -> None:
-    """Draw how often each class (row) was predicted as each (column), the share of the row as the shade."""
+    """Draw how often each class (row) was predicted as each (column), the share of the row as the shade.
+
+    Args:
+        gold: the class of every example.
+        predicted: the predicted class of every example.
+        names: all classes in the order of rows and columns. Up to 20, cells show counts.
+        path: the file, a PNG.
+    """
     counts = [[0] * len(names) for _ in names]
     places = {name: number for number, name in enumerate(names)}
     for right, said in zip(gold, predicted, strict=True):
@@ -136,7 +156,14 @@ def draw_confusion_matrix(gold: list[str], predicted: list[str], names: list[str
 
 @_picture
 def draw_precision_recall(gold: Any, probabilities: Any, names: list[str], path: Path) -> None:
-    """Draw precision against recall of every label that occurs, from (rows, classes) labels and probabilities."""
+    """Draw precision against recall of every label that occurs.
+
+    Args:
+        gold: (rows, classes) bool.
+        probabilities: (rows, classes).
+        names: the classes.
+        path: the file, a PNG.
+    """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     figure, axis = _subplots(figsize=(6, 5), layout="constrained")
@@ -153,7 +180,14 @@ def draw_precision_recall(gold: Any, probabilities: Any, names: list[str], path:
 
 @_picture
 def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> None:
-    """Draw SQuAD 2.0's F1 against the threshold on the null score's lead, above which there is no answer."""
+    """Draw SQuAD 2.0's F1 against the threshold on the null score's lead, above which there is no answer.
+
+    Args:
+        thresholds: (n,) ascending.
+        f1: (n,) 0 to 100.
+        best: the tuned threshold.
+        path: the file, a PNG.
+    """
     figure, axis = _subplots(figsize=(6, 4), layout="constrained")
     axis.plot(thresholds, f1, drawstyle="steps-post")
     axis.axvline(0.0, color="grey", linestyle=":", label="0, the default")
@@ -166,7 +200,12 @@ def draw_threshold_curve(thresholds: Any, f1: Any, best: float, path: Path) -> N
 
 @_picture
 def draw_comparison(entries: list[dict[str, Any]], path: Path) -> None:
-    """Draw the seeds' scores of every model (`model`, `scores`) as points, and the mean, a panel for each `task`."""
+    """Draw the scores of models as points, one a seed, and their means, a panel for each task.
+
+    Args:
+        entries: one for each model and task, with `model`, `task`, `metric`, the seeds' `scores`, and their `mean`.
+        path: the file, a PNG.
+    """
     tasks = list(dict.fromkeys(entry["task"] for entry in entries))
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     size = (4 * len(tasks) + 1, 0.5 * len(models) + 2)
@@ -197,7 +236,14 @@ def draw_histograms(histograms: dict[str, dict[str, int]], path: Path) -> None:
 
 @_picture
 def draw_sweep(trials: list[dict[str, Any]], metric: str, baseline: float, path: Path) -> None:
-    """Draw every trial's score by setting, degenerate ones as crosses, and each setting's mean as a bar."""
+    """Draw every trial's score by setting, degenerate ones as crosses, and each setting's mean as a bar.
+
+    Args:
+        trials: each with `setting`, `score`, which is None for one that diverged, and `degenerate`.
+        metric: name of the score.
+        baseline: the score of the most frequent answer.
+        path: the file, a PNG.
+    """
     settings = list(dict.fromkeys(trial["setting"] for trial in trials))
     figure, axis = _subplots(figsize=(max(6.0, 0.5 * len(settings) + 3), 4.5), layout="constrained")
     for place, setting in enumerate(settings):

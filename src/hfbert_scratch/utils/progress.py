@@ -66,7 +66,13 @@ class TrainingBar:
         self._parts = {"position": "", "loss": "", "score": ""}
 
     def start(self, total: float, done: float, position: str) -> None:
-        """Show the bar of a run that has come to `done`, called `position`, and ends at `total`, in any unit."""
+        """Show the bar.
+
+        Args:
+            total: the end of the run, in any unit.
+            done: the run's progress so far, in the same unit.
+            position: the text for it beside the bar.
+        """
         self._parts["position"] = position
         if self._enabled and self._bar is None:
             self._bar = tqdm(

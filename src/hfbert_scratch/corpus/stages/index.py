@@ -84,7 +84,16 @@ def index_path(output: Path, number: int) -> Path:
 
 
 def index_unit(output: Path, number: int, unit: Unit, arguments: BuildArguments) -> int:
-    """Read a unit, write its index, and return the bytes of its documents.
+    """Read a unit, and write its index.
+
+    Args:
+        output: directory of the build.
+        number: number of the unit.
+        unit: the part of a source to read.
+        arguments: options of the build.
+
+    Returns:
+        Bytes of the unit's documents, as UTF-8.
 
     Raises:
         InputError: if the unit cannot be read.
@@ -119,8 +128,13 @@ def open_index(output: Path, number: int) -> UnitIndex:
 def make_plan(output: Path, units: Sequence[Unit], arguments: BuildArguments) -> None:
     """Plan the shards from the indexes of all units, and write the plan.
 
+    Args:
+        output: directory of the build, with an index of every unit.
+        units: all units of the text.
+        arguments: options of the build.
+
     Raises:
-        InputError: if there is no text, or too little for two splits.
+        InputError: if there is no text, too little for two splits, or an index is damaged.
     """
     indexes = [open_index(output, number) for number in range(len(units))]
     new = first_occurrences([index.digests for index in indexes])
@@ -251,7 +265,16 @@ def _shard_borders(units: Sequence[np.ndarray], kept: np.ndarray, size: int) -> 
 
 
 def kept_digests(output: Path, plan: Plan, number: int) -> np.ndarray:
-    """Return the digests of the documents of a shard, (documents,) uint64."""
+    """Return the digests of the documents of a shard, without dropped duplicates.
+
+    Args:
+        output: directory of the build.
+        plan: its plan.
+        number: number of the shard.
+
+    Returns:
+        (documents,) uint64.
+    """
     begin, end = int(plan.borders[number]), int(plan.borders[number + 1])
     first, last = _units_of(plan.first_documents, begin, end)
     indexes = [open_index(output, unit) for unit in range(first, last)]
@@ -277,10 +300,22 @@ def _kept_digests(
 
 
 def choose_validation(arguments: BuildArguments, digests: np.ndarray, *, first: bool) -> np.ndarray:
-    """Choose the validation documents, (documents,) bool: their hash with the seed is below the share.
+    """Choose the validation documents: their hash with the seed is below the share.
 
     A tiny corpus could miss one split. So the first shard has at least one document in each (two for next-sentence
     prediction): the smallest hashes go to validation.
+
+    Args:
+        arguments: options of the build, with the seed and the share.
+        digests: (documents,) uint64 of a shard.
+        first: this is the first shard.
+
+    Returns:
+        (documents,) bool. A share of 0 chooses none.
+
+    Raises:
+        InputError: if the first shard has two or three documents, too few for both splits. A single one is left to
+            `check_corpus`.
     """
     golden = np.uint64(GOLDEN)
     seed = splitmix64(np.array([arguments.seed], dtype=np.uint64) + golden)

@@ -170,7 +170,12 @@ def only_task(directory: Path, task: int) -> Iterator[bool]:
 def worker_processes(
     num_proc: int, start: Callable[..., None], setup: tuple[Any, ...]
 ) -> Iterator[tuple[list[Executor], list[Future]]]:
-    """Start `num_proc` processes, each with a queue of its own; `start(*setup)` is called in each.
+    """Start processes, each with a queue of its own.
+
+    Args:
+        num_proc: number of processes.
+        start: called in each process before its first work.
+        setup: the arguments of `start`.
 
     Yields:
         The processes, and for each a future that is done when it has started: that takes seconds.

@@ -77,12 +77,21 @@ class DataArguments:
 def find_files(
     data: DataArguments, splits: Iterable[str], original_files: Mapping[str, Sequence[str]]
 ) -> dict[str, list]:
-    """Find the files of every split, in `data_dir` and by the options that name one; none if no option does.
+    """Find the files of every split, in `data_dir` and by the options that name one.
 
-    `original_files` has glob patterns of the task's original files by split.
+    A file that an option names replaces the directory's file of that split.
+
+    Args:
+        data: the user's directory and files.
+        splits: the splits that the task may have.
+        original_files: split → glob patterns of the task's original files.
+
+    Returns:
+        Split → its files; empty if no option names a file or a directory.
 
     Raises:
-        InputError: if a named file is missing, or the directory holds no file of any split.
+        InputError: if a named file or the directory is missing, an option names a split that the task lacks, the
+            directory holds no file of any split, or several of its files fit one pattern.
     """
     splits = list(splits)
     split_files: dict[str, list[Path]] = {}
@@ -147,8 +156,18 @@ def load_hub(
 ) -> dict[str, pa.Table]:
     """Load the splits of a data set on the Hub, or of a directory that `DatasetDict.save_to_disk` wrote.
 
+    Args:
+        name: NAME or NAME@REVISION on the Hub, or the directory.
+        configuration: of the data set on the Hub. None: its only or default one.
+        splits: the splits that the task may have.
+        columns: task column → the names it may have in the data.
+        optional_columns: task columns that a split may lack.
+
+    Returns:
+        Split → table with the task's column names; splits that the data set lacks are left out.
+
     Raises:
-        InputError: if the data set cannot be loaded, or has none of the splits.
+        InputError: if the data set cannot be loaded, has none of the splits, or lacks a column.
     """
     try:
         if Path(name).is_dir() and (Path(name) / "dataset_dict.json").is_file():

@@ -257,7 +257,16 @@ def refuse_numbers(tags: pa.Array, location: str) -> None:
 
 
 def list_column(table: pa.Table, name: str, location: str) -> pa.ListArray:
-    """Return a column of lists as one array; raise InputError for any other column and for nulls."""
+    """Return a column of lists as one array.
+
+    Args:
+        table: the rows.
+        name: of the column.
+        location: the table's place, for errors.
+
+    Raises:
+        InputError: for a column that does not hold lists, and for nulls.
+    """
     column = table.column(name)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         raise InputError(
@@ -280,7 +289,20 @@ def offsets(lists: pa.ListArray) -> pa.Array:
 
 
 def tag_ids(tags: pa.ListArray, names: list[str], location: str, by_position: bool) -> np.ndarray:
-    """Return the ids of all tags, (words,); raise InputError that names the row of an unknown one."""
+    """Convert tags, names or numbers, to ids.
+
+    Args:
+        tags: the tags of each sentence.
+        names: all tags in the order of their ids.
+        location: the table's place, for errors.
+        by_position: a number is an id, not one of the names.
+
+    Returns:
+        (words,) ids of all sentences one after another.
+
+    Raises:
+        InputError: for an unknown or missing tag; the message names its row.
+    """
     flat = check_single(pa.chunked_array([tags.flatten()]), f"{location}: a tag")
     try:
         ids = class_ids(flat, names, location, by_position=by_position)

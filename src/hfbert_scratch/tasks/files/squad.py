@@ -197,8 +197,13 @@ def locate(context: str, text: str, start: int) -> tuple[str, int] | None:
     Tolerated are blanks around the text, `start` at blanks before it, runs of blanks that the text has as one, and a
     `start` counted in a context whose blanks were stripped and merged.
 
+    Args:
+        context: the text that should hold the answer.
+        text: the answer as the data have it.
+        start: the answer's first character in the context, from 0.
+
     Returns:
-        The text as the context has it and its start, or None.
+        The answer as the context has it and its start. None: it is not there.
     """
     if start < 0 or not text.strip():
         return None

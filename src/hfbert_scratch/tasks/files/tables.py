@@ -196,7 +196,19 @@ def _json_entries(text: str, path: Path) -> list | None:
 def columns_of_rows(
     rows: Sequence[tuple[str, dict[str, Any]]], columns: Columns, optional_columns: Collection[str]
 ) -> dict[str, list]:
-    """Turn rows, pairs of location and object, into columns; raise InputError that names a missing field."""
+    """Turn rows into columns.
+
+    Args:
+        rows: (location, object) of every row, at least one.
+        columns: task column → the names it may have in the data.
+        optional_columns: task columns that may be missing.
+
+    Returns:
+        Task column → its values, one a row; None for a field that a row lacks, and for NaN.
+
+    Raises:
+        InputError: if a column is not there, or a row lacks a field that is not optional.
+    """
     present = dict.fromkeys(name for _, row in rows for name in row)
     names = choose_columns(present, columns, optional_columns, rows[0][0])
     values: dict[str, list] = {role: [] for role in names}

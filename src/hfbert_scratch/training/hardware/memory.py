@@ -65,7 +65,17 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def out_of_memory(device: torch.device, step: int, micro_batch_size: int, error: BaseException) -> InputError:
-    """Return the sentence for a run that ran out of memory after an optimizer step."""
+    """Make the error for a run that ran out of memory.
+
+    Args:
+        device: the device that is full; a CPU for the host.
+        step: optimizer steps that were done.
+        micro_batch_size: examples of a micro-batch.
+        error: the library's error; its beginning is quoted.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
     return InputError(
         f"out of memory on {device} after step {step} with micro_batch_size {micro_batch_size}; lower "
         "micro_batch_size (auto finds the largest that fits; the losses stay the same), then eval_batch_size or "

@@ -28,6 +28,11 @@ def model_flops_per_token(config: Any, mean_length: float, predicted_share: floa
     6·(L·(4h² + 2h·f) + p·(h² + V·h)) + 12·L·h·s̄: two FLOPs a multiply-add, the backward pass twice the forward; f the
     intermediate size, p the share of tokens predicted, s̄ = Σs²/Σs over the sequence lengths. Padding counts nothing.
     The last layer counts whole, though unpadded training computes it for the vectors that are read alone.
+
+    Args:
+        config: an encoder's, with the sizes h, L, f and V.
+        mean_length: s̄, in tokens.
+        predicted_share: p, from 0 to 1; 0 for a model without a vocabulary head.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     block = 4 * hidden**2 + 2 * hidden * config.intermediate_size
@@ -36,7 +41,17 @@ def model_flops_per_token(config: Any, mean_length: float, predicted_share: floa
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """(FLOP/s, where the figure is from): the datasheet for a known GPU in bf16, else a matrix product timed now."""
+    """Return a device's peak FLOP/s.
+
+    The datasheet's counts for a known GPU in 16 bits, else that of matrix products timed now.
+
+    Args:
+        device: the device.
+        dtype: the precision of the products.
+
+    Returns:
+        FLOP/s, and the source of the figure.
+    """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
         for known, peak in DATASHEET_PEAKS.items():
