@@ -215,7 +215,7 @@ class Experiment:
             **options,
             corpus=[self.arguments.corpus],
             tokenizer=self.arguments.tokenizer,
-            output_dir=str(pretraining_directory(self.root, self.table, arm, seed)),
+            output_dir=str(pretraining_directory(self.root, arm, seed)),
             precision=str(self.arguments.precision),
             onednn="false",
             trackers=["none"],
@@ -260,7 +260,7 @@ class Experiment:
         choices, reported = [], {}
         for arm in self.table.arms:
             for seed in self.budget.seeds:
-                where = pretraining_directory(self.root, self.table, arm, seed)
+                where = pretraining_directory(self.root, arm, seed)
                 source = self.table.arm(arm.pretrained_as or arm.name)
                 first.setdefault(where, Job(where, (), lambda a=source, s=seed: self.run_pretraining(a, s)))
             for column in self.columns:
@@ -269,7 +269,7 @@ class Experiment:
                 for seed in self.budget.seeds:
                     where = task_directory(self.root, arm, seed, column)
                     needs = (
-                        pretraining_directory(self.root, self.table, arm, seed),
+                        pretraining_directory(self.root, arm, seed),
                         *(job.directory for job in rates),
                     )
                     run = lambda a=arm, c=column, s=seed, r=rates: self.run_task(a, c, s, r)  # noqa: E731
@@ -282,7 +282,7 @@ class Experiment:
         if len(rates) == 1:
             return []
         root = self.root / arm.name / "rates"
-        needs = (pretraining_directory(self.root, self.table, arm, seed),)
+        needs = (pretraining_directory(self.root, arm, seed),)
         return [
             Job(
                 root / f"{task}-lr{rate:g}",
@@ -336,7 +336,7 @@ class Experiment:
 
     def checkpoint(self, arm: Arm, seed: int) -> Path:
         """Return the checkpoint an arm starts from."""
-        directory = pretraining_directory(self.root, self.table, arm, seed)
+        directory = pretraining_directory(self.root, arm, seed)
         if arm.checkpoint == 1:
             return directory / "model"
         arguments = self.pretraining(arm, seed)

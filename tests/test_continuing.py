@@ -10,7 +10,10 @@ from finetuning_helpers import read
 from training_helpers import RECIPES, arguments, make_inputs, pretrain_here, start_python
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
+from hfbert_scratch.app.checkpoint import open_checkpoint
+from hfbert_scratch.conversion.checkpoint import read_checkpoint
 from hfbert_scratch.text.tokenizer import save_tokenizer
+from hfbert_scratch.utils.errors import InputError
 from hfbert_scratch.utils.files import split_revision
 
 
@@ -136,15 +139,20 @@ def test_the_other_corpus_is_checked_before_the_run(pretrain, inputs, tmp_path, 
     assert "was built with another tokenizer" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_a_name_on_the_hub_is_opened_at_its_revision(inputs, tmp_path, monkeypatch):
-    """From the Hub's cache, in which two revisions of a name lie."""
-    assert split_revision("acme/bert@v1.2") == ("acme/bert", "v1.2")
-    assert split_revision("acme/bert") == ("acme/bert", None) and split_revision("./a@b") == ("./a@b", None)
+def two_revisions(tmp_path, inputs):
+    """Write acme/bert, of 512 tokens at main and 600 at v1, into a Hub's cache."""
     root = tmp_path / "hub" / "models--acme--bert"
     for commit, revision, size in (("a" * 40, "main", 512), ("b" * 40, "v1", 600)):
         checkpoint(root / "snapshots" / commit, inputs, vocab_size=size)
         (root / "refs").mkdir(exist_ok=True)
         (root / "refs" / revision).write_text(commit)
+
+
+def test_a_name_on_the_hub_is_opened_at_its_revision(inputs, tmp_path, monkeypatch):
+    """From the Hub's cache, in which two revisions of a name lie."""
+    assert split_revision("acme/bert@v1.2") == ("acme/bert", "v1.2")
+    assert split_revision("acme/bert") == ("acme/bert", None) and split_revision("./a@b") == ("./a@b", None)
+    two_revisions(tmp_path, inputs)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     own = {"model": "acme/bert@v1", "tokenizer": "acme/bert@main", "max_steps": 1}
     process = start_python(RECIPES / "pretrain.py", *arguments(inputs, tmp_path / "run", **own))
@@ -153,3 +161,14 @@ def test_a_name_on_the_hub_is_opened_at_its_revision(inputs, tmp_path, monkeypat
     assert HFBertConfig.from_pretrained(tmp_path / "run" / "model").vocab_size == 600
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["from_hub"] == {"acme/bert": "b" * 40}
+
+
+def test_conversion_and_the_page_open_a_revision_too(inputs, tmp_path, monkeypatch):
+    two_revisions(tmp_path, inputs)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert read_checkpoint("acme/bert@v1", "bert").config["vocab_size"] == 600
+    assert read_checkpoint("acme/bert", "bert").config["vocab_size"] == 512
+    assert open_checkpoint("acme/bert@v1").model.config.vocab_size == 600
+    with pytest.raises(InputError, match="acme/bert@v3"):
+        read_checkpoint("acme/bert@v3", "bert")

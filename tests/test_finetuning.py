@@ -24,6 +24,7 @@ from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.training.accelerator import create_accelerator
 from hfbert_scratch.training.optimizers import create_optimizer
 from hfbert_scratch.utils.arguments import parse_arguments
+from hfbert_scratch.utils.errors import InputError
 
 
 KINDS = ("cola", "mrpc", "stsb", "swag", "conll2003", "squad", "squad_v2")
@@ -137,6 +138,8 @@ def test_answer_finds_a_span_in_a_text_longer_than_a_window(trained):
     never = answer(model, tokenizer, WORDS[3], context, null_threshold=-1e9, max_seq_length=64, max_query_length=8)
     assert never["answer"] == ""
     assert answer(model, tokenizer, "?", "", max_seq_length=64, max_query_length=8)["answer"] == ""
+    with pytest.raises(InputError, match="max_seq_length 64 leaves no room for context"):
+        answer(model, tokenizer, WORDS[3], context, max_seq_length=64)
 
 
 def test_evaluate_repeats_the_runs_scores_and_predictions(trained, data, tmp_path, monkeypatch, capsys):

@@ -163,6 +163,12 @@ def test_squad_pairs_by_id_and_counts_missing_predictions():
     assert result == pytest.approx({"exact_match": 0.0, "f1": 100 / 3})
 
 
+@pytest.mark.parametrize("name", ["squad", "squad_v2"])
+def test_no_questions_are_no_score(name):
+    with pytest.raises(InputError, match="no references"):
+        load_metric(name).compute(predictions=[], references=[])
+
+
 def test_squad_v1_refuses_a_question_without_answer():
     with pytest.raises(InputError, match="reference q7 has no answer.*squad_v2"):
         load_metric("squad").compute(

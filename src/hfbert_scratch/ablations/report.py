@@ -26,7 +26,7 @@ RULE = f"""Decision rule, fixed before the first run:
 Learning rates were chosen on a seed that is not reported. Scores are of the last step on the validation data."""
 
 
-def pretraining_directory(root: Path, table: Table, arm: Arm, seed: int) -> Path:
+def pretraining_directory(root: Path, arm: Arm, seed: int) -> Path:
     """Return the directory of an arm's pretraining, which may be another arm's."""
     return root / (arm.pretrained_as or arm.name) / f"seed{seed}" / "pretraining"
 
@@ -49,8 +49,7 @@ class Evidence:
     def __init__(self, root: Path, table: Table, columns: Sequence[Column], seeds: Sequence[int]):
         self.root, self.table, self.columns, self.seeds = root, table, list(columns), list(seeds)
         self.pretrainings = {
-            arm.name: [results_of(pretraining_directory(root, table, arm, seed)) for seed in seeds]
-            for arm in table.arms
+            arm.name: [results_of(pretraining_directory(root, arm, seed)) for seed in seeds] for arm in table.arms
         }
         self.runs = {
             (arm.name, column.name): [results_of(task_directory(root, arm, seed, column)) for seed in seeds]

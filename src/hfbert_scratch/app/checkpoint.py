@@ -14,6 +14,7 @@ from ..model.modeling_hfbert import HFBertForMaskedLM
 from ..scoring import open_language_model
 from ..text.tokenizer import load_tokenizer
 from ..utils.errors import InputError
+from ..utils.files import split_revision
 
 
 # Stock's class name → Auto class. A checkpoint names its head by ours or by stock's class.
@@ -99,8 +100,9 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
 
 
 def _saved_head(name: str) -> str:
+    source, revision = split_revision(name)
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(refusal(name, error)) from None
     architectures = config.architectures or ["no architecture"]

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from ..model.checks_hfbert import wrapper_mapping
 from ..model.loading import PICKLE, SAFETENSORS, is_local, read_config, shard_names
+from ..utils.environment import note_commit
 from ..utils.errors import InputError, one_line
+from ..utils.files import split_revision
 
 
 OUTPUT_BIAS, STOCK_OUTPUT_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
@@ -105,14 +107,20 @@ def _find_directory(source: str | Path) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
 
+    name, revision = split_revision(source)
+
+    def download(weights: str) -> Path:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", weights]))
+
     try:
-        directory = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
+        directory = download("model*.safetensors")
         if not any(directory.glob("model*.safetensors")):
-            directory = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", "pytorch_model*.bin"]))
+            directory = download("pytorch_model*.bin")
     except Exception as error:  # the Hub's client raises errors of several libraries
         raise InputError(
             f"{source} is neither a directory nor a model that the Hub gives ({one_line(error)})"
         ) from None
+    note_commit(name, directory.name)
     return directory
 
 

@@ -170,7 +170,7 @@ class Corpus:
             raise InputError(f"no corpus directory {directory}; build one with hfbert corpus")
         if not (directory / MANIFEST).is_file():
             if (directory / BUILD).is_dir():
-                raise InputError(f"the corpus {directory} is unfinished; run the same build_corpus command again")
+                raise InputError(f"the corpus {directory} is unfinished; run the same hfbert corpus command again")
             raise InputError(f"{directory} is not a corpus: it has no {MANIFEST}; build it with hfbert corpus")
         manifest = read_json(directory / MANIFEST, "corpus")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -300,7 +300,7 @@ class Run:
         """
         plain, weights = self._to_save(model)
         target = self.revisions / name
-        if self.is_main and not target.exists():
+        if self.writes and not target.exists():
             self._require_finite(weights or plain.state_dict())
             with atomic_directory(target) as directory:
                 plain.save_pretrained(directory, state_dict=weights)

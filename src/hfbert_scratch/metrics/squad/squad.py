@@ -44,6 +44,8 @@ class Squad(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
+        if not references:
+            raise InputError("there are no references to score")
         texts = {entry["id"]: entry["prediction_text"] for entry in predictions}
         exact = f1 = 0.0
         missing = 0

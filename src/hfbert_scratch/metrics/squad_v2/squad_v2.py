@@ -5,6 +5,7 @@ import evaluate
 import numpy as np
 
 from hfbert_scratch.metrics.squad_scoring import best_threshold, score_v2
+from hfbert_scratch.utils.errors import InputError
 
 
 class SquadV2(evaluate.Metric):
@@ -47,6 +48,8 @@ class SquadV2(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, no_answer_threshold=1.0):
+        if not references:
+            raise InputError("there are no references to score")
         by_id = {entry["id"]: entry for entry in predictions}
         golds = [reference["answers"]["text"] for reference in references]
         entries = [by_id.get(reference["id"], {}) for reference in references]
