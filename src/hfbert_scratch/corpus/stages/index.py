@@ -227,9 +227,13 @@ def _repeated(digests: np.ndarray) -> np.ndarray:
     marked = np.zeros(int(mask) + 1, dtype=bool)
     marked[doubles & mask] = True
     candidates = np.flatnonzero(marked[digests & mask])
-    order = np.argsort(digests[candidates], kind="stable")
-    ordered = digests[candidates[order]]
-    return np.sort(candidates[order[1:][ordered[1:] == ordered[:-1]]])
+    order = np.argsort(digests[candidates])
+    ordered, places = digests[candidates[order]], candidates[order]
+    begins = np.concatenate([[True], ordered[1:] != ordered[:-1]])  # of a group of equal digests
+    repeated = np.zeros(len(digests), dtype=bool)
+    repeated[places] = True
+    repeated[np.minimum.reduceat(places, np.flatnonzero(begins))] = False
+    return np.flatnonzero(repeated)
 
 
 def _shard_borders(units: Sequence[np.ndarray], kept: np.ndarray, size: int) -> list[int]:
