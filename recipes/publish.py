@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parse_arguments(PublishArguments, description=__doc__)
     if arguments.push and arguments.repo_id is None:
         raise InputError("--push needs --repo_id OWNER/NAME")
-    run = open_run(arguments.run)
+    run = open_run(arguments.run, arguments.finetunings)
     if arguments.revisions:
         revisions_of(run)
     files = build_repository(run, arguments)

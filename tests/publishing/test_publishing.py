@@ -24,7 +24,9 @@ from hfbert_scratch.publishing import repository, space
 from hfbert_scratch.publishing.card import CardArguments, build_card, carbon, eval_results
 from hfbert_scratch.publishing.finished_run import FinishedRun, open_run
 from hfbert_scratch.publishing.repository import build_repository
+from hfbert_scratch.tasks import get_task
 from hfbert_scratch.utils.errors import InputError
+from hfbert_scratch.utils.files import write_json
 
 
 CARD = ROOT / "model_card.md"
@@ -172,6 +174,45 @@ def test_the_card_at_the_top_is_the_one_that_publish_writes_for_the_demo(monkeyp
     words = importlib.import_module("demo").CARD
     statements = CardArguments(run="runs/demo/pretraining", output_dir="runs/demo/repository", **words)
     assert str(build_card(demo_run(), statements, pictures=False)) == CARD.read_text(encoding="utf-8")
+
+
+def finetuning(directory, model, task="mrpc", seed=0, value=0.85, examples=3668):
+    """Write the records of a fine-tuning."""
+    directory.mkdir()
+    name = get_task(task).main_metric
+    results = {"task": task, "model": str(model), "examples": {"train": examples}}
+    results |= {"main_metric": {"name": name, "split": "validation", "value": value}}
+    write_json(directory / "results.json", results | {"majority_baseline": {"validation": {name: 0.0}}})
+    write_json(directory / "record.json", {"arguments": {"seed": seed}})
+    return str(directory)
+
+
+def test_scores_of_fine_tunings_join_the_card(runs, tmp_path):
+    model = runs / "pretraining" / "model"
+    runs_of_tasks = [
+        finetuning(tmp_path / f"mrpc{seed}", model, seed=seed, value=0.8 + seed / 50) for seed in range(3)
+    ]
+    runs_of_tasks.append(finetuning(tmp_path / "squad", model, "squad", value=61.25, examples=87599))
+    run = open_run(runs / "pretraining", runs_of_tasks)
+    card = str(build_card(run, card_arguments(runs, tmp_path / "out"), pictures=False))
+    assert "| mrpc | f1 | validation | 3,668 | 3 | 82.0 ± 2.0 | 0.0 |\n" in card
+    assert "| squad | f1 | validation | 87,599 | 1 | 61.2 | 0.0 |\n\n## Hardware" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 0}, "is the second fine-tuning on mrpc with seed 0"),
+        ({"seed": 1, "examples": 100}, "100 training examples, scored on validation; the one before on mrpc had 3668"),
+        ({"seed": 1, "model": "runs/another"}, "was fine-tuned from runs/another, not from"),
+    ],
+)
+def test_fine_tunings_that_do_not_belong_together_are_named(changes, message, runs, tmp_path):
+    model = runs / "pretraining" / "model"
+    first = finetuning(tmp_path / "first", model)
+    second = finetuning(tmp_path / "second", **({"model": model} | changes))
+    with pytest.raises(InputError, match=message):
+        open_run(runs / "pretraining", [first, second])
 
 
 # ---------------------------------------------------------------------------------------------------- the Space

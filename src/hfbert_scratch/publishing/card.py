@@ -54,6 +54,11 @@ class CardArguments:
     datasets: list[str] = argument([], help="data sets of the Hub it was trained on; a known task's is added")
     data: str = argument("", help="origin of the training texts, and their licence")
     limits: str = argument("", help="uses to avoid, beside those that the record shows")
+    finetunings: list[str] = argument(
+        [],
+        help="directories of `hfbert finetune` runs that started from this model, of any tasks and seeds: the card "
+        "shows their scores, mean ± standard deviation",
+    )
     base_model: str | None = argument(None, help="OWNER/NAME it started from, where the record has a path")
     power_watts: float | None = argument(None, help="of all the hardware while training; without it, no estimate")
     grid_intensity: float = argument(WORLD_GRID, help="g CO2e per kWh; default: world average of 2023 (Ember)")

@@ -1,6 +1,7 @@
 """The records of a finished run, read for its model card."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ..model.loading import short_name
 from ..tasks import get_task
 from ..utils.errors import InputError
 from ..utils.files import read_json
+from .finetunings import TaskScores, read_finetunings
 
 
 # The Hub's task of each head, https://huggingface.co/tasks.
@@ -65,12 +67,14 @@ class FinishedRun:
         record: record.json.
         results: results.json of a fine-tuning run, None for a pretraining run.
         config: the model's config.json.
+        finetunings: scores of the tasks that the model was fine-tuned on.
     """
 
     directory: Path
     record: dict[str, Any]
     results: dict[str, Any] | None
     config: dict[str, Any]
+    finetunings: tuple[TaskScores, ...] = ()
 
     @property
     def model(self) -> Path:
@@ -135,14 +139,16 @@ class FinishedRun:
         return sorted(results, key=lambda result: (result.metric, result.split) != (main["name"], main["split"]))
 
 
-def open_run(directory: str | Path) -> FinishedRun:
+def open_run(directory: str | Path, finetunings: Sequence[str] = ()) -> FinishedRun:
     """Read the records of a finished pretraining or fine-tuning run.
 
     Args:
         directory: the run's output directory.
+        finetunings: output directories of fine-tunings of its model.
 
     Raises:
-        InputError: if `directory` is not such a run, if the run is not finished, or if it holds no model of ours.
+        InputError: if `directory` is not such a run, if the run is not finished, if it holds no model of ours, or if
+            a fine-tuning is not one of this model (see `read_finetunings`).
     """
     path = Path(directory)
     if not (path / "record.json").is_file():
@@ -163,7 +169,7 @@ def open_run(directory: str | Path) -> FinishedRun:
         results = read_json(path / "results.json", "the results of a fine-tuning run")
     elif "eval_masked_lm_loss" not in record.get("results", {}):
         raise InputError(f"{path / 'record.json'} holds no evaluation; a run without one has no results to publish")
-    return FinishedRun(path, record, results, config)
+    return FinishedRun(path, record, results, config, read_finetunings(finetunings, path / "model"))
 
 
 def _pretraining_results(record: dict[str, Any]) -> list[Result]:
