@@ -22,7 +22,6 @@ from ..model.layout_hfbert import PACKED_ARGUMENTS
 from ..model.loading import open_model
 from ..tasks import FeatureSettings, Task, get_task
 from ..tasks.squad import squad_features
-from ..tasks.squad_spans import check_room
 from ..utils.errors import InputError
 from .data import Examples, TaskData
 
@@ -259,7 +258,7 @@ def answer(
     """
     task = task or get_task("squad" if null_threshold is None else "squad_v2")
     options = FeatureSettings(**({"max_seq_length": min(384, model.config.max_position_embeddings)} | settings))
-    check_room(options.max_seq_length, options.max_query_length)
+    options.check_room()
     columns = {"id": ["0"], "question": [question], "context": [context]}
     raw = datasets.Dataset.from_dict(columns)
     windows = squad_features(columns, [0], tokenizer=tokenizer, settings=options, training=False)

@@ -63,6 +63,15 @@ class FeatureSettings:
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
+    def check_room(self) -> None:
+        """Raise InputError if a question of full length leaves no token of a window for the context."""
+        least = self.max_query_length + 4
+        if self.max_seq_length < least:
+            raise InputError(
+                f"max_seq_length {self.max_seq_length} leaves no room for context beside a question of "
+                f"max_query_length {self.max_query_length}; it must be at least {least}"
+            )
+
 
 def default_cache_dir() -> Path:
     """Return the directory of the finished features when the user names none."""

@@ -41,17 +41,7 @@ from .files.tables import (
     warn_of_blanks,
 )
 from .notes import leave_out, warn
-from .squad_spans import (
-    N_BEST_SIZE,
-    Answers,
-    Span,
-    answer_tokens,
-    best_spans,
-    check_room,
-    max_context_windows,
-    n_best,
-    windows,
-)
+from .squad_spans import N_BEST_SIZE, Answers, Span, answer_tokens, best_spans, max_context_windows, n_best, windows
 from .task import Defaults, Task, metric_scores, write_lines
 
 
@@ -225,7 +215,7 @@ class SquadTask(Task):
         context token of the window, `starts` and `ends` (characters of the context) and `max_context` (whether an
         answer may begin there).
         """
-        check_room(settings.max_seq_length, settings.max_query_length)
+        settings.check_room()
         kinds = dict(INPUT_FEATURES)
         if training:
             self.require_labels(raw)

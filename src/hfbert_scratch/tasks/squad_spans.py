@@ -5,22 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..utils.errors import InputError
-
 
 # Not in the paper; google-research/bert, run_squad.py, and later scripts.
 MAX_ANSWER_LENGTH = 30
 N_BEST_SIZE = 20
-
-
-def check_room(max_seq_length: int, max_query_length: int) -> None:
-    """Raise InputError if a question of full length leaves no token of a window for the context."""
-    least = max_query_length + 4
-    if max_seq_length < least:
-        raise InputError(
-            f"max_seq_length {max_seq_length} leaves no room for context beside a question of max_query_length "
-            f"{max_query_length}; it must be at least {least}"
-        )
 
 
 def windows(length: int, max_tokens: int, stride: int) -> list[tuple[int, int]]:
