@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
 from hfbert_scratch.evaluation import TaskData, majority_baseline, without_warnings
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
+from hfbert_scratch.training.accelerator import best_device
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware, versions
 from hfbert_scratch.utils.errors import STOPPED, command_line
@@ -169,7 +170,7 @@ def write_results(directory: Path, arguments: EvaluationArguments, table: dict[s
     write_json(
         directory / "results.json",
         {
-            "hardware": hardware(),
+            "hardware": hardware(best_device()),
             "versions": versions(),
             "settings": {name: getattr(arguments, name) for name in settings},
             "tasks": table,

@@ -42,8 +42,7 @@ SENTENCES = (
     "Returns [MASK] if the two objects are equal.",
     "This is the same [MASK] the previous one.",
 )
-# Statements of the model card that no record of the run holds. The publish command that the demo prints writes
-# model_card.md at the top of the repository, given `--card model_card.md` and a new --output_dir.
+# Statements of the model card that no record of the run holds.
 CARD = {
     "title": "The demo's BERT",
     "license": "apache-2.0",

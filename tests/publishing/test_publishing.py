@@ -1,7 +1,6 @@
 """From a finished run to a repository: the card says what the records say, the folder opens, bad input is named."""
 
 import dataclasses
-import importlib
 import json
 import math
 import shutil
@@ -22,6 +21,7 @@ from training_helpers import ROOT, arguments, handlers_restored, make_inputs, pr
 from hfbert_scratch.publishing import card as publishing
 from hfbert_scratch.publishing import repository, space
 from hfbert_scratch.publishing.card import CardArguments, build_card, carbon, eval_results
+from hfbert_scratch.publishing.finetunings import TaskScores
 from hfbert_scratch.publishing.finished_run import FinishedRun, open_run
 from hfbert_scratch.publishing.repository import build_repository
 from hfbert_scratch.tasks import get_task
@@ -131,49 +131,12 @@ def test_results_on_data_of_ones_own_are_not_entered_for_the_task(runs):
     assert not eval_results(run)
 
 
-def demo_run():
-    """The records of the run behind the card at the top of the repository."""
-    results = {
-        "eval_masked_lm_loss": math.log(120.586555),
-        "eval_masked_lm_accuracy": 0.264376,
-        "eval_next_sentence_accuracy": 0.68899,
-        "plateau_left_at_step": 1000,
-    }
-    settings = {"optimizer": "adamw", "learning_rate": 0.001, "warmup_steps": 200, "max_steps": 4000, "batch_size": 32}
-    settings |= {
-        "max_seq_length": 32,
-        "weight_decay": 0.01,
-        "adam_beta2": 0.98,
-        "dropout": 0.0,
-        "masked_lm_prob": 0.15,
-    }
-    libraries = "torch 2.13.0+cpu, transformers 5.24.0, accelerate 1.15.0, datasets 5.2.0, tokenizers 0.23.3"
-    versions = f"python 3.11.7, {libraries}, numpy 2.4.6, hfbert-scratch 0.1.0"
-    record = {
-        "arguments": settings | {"seed": 0, "model": None},
-        "results": results,
-        "baseline": {"rows": 881, "accuracy": 0.04, "loss": math.log(646.739)},
-        "corpus": {"splits": {"train": {"documents": 1676, "tokens": 1_100_000}, "validation": {"documents": 56}}},
-        "derived": {"parameters": 1_360_000},
-        "versions": dict(library.split(" ") for library in versions.split(", ")),
-        "tokens": 4_096_000,
-        "steps": 4000,
-        "seconds": 178.0,
-        "hardware": "AMD EPYC, 2 threads, 24 GiB",
-        "processes": 1,
-        "written": "2026-11-26T12:00:00",
-    }
-    shape = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4}
-    sizes = {"vocab_size": 4000, "max_position_embeddings": 128}
-    config = shape | sizes | {"architectures": ["HFBertForPreTraining"]}
-    return FinishedRun(Path("runs/demo/pretraining"), record, None, config)
-
-
-def test_the_card_at_the_top_is_the_one_that_publish_writes_for_the_demo(monkeypatch):
-    monkeypatch.syspath_prepend(str(CARD.parent / "recipes"))
-    words = importlib.import_module("demo").CARD
-    statements = CardArguments(run="runs/demo/pretraining", output_dir="runs/demo/repository", **words)
-    assert str(build_card(demo_run(), statements, pictures=False)) == CARD.read_text(encoding="utf-8")
+def test_the_card_at_the_top_is_the_one_that_publish_writes_for_the_reference_run():
+    held = json.loads((ROOT / "tests" / "data" / "reference_run.json").read_text(encoding="utf-8"))
+    finetunings = tuple(TaskScores(**row | {"scores": dict(row["scores"])}) for row in held["finetunings"])
+    run = FinishedRun(Path("runs/reference"), held["record"], None, held["config"], finetunings)
+    card = build_card(run, CardArguments(**held["statements"]), pictures=False)
+    assert str(card) == CARD.read_text(encoding="utf-8")
 
 
 def finetuning(directory, model, task="mrpc", seed=0, value=0.85, examples=3668):

@@ -116,8 +116,10 @@ class FinishedRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The run's arguments, with the hyperparameters that a task chose."""
-        return self.record["arguments"] | ((self.results or {}).get("hyperparameters") or {})
+        """The run's arguments, with the hyperparameters a task chose and the steps a schedule by time had."""
+        by_time = self.record["arguments"].get("schedule") == "time"
+        steps = {"max_steps": self.record["steps"]} if by_time else {}
+        return self.record["arguments"] | ((self.results or {}).get("hyperparameters") or {}) | steps
 
     @property
     def plots(self) -> list[str]:
