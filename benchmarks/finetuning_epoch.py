@@ -109,7 +109,7 @@ def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: to
         train_with_onednn(model)
     optimizer = create_optimizer("adamw", model, learning_rate=2e-5)
     accelerator = SimpleNamespace(num_processes=1, process_index=0)
-    run: Any = SimpleNamespace(accelerator=accelerator, progress=SimpleNamespace(step=0))
+    run: Any = SimpleNamespace(accelerator=accelerator, progress=SimpleNamespace(step=0), packing=arguments.packing)
 
     def epoch() -> None:
         model.train()
