@@ -219,11 +219,11 @@ def finished_runs(root, scores, accuracy=0.4):
             if share is None:
                 run = {"diverged": "not finite"}
             for directory in (
-                pretraining_directory(root, table, arm, seed),
+                pretraining_directory(root, arm, seed),
                 task_directory(root, arm, seed, COLUMNS["sst2"]),
             ):
                 directory.mkdir(parents=True)
-            write_json(pretraining_directory(root, table, arm, seed) / "results.json", run)
+            write_json(pretraining_directory(root, arm, seed) / "results.json", run)
             directory = task_directory(root, arm, seed, COLUMNS["sst2"])
             if share is not None:
                 right = difficulty < share

@@ -139,7 +139,7 @@ def test_answer_finds_a_span_in_a_text_longer_than_a_window(trained):
     assert never["answer"] == ""
     assert answer(model, tokenizer, "?", "", max_seq_length=64, max_query_length=8)["answer"] == ""
     with pytest.raises(InputError, match="max_seq_length 64 leaves no room for context"):
-        answer(model, tokenizer, WORDS[3], context, max_seq_length=64)
+        answer(model, tokenizer, WORDS[3], context, max_seq_length=64, max_query_length=62)
 
 
 def test_evaluate_repeats_the_runs_scores_and_predictions(trained, data, tmp_path, monkeypatch, capsys):

@@ -53,7 +53,6 @@ _DECODER_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "use_ca
 # (what is compared, where, name) → why it differs. "*" stands for every place, and needs to differ in one.
 DIFFERENCES: dict[tuple[str, str, str], str] = {
     **{("argument", "*", name): _ENCODER for name in _DECODER_ARGUMENTS},
-    ("argument", "*", "read_positions"): "addition: the vectors that will be read, so that no others are computed",
     ("argument", "*", "query_subset"): "addition: the same for the last layer",
     ("argument", "*", "masked_positions"): "addition: where the labels are, so that no shape depends on data",
     ("argument", "*", "skip_logits"): "addition: the loss without the logits",

@@ -257,7 +257,9 @@ def answer(
         `answer`, its `probability` among the best 20, and these, `n_best`. The answer is "" for none.
     """
     task = task or get_task("squad" if null_threshold is None else "squad_v2")
-    options = FeatureSettings(**({"max_seq_length": min(384, model.config.max_position_embeddings)} | settings))
+    length = settings.setdefault("max_seq_length", min(384, model.config.max_position_embeddings))
+    settings.setdefault("max_query_length", min(64, length // 2))
+    options = FeatureSettings(**settings)
     options.check_room()
     columns = {"id": ["0"], "question": [question], "context": [context]}
     raw = datasets.Dataset.from_dict(columns)

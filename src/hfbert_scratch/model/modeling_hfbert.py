@@ -456,8 +456,6 @@ class HFBertModel(HFBertPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        *,
-        read_positions: torch.Tensor | tuple[()] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPooling:
         """Encode a batch.
@@ -471,9 +469,9 @@ class HFBertModel(HFBertPreTrainedModel):
             token_type_ids: as input_ids; None for segment A everywhere.
             position_ids: as input_ids; None for 0, 1, 2 … in each sequence.
             inputs_embeds: (batch_size, sequence_length, hidden_size) in place of input_ids.
-            read_positions: (count,) positions in the flattened batch to return; () for the pooler's alone.
-            kwargs: for a packed row cu_seq_lens_q (sequences + 1,), 0 … tokens, the start of each sequence and the
-                end of the last, and optionally max_length_q. Validated on the CPU only; a GPU would synchronise.
+            kwargs: read_positions, (count,) positions in the flattened batch to return; () for the pooler's alone,
+                None for all. For a packed row cu_seq_lens_q (sequences + 1,), 0 … tokens, the start of each sequence
+                and the end of the last, and optionally max_length_q: validated on the CPU only; a GPU would wait.
 
         Returns:
             last_hidden_state (batch_size, sequence_length, hidden_size), or (count, hidden_size) at read_positions;
@@ -483,6 +481,8 @@ class HFBertModel(HFBertPreTrainedModel):
         Raises:
             ValueError: if shapes disagree, ids have no embedding, or a sequence exceeds the position table.
         """
+        # Not a named argument: stock has none, and the older ONNX exporter passes every name by its place.
+        read_positions = kwargs.pop("read_positions", None)
         ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
         shape, device = check_inputs(self.config, ids, inputs_embeds, attention_mask, kwargs)
         layout = token_layout(self, shape, device, attention_mask, read_positions, kwargs)
