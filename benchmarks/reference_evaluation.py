@@ -33,6 +33,7 @@ from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import hardware, versions
 from hfbert_scratch.utils.errors import STOPPED, command_line
 from hfbert_scratch.utils.files import read_json, write_json, write_text
+from hfbert_scratch.utils.quantities import mean_and_deviation
 
 
 # Columns of the table; the last two are fine-tuned.
@@ -187,12 +188,6 @@ def write_results(directory: Path, arguments: EvaluationArguments, table: dict[s
     write_text(directory / "results.md", "\n".join(lines) + "\n")
     print("\n".join(lines), flush=True)
     draw(directory / "results.png", table)
-
-
-def mean_and_deviation(scores: list[float]) -> str:
-    """Format mean ± standard deviation."""
-    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.1f}{spread}"
 
 
 def draw(path: Path, table: dict[str, dict[str, Any]]) -> None:

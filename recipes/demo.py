@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from demo_text import write_documents
 
 from hfbert_cli import COMMANDS
@@ -33,7 +34,7 @@ from hfbert_scratch.utils.quantities import count_text
 
 
 RECIPES = Path(__file__).parent
-WARMUP_STEPS = 200  # of configs/demo.yaml; a shorter run warms up for half of its steps
+CONFIG = RECIPES / "configs" / "demo.yaml"
 SENTENCES = (
     "Return the number of [MASK] in the list.",
     "If the file does not [MASK], an error is raised.",
@@ -113,7 +114,8 @@ def run_chain(arguments: DemoArguments, output: Path) -> None:
     stage("Pretraining: masked LM and next sentence prediction")
     steps: tuple[str, ...] = ()
     if arguments.max_steps is not None:
-        warmup = min(arguments.max_steps // 2, WARMUP_STEPS)
+        # A shorter run warms up for half of its steps.
+        warmup = min(arguments.max_steps // 2, yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["warmup_steps"])
         steps = ("--max_steps", str(arguments.max_steps), "--warmup_steps", str(warmup))
     inputs = ("--corpus", corpus, "--tokenizer", tokenizer, "--output_dir", pretraining)
     recipe("pretrain", "--config", "demo", *inputs, *steps)

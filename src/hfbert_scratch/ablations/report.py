@@ -10,6 +10,7 @@ import numpy as np
 from ..metrics.bootstrap import CONFIDENCE, ExampleScores, PairedDifference, paired_bootstrap
 from ..utils.files import write_json, write_text
 from ..utils.plots import draw_arms, draw_bands, draw_differences
+from ..utils.quantities import mean_and_deviation
 from .arms import Arm, Column, Table
 from .jobs import results_of
 
@@ -233,8 +234,7 @@ def markdown(evidence: Evidence, comparisons: Sequence[dict[str, Any]]) -> str:
 def _cell(scores: Sequence[float], paper: float | None) -> str:
     if not scores:
         return "–"
-    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.1f}{spread}" + (f" ({paper:.1f})" if paper is not None else "")
+    return mean_and_deviation(scores) + (f" ({paper:.1f})" if paper is not None else "")
 
 
 def _draw(evidence: Evidence, comparisons: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,5 @@
 """Scores of the tasks a published model was fine-tuned on, over seeds, for its card."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from ..tasks import get_task
 from ..utils.errors import InputError
 from ..utils.files import read_json
+from ..utils.quantities import mean_and_deviation
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,8 @@ class TaskScores:
     baseline: float
 
     def format(self) -> str:
-        """Format the mean over seeds, ± the standard deviation where there are several."""
-        values = list(self.scores.values())
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.1f}{spread}"
+        """Format the mean over seeds and their deviation."""
+        return mean_and_deviation(list(self.scores.values()))
 
 
 def read_finetunings(directories: Sequence[str], model: Path) -> tuple[TaskScores, ...]:

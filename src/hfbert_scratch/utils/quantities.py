@@ -1,4 +1,7 @@
-"""Write counts and sizes in the unit that suits them."""
+"""Write counts and sizes in the unit that suits them, and scores with their spread."""
+
+import statistics
+from collections.abc import Sequence
 
 
 def count_text(number: float, digits: int = 1) -> str:
@@ -24,3 +27,9 @@ def size_text(num_bytes: float) -> str:
         if num_bytes < 999.95:
             return f"{num_bytes:.{digits}f} {unit}"
     return f"{num_bytes / 1000:.1f} TB"
+
+
+def mean_and_deviation(scores: Sequence[float]) -> str:
+    """Write the mean of one score or more, ± the standard deviation where there are several, each to one digit."""
+    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.1f}{spread}"
