@@ -25,4 +25,5 @@ for _auto_class, _name in HEADS.items():
 if "peft.utils.constants" in sys.modules:
     register_peft()
 
-__all__ = ["HEADS", "SIZES", "HFBertConfig", "register_peft", *modeling_hfbert.__all__]
+__all__ = ["HEADS", "SIZES", "HFBertConfig", "register_peft"]
+__all__ += modeling_hfbert.__all__

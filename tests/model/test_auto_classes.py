@@ -1,8 +1,10 @@
 """Every AutoModelFor… opens every checkpoint: with the package, without it, and after conversion without any code."""
 
+import ast
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safetensors import safe_open
 import hfbert_scratch
 from hfbert_scratch import HEADS, HFBertConfig
 from hfbert_scratch.conversion.stock import to_stock
+from hfbert_scratch.model import modeling_hfbert
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, save_tokenizer
 
 
@@ -77,10 +80,18 @@ def test_config_and_tokenizer(checkpoint):
     assert tokenizer("word1 word2")["input_ids"] == [2, 6, 7, 3]
 
 
+def names_of(assignment: ast.Assign) -> list[str]:
+    return [target.id for target in assignment.targets if isinstance(target, ast.Name)]
+
+
 def test_the_package_exports_what_the_table_names():
     assert set(HEADS.values()) <= set(hfbert_scratch.__all__)
     for name in hfbert_scratch.__all__:
         assert hasattr(hfbert_scratch, name), name
+    # Type checkers and editors know only names that are written out.
+    statements = ast.parse(Path(modeling_hfbert.__file__).read_text(encoding="utf-8")).body
+    [exported] = [node.value for node in statements if isinstance(node, ast.Assign) and names_of(node) == ["__all__"]]
+    assert set(HEADS.values()) <= set(ast.literal_eval(exported))
     stock = {name for name in dir(transformers) if name.startswith("BertFor") or name == "BertModel"}
     assert {name.removeprefix("HF") for name in HEADS.values()} == stock
 

@@ -921,4 +921,15 @@ class HFBertForQuestionAnswering(HFBertPreTrainedModel):
 for _auto_class, _name in HEADS.items():
     globals()[_name].register_for_auto_class(_auto_class)
 
-__all__ = [*HEADS.values(), "HFBertForPreTrainingOutput", "HFBertPreTrainedModel"]
+__all__ = [  # written out: type checkers read no expressions here
+    "HFBertForMaskedLM",
+    "HFBertForMultipleChoice",
+    "HFBertForNextSentencePrediction",
+    "HFBertForPreTraining",
+    "HFBertForPreTrainingOutput",
+    "HFBertForQuestionAnswering",
+    "HFBertForSequenceClassification",
+    "HFBertForTokenClassification",
+    "HFBertModel",
+    "HFBertPreTrainedModel",
+]
