@@ -73,6 +73,8 @@ def test_batches_hold_the_instances_of_each_corpus_in_its_own_order(mixed, token
         other, place = next(again)
         assert place == cursor and np.array_equal(other.index, batch.index)
         assert np.array_equal(other.a_start, batch.a_start)
+    with pytest.raises(InputError, match="at least 1, not 0"):
+        next(both.batches(0))
 
 
 def test_weights_by_size_and_temperature(mixed, tokenizer):

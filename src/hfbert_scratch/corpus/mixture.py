@@ -54,12 +54,17 @@ class MixedSampler:
         """Yield batches without end.
 
         Args:
-            batch_size: instances per batch, at least 1.
+            batch_size: instances per batch.
             cursor: the position to start from. None: the beginning.
 
         Yields:
             A batch, and the cursor of the instance after it.
+
+        Raises:
+            InputError: if `batch_size` is below 1.
         """
+        if batch_size < 1:
+            raise InputError(f"batch size must be at least 1, not {batch_size}")
         start = cursor or MixedCursor((0,) * len(self.samplers), (Cursor(),) * len(self.samplers))
         drawn = np.array(start.drawn, dtype=np.int64)
         with contextlib.ExitStack() as stack:

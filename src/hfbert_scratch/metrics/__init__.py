@@ -22,13 +22,13 @@ def load_metric(name: str, config: str | None = None) -> evaluate.Metric:
 
     Args:
         name: "glue", "squad", "squad_v2" or "ner".
-        config: the configuration of a metric that has several; for glue the task.
+        config: for glue the task; the other metrics have one configuration and ignore the name.
 
     Returns:
         An `evaluate.Metric`; its docstring describes the arguments of `compute`.
 
     Raises:
-        InputError: for an unknown name or configuration.
+        InputError: for an unknown metric, or an unknown task of glue.
     """
     if name not in METRICS:
         raise InputError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")

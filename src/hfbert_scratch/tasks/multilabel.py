@@ -264,15 +264,14 @@ class MultilabelTask(SequenceTask):
             raise InputError(f"thresholds are {values}; each must be a number between 0 and 1")
         return replace(predictions, thresholds=np.array(thresholds, dtype=np.float64))
 
-    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Any) -> list[Path]:
+    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Any) -> None:
         """Draw precision_recall.png, for no more classes than can be told apart."""
         if len(predictions.names) > _DRAWN:
-            return []
+            return
         from ..utils.plots import draw_precision_recall  # slow to import, and selects a backend of matplotlib
 
         path = directory / "precision_recall.png"
         draw_precision_recall(self._gold(raw), predictions.probabilities, list(predictions.names), path)
-        return [path]
 
     def write_predictions(self, directory: Path, raw: datasets.Dataset, predictions: Any, split: str) -> list[Path]:
         """Write `predictions_<split>.jsonl`: index, labels, and the probability of every label."""

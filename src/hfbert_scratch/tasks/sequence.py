@@ -295,16 +295,15 @@ class SequenceTask(Task):
         figures: dict[str, Any] = metric_scores("glue", "sst2", ids, raw["label"][:], per_class=len(names))
         return {"classes": dict(zip(names, figures["classes"], strict=True))}
 
-    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: list[str] | list[float]) -> list[Path]:
+    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: list[str] | list[float]) -> None:
         """Draw confusion.png, for classes."""
         if self.is_regression:
-            return []
+            return
         from ..utils.plots import draw_confusion_matrix  # slow to import, and selects a backend of matplotlib
 
         names = self.class_names(raw)
         gold = [names[label] for label in raw["label"][:]]
         draw_confusion_matrix(gold, predictions, names, directory / "confusion.png")  # type: ignore[arg-type]
-        return [directory / "confusion.png"]
 
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: list[str] | list[float], split: str

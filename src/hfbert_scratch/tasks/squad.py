@@ -343,15 +343,14 @@ class SquadTask(Task):
         )
         return threshold, 100 * f1, thresholds, 100 * curve
 
-    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Answers) -> list[Path]:
+    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Answers) -> None:
         """Draw threshold.png (SQuAD 2.0)."""
         if not predictions.unanswerable:
-            return []
+            return
         from ..utils.plots import draw_threshold_curve  # slow to import, and selects a backend of matplotlib
 
         threshold, _, thresholds, curve = self.threshold_curve(raw, predictions)
         draw_threshold_curve(thresholds, curve, threshold, directory / "threshold.png")
-        return [directory / "threshold.png"]
 
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: Answers, split: str

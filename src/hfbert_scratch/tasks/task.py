@@ -372,18 +372,14 @@ class Task(ABC):
         """
         return predictions
 
-    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Any) -> list[Path]:
-        """Draw the predictions of a labelled split; nothing by default.
+    def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Any) -> None:  # noqa: B027 - a task may draw nothing
+        """Draw the predictions of a labelled split, where matplotlib is installed; nothing by default.
 
         Args:
             directory: where the pictures go; it must exist.
             raw: the split.
             predictions: `predict` on it.
-
-        Returns:
-            The files, which need matplotlib.
         """
-        return []
 
     @abstractmethod
     def write_predictions(self, directory: Path, raw: datasets.Dataset, predictions: Any, split: str) -> list[Path]:
