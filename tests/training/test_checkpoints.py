@@ -41,6 +41,16 @@ def test_only_the_newest_are_kept_and_strangers_are_left_alone(tmp_path):
     assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / "step-11"
 
 
+@pytest.mark.parametrize("keep, left", [(1, [15]), (2, [10, 15])])
+def test_a_run_that_fell_back_keeps_what_it_writes(tmp_path, keep, left):
+    for step in (10, 20):
+        write(tmp_path, step)
+    damage_truncate(tmp_path / "step-20" / "model.safetensors")
+    assert newest_checkpoint(tmp_path, lambda text: None) == tmp_path / "step-10"
+    write_checkpoint(tmp_path, 15, write_files, keep)
+    assert checkpoint_steps(tmp_path) == left
+
+
 def damage_truncate(path):
     path.write_bytes(path.read_bytes()[:-2])  # the last byte of a JSON file is only its newline
 

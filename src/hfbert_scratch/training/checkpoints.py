@@ -67,8 +67,11 @@ def write_checkpoint(
         except Exception:
             shutil.rmtree(temporary, ignore_errors=True)  # to leave room
             raise
-    for old in checkpoint_steps(root)[:-keep]:
-        if old != spare:
+    steps = checkpoint_steps(root)
+    # Later ones are of a run that fell back from them, because they are damaged.
+    kept = {spare, *[known for known in steps if known <= step][-keep:]}
+    for old in steps:
+        if old not in kept:
             _remove(root / f"step-{old}")
     return final
 
