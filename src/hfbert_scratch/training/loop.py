@@ -103,9 +103,8 @@ def _configure(run: Run, model: PreTrainedModel) -> None:
     except (ValueError, ImportError) as error:
         raise InputError(f"attention {attention!r} does not work here: {one_line(error)}") from error
     if run.arguments.gradient_checkpointing:
-        enable = getattr(
-            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
-        )  # renamed in 5.x
+        # Renamed in the course of transformers 5.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
 
