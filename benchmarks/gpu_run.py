@@ -126,9 +126,8 @@ class Parts:
 
 def pretraining(parts: Parts, arguments: RunArguments, run: Path, seconds: float) -> bool:
     """The reference run: a schedule by time, so that the learning rate is 0 when the time is over."""
-    minutes = max(
-        0.2, (min(seconds, parts.left - PACKING_UP) - 15) / 60
-    )  # the last evaluation, checkpoint and picture
+    # 30 seconds: Python's start, and the last evaluation, checkpoint and picture.
+    minutes = max(0.2, (min(seconds, parts.left - PACKING_UP) - 30) / 60)
     tiny = ("--num_hidden_layers", "1", "--hidden_size", "32", "--num_attention_heads", "2", "--batch_size", "16")
     tiny += ("--micro_batch_size", "16", "--eval_rows", "64")
     options = ("--config", arguments.settings, "--corpus", arguments.corpus, "--tokenizer", arguments.tokenizer)

@@ -189,7 +189,7 @@ def pretrain(
         how |= {
             "evaluate": lambda: evaluate(run, model, mixture, evaluation, also, TIMED_BATCHES),
             "evaluations": evaluations,
-            "start_seconds": run.stopping.seconds(),
+            "start_seconds": run.stopping.seconds_since_launch(),
         }
         stretches = stretches_of(run, documents, tokenizer, phases, arguments)
         run.estimate = time_steps(run, model, optimizer, stretches, **how)

@@ -466,11 +466,12 @@ def test_a_run_that_recorded_its_passes_goes_on_where_none_can_be(run, tmp_path,
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypatch):
+def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypatch, capsys):
     """With a clock that moves a second whenever it is read, and 30 seconds: the rate falls to 0, the run is done."""
     ticks = itertools.count()
-    monkeypatch.setattr(StopController, "seconds", lambda self: self.seconds_before + next(ticks))
-    assert run(tmp_path / "run", max_steps=1000, schedule="time", max_time=0.5, eval_every=1000, warmup_steps=3) == 0
+    monkeypatch.setattr(processes.time, "monotonic", lambda: float(next(ticks)))
+    by_time = {"max_steps": 1000, "schedule": "time", "eval_every": 1000, "save_every": 2, "warmup_steps": 3}
+    assert run(tmp_path / "run", **by_time, max_time=0.5) == 0
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     rates = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in rates if "learning_rate" in line]
@@ -478,6 +479,12 @@ def test_a_schedule_by_time_ends_the_decay_with_the_time(run, tmp_path, monkeypa
     assert "total_tokens" not in record["derived"]  # max_steps says nothing about them
     assert 5 <= len(rates) <= 30 and rates[-1] < 0.15 * max(rates) and rates[4:] == sorted(rates[4:], reverse=True)
     assert run(tmp_path / "refused", schedule="time") == 2
+    # The learning rate falls with max_time, so a run keeps it.
+    assert run(tmp_path / "run", **by_time, max_time=5) == 6
+    assert "max_time: 0.5 there, 5.0 now" in capsys.readouterr().err
+    # A second run of a process has a time of its own.
+    assert run(tmp_path / "second", **by_time, max_time=0.5) == 0
+    assert len(read_losses(tmp_path / "second")) == pytest.approx(len(rates), abs=2)
 
 
 @pytest.mark.parametrize("compile, expected", [("layers", 4), pytest.param("true", 1, marks=pytest.mark.slow)])
@@ -509,9 +516,10 @@ def test_a_prepared_model_compiles_once_for_all_lengths_of_rows(run, tmp_path, m
 
 def test_time_of_earlier_launches_counts(monkeypatch):
     stopping = StopController(Accelerator(cpu=True), max_minutes=1, is_budget=True)
-    launched = time.monotonic() - stopping.seconds()
-    monkeypatch.setattr(processes.time, "monotonic", lambda: launched + 12.0)
-    stopping.seconds_before = 18.0
+    began = time.monotonic() - stopping.seconds()
+    monkeypatch.setattr(processes.time, "monotonic", lambda: began + 12.0)
+    stopping.resume(18.0)
+    assert stopping.time_used == 0.3  # before the processes have agreed on more
     stopping.all_reduce({"num_items_in_batch": 1})
     assert stopping.time_used == pytest.approx(0.5)
 

@@ -114,6 +114,11 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
                 "leave it out, or no_nsp and left_to_right"
             )
         self.check_price()
+        if self.schedule == "time" and self.long_max_seq_length:
+            raise InputError(
+                "schedule time has no last part of long sequences, whose first step is a share of max_steps; give "
+                "long_max_seq_length 0, and continue with --model at the longer length"
+            )
         longest = max(self.max_seq_length, self.long_max_seq_length)
         if longest > self.max_position_embeddings:
             raise InputError(

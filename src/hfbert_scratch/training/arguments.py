@@ -123,7 +123,7 @@ class TrainingArguments:
     schedule: str = argument(
         "steps",
         help="when the learning rate reaches 0 and the run is done: steps, at max_steps; or time, after max_time "
-        "minutes of all launches together, or at max_steps if they come first",
+        "minutes of all launches together (from when each opens output_dir), or at max_steps if they come first",
         group="optimizer",
         choices=("steps", "time"),
     )
@@ -145,6 +145,8 @@ class TrainingArguments:
         self._require("micro_batch_size", self.micro_batch_size == AUTO or self.micro_batch_size >= 1, "at least 1")
         if self.schedule == "time" and not self.max_time:
             raise InputError("schedule time needs max_time, the minutes the run has")
+        if self.schedule == "time" and self.warmup_steps is None:
+            raise InputError("schedule time needs warmup_steps: 1 % of max_steps says nothing where the time decides")
         if self.warmup_steps is None:
             self.warmup_steps = self.max_steps // 100
         self._require("warmup_steps", self.warmup_steps <= self.max_steps, f"0 to max_steps ({self.max_steps})")

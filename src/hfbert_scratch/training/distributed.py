@@ -92,14 +92,15 @@ class StopController:
     Args:
         accelerator: connects the processes.
         max_minutes: minutes since the start of the launch, restarts included; 0 for no limit.
-        is_budget: the minutes are not a limit but the length of the whole run, all launches together. `time_used` is
-            the share of it that has passed, and `seconds_before`, set on resuming, the time of earlier launches.
+        is_budget: the minutes are not a limit but the length of the whole run, all launches together, from the moment
+            each opens its directory. `time_used` is the share of it that has passed.
     """
 
     def __init__(self, accelerator: Accelerator, max_minutes: float = 0, is_budget: bool = False):
         self.accelerator = accelerator
         self.reason = "a signal or the time limit of another process"
-        self._on_cpu = accelerator.device.type == "cpu"
+        # Only CUDA has the events to read a vote late; other devices are waited for.
+        self._votes_late = accelerator.device.type == "cuda"
         self.signalled = False
         self._ended = ""
         self._handlers: dict[int, Any] = {}
@@ -107,12 +108,18 @@ class StopController:
         # Only a launcher's end means that nobody waits for this process: a shell may go and leave it running.
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         began = psutil.Process(self._launcher or os.getpid()).create_time()
-        self._began = time.monotonic() + began - time.time()
-        self._deadline = self._began + 60 * max_minutes if max_minutes and not is_budget else None
+        self._began = time.monotonic()
+        self._launched = self._began + began - time.time()
+        self._deadline = self._launched + 60 * max_minutes if max_minutes and not is_budget else None
         self._budget = 60 * max_minutes if is_budget else None
-        self.seconds_before = self.time_used = 0.0
+        self._seconds_before = self.time_used = 0.0
         self._looks: int = 0
         self._looked = self._longest = 0.0
+
+    def resume(self, seconds: float) -> None:
+        """Count the seconds of earlier launches."""
+        self._seconds_before = seconds
+        self.time_used = seconds / self._budget if self._budget else 0.0
 
     def catch_signals(self) -> None:
         """SIGTERM, SIGINT, SIGUSR1 end the run after the current step, with a checkpoint; a second SIGINT at once."""
@@ -140,7 +147,8 @@ class StopController:
         own = self._wants_to_stop()
         used = 0.0 if self._budget is None else (self.seconds() + self._longest) / self._budget
         numbers = [*counts.values(), used / self.accelerator.num_processes, int(own)]
-        votes = torch.tensor(numbers, dtype=torch.float64 if self._on_cpu else torch.float32)
+        on_cpu = self.accelerator.device.type == "cpu"
+        votes = torch.tensor(numbers, dtype=torch.float64 if on_cpu else torch.float32)
         votes = votes.to(self.accelerator.device, non_blocking=True)
         if self.accelerator.num_processes == 1:
             self.time_used = used
@@ -150,8 +158,12 @@ class StopController:
         return dict(zip(counts, votes, strict=False)), bool(stop > 0)
 
     def seconds(self) -> float:
-        """Return the seconds the run has taken so far: since the launch, and in earlier launches."""
-        return self.seconds_before + time.monotonic() - self._began
+        """Return the seconds since this launch opened the run, and of earlier launches."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def seconds_since_launch(self) -> float:
+        """Return the seconds since the launch, the start of Python included."""
+        return time.monotonic() - self._launched
 
     def _wants_to_stop(self) -> bool:
         now = time.monotonic()
@@ -175,7 +187,7 @@ class StopController:
 
     def _agree(self, votes: torch.Tensor) -> list[float]:
         """On a GPU every process reads the votes one step late, so that none waits for its device."""
-        if self._on_cpu:
+        if not self._votes_late:
             return votes.tolist()
         host = torch.empty(votes.shape, dtype=votes.dtype, pin_memory=True)
         host.copy_(votes, non_blocking=True)
@@ -183,7 +195,7 @@ class StopController:
         event.record()
         previous, self._votes = self._votes, (host, event)
         if previous is None:
-            return [0.0] * len(votes)
+            return [self.time_used, 0.0]  # of earlier launches, equal on all processes
         previous[1].synchronize()
         return previous[0].tolist()
 

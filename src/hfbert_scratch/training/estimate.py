@@ -286,7 +286,10 @@ def time_steps(
         cache_bytes=cache_bytes,
         **_memory_and_disk(run, model, optimizer, sum(stretch.steps for stretch in stretches)),
     )
-    return _within(60 * run.planned.max_time, estimate) if run.planned.schedule == "time" else estimate
+    if run.planned.schedule == "steps":
+        return estimate
+    python_start = run.stopping.seconds_since_launch() - run.stopping.seconds()
+    return _within(60 * run.planned.max_time + python_start, estimate)
 
 
 def _within(budget: float, estimate: Estimate) -> Estimate:

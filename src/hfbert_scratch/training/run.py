@@ -226,11 +226,12 @@ class Run:
         # An argument that came later than the run has the default that is what was done before.
         defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
         defaults |= {"packing": False, "compile": False, "onednn": self.settings["onednn"]}
+        defaults["max_time"] = self.arguments.max_time  # was not compared in runs by time
         since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
         _compare_settings(checkpoint, since | state["settings"], self.settings)
         load_model(model, checkpoint / "model.safetensors")
         self.progress = Progress(**state["progress"])
-        self.stopping.seconds_before = self.progress.elapsed
+        self.stopping.resume(self.progress.elapsed)
         self.history = [entry for entry in _read_log(self._log_path) if entry["step"] <= self.progress.step]
         if self.writes:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
@@ -454,7 +455,10 @@ class Run:
         self.print(f"{name} {size}: the largest that fits into memory")
 
     def _fixed_arguments(self) -> dict[str, Any]:
-        fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in NON_SEMANTIC_ARGUMENTS}
+        free = set(NON_SEMANTIC_ARGUMENTS)
+        if self.arguments.schedule == "time":
+            free.remove("max_time")  # the learning rate falls with it
+        fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in free}
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
         ways["onednn"] = self.onednn
         return fixed | {"precision": self.precision} | ways
