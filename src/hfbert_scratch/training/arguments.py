@@ -146,7 +146,7 @@ class TrainingArguments:
         if self.schedule == "time" and not self.max_time:
             raise InputError("schedule time needs max_time, the minutes the run has")
         if self.schedule == "time" and self.warmup_steps is None:
-            raise InputError("schedule time needs warmup_steps: 1 % of max_steps says nothing where the time decides")
+            raise InputError("schedule time needs warmup_steps; their default is a share of steps that are not known")
         if self.warmup_steps is None:
             self.warmup_steps = self.max_steps // 100
         self._require("warmup_steps", self.warmup_steps <= self.max_steps, f"0 to max_steps ({self.max_steps})")
