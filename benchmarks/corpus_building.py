@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class Workload:
         """Our corpus of `text`, built anew."""
         shutil.rmtree(self.directory / name, ignore_errors=True)
         # The file of a sentence a line has duplicates neither side but ours would drop.
-        arguments = BuildArguments(text=(str(text),), tokenizer="benchmark", validation_share=0, drop_duplicates=False)
+        arguments = BuildArguments(text=[str(text)], tokenizer="benchmark", validation_share=0, drop_duplicates=False)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             corpus = build_corpus(arguments, self.tokenizer, self.directory / name)
         if corpus is None:
@@ -246,11 +247,15 @@ def main() -> None:
             lambda: script.instances(work.part, 1),
             arguments.pairs,
         )
+
+        def original_instances(copies: int) -> None:
+            script.write(script.instances(work.part, copies))
+
         for copies in (1, 5):
             work.compare(
                 f"static instances, {kind}, dupe_factor {copies}, against the original script",
-                lambda copies=copies: work.static_instances(copies),
-                lambda copies=copies: script.write(script.instances(work.part, copies)),
+                partial(work.static_instances, copies),
+                partial(original_instances, copies),
                 arguments.pairs,
             )
 

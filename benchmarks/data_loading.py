@@ -10,6 +10,7 @@ and one thread each; tokens are the real ones.
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def random_corpus(directory: Path, vocab_size: int, tokens: int = 1_000_000) -> 
     """Documents of random tokens, with sentences and documents as long as in prose."""
     rng = np.random.default_rng(0)
     lengths = np.maximum(1, rng.lognormal(np.log(20), 0.8, tokens // 27)).astype(np.int64)
-    counts = []
+    counts: list[int] = []
     while sum(counts) < len(lengths):
         counts.append(min(int(rng.integers(2, 60)), len(lengths) - sum(counts)))
     write_documents(
@@ -63,7 +64,7 @@ def main() -> None:
         sampler = options.sampler(documents, arguments.sequence_length)
         collator = options.collator(tokenizer, arguments.sequence_length)
         assembled = sampler.to_batch(sampler.sample_buffer(0, 0))
-        dataset = [
+        dataset: Any = [
             {"input_ids": ids[:length].tolist(), "token_type_ids": types[:length].tolist()}
             for ids, types, length in zip(
                 assembled["input_ids"], assembled["token_type_ids"], assembled["lengths"], strict=True

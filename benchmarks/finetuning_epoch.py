@@ -23,6 +23,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     DataCollatorWithPadding,
+    PreTrainedModel,
     get_linear_schedule_with_warmup,
 )
 
@@ -31,13 +32,13 @@ from hfbert_scratch.evaluation import TaskData, call_model, task_loss
 from hfbert_scratch.finetuning import FinetuningArguments, FinetuningBatches
 from hfbert_scratch.model.attention import fastest_attention
 from hfbert_scratch.model.onednn import onednn_is_faster, train_with_onednn
-from hfbert_scratch.tasks import get_task
+from hfbert_scratch.tasks import SequenceTask, get_task
 from hfbert_scratch.text.tokenizer import SPECIAL_TOKENS, bert_tokenizer, load_tokenizer
 from hfbert_scratch.training.batches import on_device
 from hfbert_scratch.training.optimizers import create_optimizer
 from hfbert_scratch.utils.arguments import argument, parse_arguments
 from hfbert_scratch.utils.environment import disable_malloc_trim
-from hfbert_scratch.utils.errors import command_line
+from hfbert_scratch.utils.errors import InputError, command_line
 
 
 VOCAB_SIZE = 30522
@@ -60,13 +61,21 @@ class BenchmarkArguments:
     pairs: int = argument(3, help="timed epochs of each side")
 
 
-def make_data(arguments: BenchmarkArguments, directory: Path) -> TaskData:
-    """The task's data, made up if need be: two halves of a log-normal number of words that are tokens."""
+def sequence_task(name: str) -> SequenceTask:
+    """The task; raise InputError for one that has other inputs than one or two texts."""
+    task = get_task(name)
+    if not isinstance(task, SequenceTask):
+        raise InputError(f"--task is {name!r}; it must be a task of one or two texts, such as mrpc or sst2")
+    return task
+
+
+def make_data(arguments: BenchmarkArguments, directory: Path) -> tuple[TaskData, FinetuningArguments]:
+    """The task's data and our settings. Made-up rows are halves of a log-normal number of words that are tokens."""
     words = [f"w{number}" for number in range(len(SPECIAL_TOKENS), VOCAB_SIZE)]
-    tokenizer = bert_tokenizer({token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}, lowercase=True)
+    tokenizer: Any = bert_tokenizer({token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}, lowercase=True)
     if arguments.tokenizer is not None:
         tokenizer = load_tokenizer(arguments.tokenizer)
-    task = get_task(arguments.task)
+    task = sequence_task(arguments.task)
     options: dict[str, Any] = {"data_dir": arguments.data_dir}
     if arguments.data_dir is None:
         rng = np.random.default_rng(0)
@@ -87,13 +96,11 @@ def make_data(arguments: BenchmarkArguments, directory: Path) -> TaskData:
         max_steps=arguments.rows // arguments.batch_size,
         batch_size=arguments.batch_size,
         max_seq_length=arguments.max_seq_length,
-        packing=arguments.packing,
         cache_dir=str(directory / "cache"),
         **options,
     )
     data = TaskData(task, settings, tokenizer, settings.feature_settings(task))
-    data.arguments = settings.resolved(task, len(data.raw["train"]))  # type: ignore[attr-defined]
-    return data
+    return data, settings.resolved(task, len(data.raw["train"]))
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -101,19 +108,25 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: torch.device) -> Callable[[], None]:
+def our_epoch(
+    model: PreTrainedModel,
+    data: TaskData,
+    settings: FinetuningArguments,
+    arguments: BenchmarkArguments,
+    device: torch.device,
+) -> Callable[[], None]:
     """What `training.train` does, without its log."""
-    arguments, examples = data.arguments, data.examples("train", training=True)  # type: ignore[attr-defined]
-    model.set_attn_implementation(fastest_attention(model, device, getattr(torch, precision), 0.1, arguments.packing))
+    precision, packing, examples = arguments.precision, arguments.packing, data.examples("train", training=True)
+    model.set_attn_implementation(fastest_attention(model, device, getattr(torch, precision), 0.1, packing))
     if precision == "float32" and onednn_is_faster():
         train_with_onednn(model)
     optimizer = create_optimizer("adamw", model, learning_rate=2e-5)
     accelerator = SimpleNamespace(num_processes=1, process_index=0)
-    run: Any = SimpleNamespace(accelerator=accelerator, progress=SimpleNamespace(step=0), packing=arguments.packing)
+    run: Any = SimpleNamespace(accelerator=accelerator, progress=SimpleNamespace(step=0), packing=packing)
 
     def epoch() -> None:
         model.train()
-        for batch in FinetuningBatches(run, examples, arguments):
+        for batch in FinetuningBatches(run, examples, settings):
             for inputs in batch.micro_batches:
                 inputs = on_device(inputs, device)
                 with autocast(precision, device):
@@ -128,17 +141,19 @@ def our_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: to
     return epoch
 
 
-def their_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: torch.device) -> Callable[[], None]:
+def their_epoch(
+    model: PreTrainedModel, data: TaskData, arguments: BenchmarkArguments, device: torch.device
+) -> Callable[[], None]:
     """The example's loop."""
-    arguments, raw = data.arguments, data.raw["train"]  # type: ignore[attr-defined]
-    texts = [raw[name][:] for name in data.task.texts]  # type: ignore[attr-defined]
+    raw = data.raw["train"]
+    texts = [raw[name][:] for name in sequence_task(arguments.task).texts]
     encoded = data.tokenizer(*texts, truncation=True, max_length=data.settings.max_seq_length)
-    rows = [
+    rows: Any = [
         {name: values[row] for name, values in encoded.items()} | {"labels": label}
         for row, label in enumerate(raw["label"][:])
     ]
     loader = DataLoader(
-        rows,  # type: ignore[arg-type]
+        rows,
         batch_size=arguments.batch_size,
         shuffle=True,
         drop_last=True,
@@ -150,7 +165,7 @@ def their_epoch(model: torch.nn.Module, data: TaskData, precision: str, device: 
     def epoch() -> None:
         model.train()
         for batch in loader:
-            with autocast(precision, device):
+            with autocast(arguments.precision, device):
                 loss = model(**batch.to(device)).loss
             loss.backward()
             optimizer.step()
@@ -165,15 +180,20 @@ def main() -> None:
     """Compare and record."""
     arguments = parse_arguments(BenchmarkArguments, description=__doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    minilm = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    config = HFBertConfig(**minilm) if arguments.size == "minilm" else HFBertConfig.from_size(arguments.size)
+    if arguments.size == "minilm":
+        config = HFBertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    else:
+        config = HFBertConfig.from_size(arguments.size)
     known = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
     stock_config = BertConfig(**{name: value for name, value in config.to_dict().items() if name in known})
+    # Their `to` is decorated, which hides the signature.
+    ours: Any = HFBertForSequenceClassification(config)
+    stock: Any = BertForSequenceClassification(stock_config)
     with tempfile.TemporaryDirectory() as directory:
-        data = make_data(arguments, Path(directory))
+        data, settings = make_data(arguments, Path(directory))
         result = compare(
-            our_epoch(HFBertForSequenceClassification(config).to(device), data, arguments.precision, device),
-            their_epoch(BertForSequenceClassification(stock_config).to(device), data, arguments.precision, device),
+            our_epoch(ours.to(device), data, settings, arguments, device),
+            their_epoch(stock.to(device), data, arguments, device),
             arguments.pairs,
             warmup=1,
             before=(disable_malloc_trim, memory_as_usual),

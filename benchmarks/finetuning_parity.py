@@ -31,6 +31,7 @@ from transformers import (
 from hfbert_scratch.conversion.stock import from_stock
 from hfbert_scratch.evaluation import TaskData, majority_baseline, without_warnings
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune, open_task
+from hfbert_scratch.tasks import SequenceTask
 from hfbert_scratch.training.accelerator import has_bfloat16
 from hfbert_scratch.training.optimizers import parameter_groups
 from hfbert_scratch.utils.arguments import argument, parse_arguments
@@ -89,8 +90,8 @@ def main() -> None:
     write_table(directory, resolved, data, runs)
 
 
-def stock_run(arguments: FinetuningArguments, data: TaskData) -> dict[str, float]:
-    """The plain loop; returns the task's scores on validation."""
+def stock_run(arguments: Any, data: TaskData) -> dict[str, float]:
+    """The plain loop; returns the task's scores on validation. `arguments`: as `FinetuningArguments.resolved`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     automatic = arguments.precision == "auto" and has_bfloat16(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=automatic or arguments.precision == "bfloat16")
@@ -111,7 +112,7 @@ def stock_run(arguments: FinetuningArguments, data: TaskData) -> dict[str, float
         eps=arguments.adam_epsilon,
     )
     schedule = get_linear_schedule_with_warmup(optimizer, arguments.warmup_steps, arguments.max_steps)
-    rows = stock_features(data, "train", tokenizer)
+    rows: Any = stock_features(data, "train", tokenizer)
     step = 0
     while step < arguments.max_steps:
         for batch in DataLoader(rows, batch_size=arguments.batch_size, shuffle=True, collate_fn=collate):
@@ -142,23 +143,21 @@ def stock_run(arguments: FinetuningArguments, data: TaskData) -> dict[str, float
 def stock_features(data: TaskData, split: str, tokenizer: Any) -> list[dict[str, Any]]:
     """Rows as transformers' examples tokenize them."""
     raw, length = data.raw[split], data.settings.max_seq_length
-    if data.task.tags_words:
-        rows = []
-        for words, tags in zip(raw["tokens"][:], raw["ner_tags"][:], strict=True):
-            encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=length)
-            places = encoded.word_ids()
-            first = [
-                place is not None and place != before for place, before in zip(places, [None, *places], strict=False)
-            ]
-            labels = [tags[place] if new else -100 for place, new in zip(places, first, strict=True)]
-            rows.append(dict(encoded) | {"labels": labels})
-        return rows
-    texts = [raw[name][:] for name in data.task.texts]
-    encoded = tokenizer(*texts, truncation=True, max_length=length)
-    return [
-        {name: values[row] for name, values in encoded.items()} | {"labels": label}
-        for row, label in enumerate(raw["label"][:])
-    ]
+    if isinstance(data.task, SequenceTask):
+        texts = [raw[name][:] for name in data.task.texts]
+        encoded = tokenizer(*texts, truncation=True, max_length=length)
+        return [
+            {name: values[row] for name, values in encoded.items()} | {"labels": label}
+            for row, label in enumerate(raw["label"][:])
+        ]
+    rows = []
+    for words, tags in zip(raw["tokens"][:], raw["ner_tags"][:], strict=True):
+        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=length)
+        places = encoded.word_ids()
+        first = [place is not None and place != before for place, before in zip(places, [None, *places], strict=False)]
+        labels = [tags[place] if new else -100 for place, new in zip(places, first, strict=True)]
+        rows.append(dict(encoded) | {"labels": labels})
+    return rows
 
 
 def stock_predictions(data: TaskData, logits: list[np.ndarray]) -> Any:
@@ -206,12 +205,12 @@ def write_table(
     write_json(directory / "parity.json", content)
     lines = ["| task | metric | ours | stock | p |", "| --- | --- | --- | --- | --- |"]
     for metric, row in table.items():
-        ours, stock = (
+        own, theirs = (
             f"{100 * row[side]['mean']:.2f}"
             + (f" ± {100 * row[side]['std']:.2f}" if row[side]["std"] is not None else "")
             for side in ("ours", "stock")
         )
-        lines.append(f"| {data.task.name} | {metric} | {ours} | {stock} | {row.get('welch_p', float('nan')):.2f} |")
+        lines.append(f"| {data.task.name} | {metric} | {own} | {theirs} | {row.get('welch_p', float('nan')):.2f} |")
     (directory / "parity.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 

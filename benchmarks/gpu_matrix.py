@@ -22,7 +22,7 @@ import torch
 from pretraining_step import BenchmarkArguments, build, make_batch, our_inputs
 from torch import nn
 from torch._dynamo.utils import counters
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
 
 from hfbert_scratch.model.configuration_hfbert import SIZES
 from hfbert_scratch.training.hardware.cuda_graphs import RecordedPasses
@@ -97,7 +97,7 @@ class MatrixArguments:
     tiny: bool = argument(False, help="a handful of tiny cases: a rehearsal on a CPU")
 
 
-def modernbert(size: str) -> nn.Module:
+def modernbert(size: str) -> PreTrainedModel:
     """ModernBERT with as many layers, heads and, within its gated layers, parameters as BERT of that size."""
     layers, hidden = SIZES[size]
     config = ModernBertConfig(
@@ -111,12 +111,11 @@ def modernbert(size: str) -> nn.Module:
         mlp_dropout=0.1,
         embedding_dropout=0.1,
         attention_dropout=0.1,
-        reference_compile=False,
     )
-    return ModernBertForMaskedLM._from_config(config, attn_implementation="sdpa")
+    return ModernBertForMaskedLM._from_config(config, attn_implementation="sdpa").to(DEVICE)
 
 
-def make_step(case: Case) -> tuple[Callable[[], torch.Tensor], nn.Module, dict[str, int]]:
+def make_step(case: Case) -> tuple[Callable[[], torch.Tensor], PreTrainedModel, dict[str, int]]:
     """Return one optimizer step of the case, its model, and what the batch holds."""
     compile_as = "layers" if "layers" in case.way else "true" if "compile" in case.way else "false"
     graphs = "graphs" in case.way
@@ -136,7 +135,7 @@ def make_step(case: Case) -> tuple[Callable[[], torch.Tensor], nn.Module, dict[s
         inputs: dict[str, Any] = our_inputs(arguments, batch)
     else:
         if case.side == "modernbert":
-            model = modernbert(case.size).to(DEVICE)
+            model = modernbert(case.size)
             batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         else:
             model, _ = build(arguments, "stock", DEVICE)

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,10 +109,13 @@ def attention(way: str, rows: int, length: int, heads: int, dropout: float) -> d
         backend = backends.get(way.split()[0], SDPBackend.EFFICIENT_ATTENTION)
         mask = torch.ones(rows, 1, length, length, device=DEVICE, dtype=torch.bool) if "mask" in way else None
         inputs = grids
+        query, key, value = grids
 
         def run() -> torch.Tensor:
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(*grids, attn_mask=mask, dropout_p=dropout, scale=0.125)
+                return F.scaled_dot_product_attention(
+                    query, key, value, attn_mask=mask, dropout_p=dropout, scale=0.125
+                )
 
     gradient = torch.randn_like(run())
     forward = milliseconds(run)
@@ -133,16 +137,16 @@ def measurements(tiny: bool) -> dict[str, Callable[[], dict[str, float]]]:
     if not tiny:
         made["product of 8192³"] = lambda: linear(8192, 8192, 8192)
     for way in ("ours packed", "flash packed", "cudnn", "flash", "efficient with mask"):
-        for shape in attentions:
-            if way == "ours packed" and shape[1] > MAX_SEQLEN:
+        for rows, length, heads in attentions:
+            if way == "ours packed" and length > MAX_SEQLEN:
                 continue
             for dropout in (0.1, 0.0):
-                name = f"attention, {way}, {shape[0]}x{shape[1]}, {shape[2]} heads, dropout {dropout}"
-                made[name] = lambda way=way, shape=shape, dropout=dropout: attention(way, *shape, dropout)
+                name = f"attention, {way}, {rows}x{length}, {heads} heads, dropout {dropout}"
+                made[name] = partial(attention, way, rows, length, heads, dropout)
     for size, outputs in ((64, 64),) if tiny else LAYERS:
-        made[f"linear {tokens}x{size}→{outputs}"] = lambda size=size, outputs=outputs: linear(tokens, size, outputs)
+        made[f"linear {tokens}x{size}→{outputs}"] = partial(linear, tokens, size, outputs)
     for classes in VOCABULARIES:
-        made[f"vocabulary of {classes}"] = lambda classes=classes: linear(16 if tiny else 4864, 768, classes)
+        made[f"vocabulary of {classes}"] = partial(linear, 16 if tiny else 4864, 768, classes)
     return made
 
 

@@ -128,11 +128,11 @@ def pretraining(parts: Parts, arguments: RunArguments, run: Path, seconds: float
     """The reference run: a schedule by time, so that the learning rate is 0 when the time is over."""
     # 30 seconds: Python's start, and the last evaluation, checkpoint and picture.
     minutes = max(0.2, (min(seconds, parts.left - PACKING_UP) - 30) / 60)
-    tiny = ("--num_hidden_layers", "1", "--hidden_size", "32", "--num_attention_heads", "2", "--batch_size", "16")
-    tiny += ("--micro_batch_size", "16", "--eval_rows", "64")
-    options = ("--config", arguments.settings, "--corpus", arguments.corpus, "--tokenizer", arguments.tokenizer)
-    options += ("--schedule", "time", "--max_time", f"{minutes:.2f}", "--output_dir", str(run))
-    options += tiny if arguments.rehearse else ()
+    tiny = ["--num_hidden_layers", "1", "--hidden_size", "32", "--num_attention_heads", "2", "--batch_size", "16"]
+    tiny += ["--micro_batch_size", "16", "--eval_rows", "64"]
+    options = ["--config", arguments.settings, "--corpus", arguments.corpus, "--tokenizer", arguments.tokenizer]
+    options += ["--schedule", "time", "--max_time", f"{minutes:.2f}", "--output_dir", str(run)]
+    options += tiny if arguments.rehearse else []
     return parts.run("pretraining", seconds, "recipes/pretrain.py", *options)
 
 
@@ -170,23 +170,17 @@ def main() -> None:
     parts.run("tests", arguments.tests, *tests)
     micro = ("benchmarks/gpu_micro.py", "--output", str(output / "micro.json"))
     parts.run("micro", arguments.micro, *micro, "--seconds", f"{max(1, arguments.micro - 8):.0f}", *tiny)
-    matrix = ("benchmarks/gpu_matrix.py", "--output", str(output / "matrix.jsonl"), "--only", arguments.only)
-    matrix += ("--profile", str(output / "profile.txt"), "--seconds", f"{max(1, arguments.matrix - 15):.0f}")
+    matrix = ["benchmarks/gpu_matrix.py", "--output", str(output / "matrix.jsonl"), "--only", arguments.only]
+    matrix += ["--profile", str(output / "profile.txt"), "--seconds", f"{max(1, arguments.matrix - 15):.0f}"]
     parts.run("matrix", arguments.matrix, *matrix, *tiny)
-    inference = ("--size", "tiny", "--texts", "20") if arguments.rehearse else ("--size", "base", "--texts", "4000")
-    inference = ("benchmarks/inference.py", *inference, "--precision", "bfloat16", "--pairs", "3")
+    workload = ("--size", "tiny", "--texts", "20") if arguments.rehearse else ("--size", "base", "--texts", "4000")
+    inference = ("benchmarks/inference.py", *workload, "--precision", "bfloat16", "--pairs", "3")
     parts.run("inference", arguments.inference, *inference, BENCHMARK_RESULTS=str(output / "inference.json"))
     run = output.parent / f"{output.name}-reference"
     if arguments.corpus and pretraining(parts, arguments, run, parts.left - arguments.finetuning):
-        options = ("--task", arguments.task, "--data_dir", arguments.data_dir, "--model", str(run / "model"))
-        options += (
-            "--output_dir",
-            str(run / "finetuning"),
-            "--cache_dir",
-            str(run / "features"),
-            "--trackers",
-            "none",
-        )
+        options = ["--task", arguments.task, "--data_dir", arguments.data_dir, "--model", str(run / "model")]
+        options += ["--output_dir", str(run / "finetuning"), "--cache_dir", str(run / "features")]
+        options += ["--trackers", "none"]
         if arguments.finetuning:
             parts.run("finetuning", arguments.finetuning, "recipes/finetune.py", *options)
     if run.is_dir():

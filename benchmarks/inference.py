@@ -11,6 +11,7 @@ mean pooling, tokenization included. Useful FLOP/s count real tokens alone.
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,7 @@ def make_texts(count: int, mean_tokens: int) -> list[str]:
 def make_models(size: str) -> tuple[HFBertModel, BertModel]:
     """Ours and stock's with the same random weights."""
     if size == "minilm":
-        shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-        config = HFBertConfig(**shape)
+        config = HFBertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     else:
         config = HFBertConfig.from_size(size)
     torch.manual_seed(0)
@@ -144,7 +144,8 @@ def main() -> None:
     texts = make_texts(arguments.texts, arguments.mean_tokens)
     words = [f"w{number}" for number in range(len(SPECIAL_TOKENS), VOCAB_SIZE)]
     tokenizer = bert_tokenizer({token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}, lowercase=True)
-    ours, stock = (model.to(device) for model in make_models(arguments.size))
+    models: Any = make_models(arguments.size)  # their `to` is decorated, which hides the signature
+    ours, stock = (model.to(device) for model in models)
     model = inference_copy(ours, dtype)
 
     def encoded() -> np.ndarray:
@@ -158,16 +159,18 @@ def main() -> None:
     peak, _ = peak_flops(device, dtype)
     workload = f"{arguments.size}, {arguments.texts} texts of {arguments.mean_tokens} tokens, {arguments.precision}"
     with tempfile.TemporaryDirectory() as directory:
-        others = {"sentence-transformers": sentence_transformer(stock, tokenizer, Path(directory), dtype)}
+        others: dict[str, Callable[[list[str]], np.ndarray] | None] = {
+            "padded BertModel": partial(padded_in_order, stock, tokenizer),
+            "sentence-transformers": sentence_transformer(stock, tokenizer, Path(directory), dtype),
+        }
         if dtype == torch.float32 and device.type == "cpu":
             others["ONNX Runtime"] = onnx_runtime(ours, tokenizer, Path(directory))
         stock.to(dtype)
-        others = {"padded BertModel": lambda texts: padded_in_order(stock, tokenizer, texts)} | others
         for other, theirs in others.items():
             if theirs is None:
                 continue
             difference = float(np.abs(encoded() - theirs(texts)).max())
-            result = compare(encoded, lambda theirs=theirs: theirs(texts), arguments.pairs, warmup=1)
+            result = compare(encoded, partial(theirs, texts), arguments.pairs, warmup=1)
             result |= {
                 "texts_per_second": len(texts) / result["ours_seconds"],
                 "useful_gflops": flops / result["ours_seconds"] / 1e9,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from harness import compare, memory_as_usual, peak_memory_above, record
 from torch import nn
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForPreTraining, PreTrainedModel
 
 from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.model.attention import fastest_attention
@@ -121,16 +121,20 @@ def uses_onednn(arguments: BenchmarkArguments) -> bool:
     return onednn_is_faster() if arguments.onednn == "auto" else arguments.onednn == "true"
 
 
-def build(arguments: BenchmarkArguments, side: str, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+def build(
+    arguments: BenchmarkArguments, side: str, device: torch.device
+) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
     """The model and optimizer of "ours" or of "stock"."""
     dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
     config = HFBertConfig.from_size(arguments.size, vocab_size=arguments.vocab_size, **dropout)
     if side == "stock":
         names = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
         stock_config = BertConfig(**{name: value for name, value in config.to_dict().items() if name in names})
-        stock = BertForPreTraining(stock_config).to(device)
+        stock: Any = BertForPreTraining(stock_config)  # its `to` is decorated, which hides the signature
+        stock.to(device)
         return stock, torch.optim.AdamW(stock.parameters(), lr=1e-4)
-    ours = HFBertForPreTraining(config).to(device)
+    ours: Any = HFBertForPreTraining(config)
+    ours.to(device)
     if device.type == "cuda" and arguments.precision == "bfloat16":
         train_on_gpu(ours)
     if arguments.compile == "layers":

@@ -206,12 +206,13 @@ def network_table(configs: dict[str, HFBertConfig]) -> str:
 def corpus_seconds(megabytes: float, processes: int) -> dict[str, float]:
     """Return the seconds of each stage of building a corpus."""
     m = MEASURED
+    shard = shard_size(int(megabytes * 1e6)) / 1e6
     return {
         # A process takes whole units and whole shards: the last round may leave some without any.
         "index": rounds(megabytes, PART_BYTES / 1e6, processes) / m.index,
         "plan": megabytes * 1e6 / ASSUMED.document_bytes / m.plan,
-        "write": rounds(megabytes, shard_size(megabytes * 1e6) / 1e6, processes) / m.write,
-        "complete": min(megabytes, DESCRIBED_SHARDS * shard_size(megabytes * 1e6) / 1e6) / m.complete,
+        "write": rounds(megabytes, shard, processes) / m.write,
+        "complete": min(megabytes, DESCRIBED_SHARDS * shard) / m.complete,
     }
 
 

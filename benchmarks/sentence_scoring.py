@@ -11,6 +11,7 @@ need, most of the last layer, and batches too small for the device. So a small m
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def main() -> None:
 
     for name, copies in (("token by token", 1), ("sentence by sentence", 10**6)):
         difference = float(np.abs(batched() - loop(copies)).max())
-        result = compare(batched, lambda copies=copies: loop(copies), arguments.pairs, warmup=1)
+        result = compare(batched, partial(loop, copies), arguments.pairs, warmup=1)
         result |= {"sentences_per_second": arguments.sentences / result["ours_seconds"]}
         result |= {"largest_difference": difference}
         record(f"sentence scoring, {arguments.size}, {arguments.sentences} sentences, float32, against {name}", result)

@@ -32,6 +32,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +258,13 @@ class Experiment:
     def jobs(self) -> list[Job]:
         """List all runs: pretraining, then the choice of learning rates, then the reported runs."""
         first: dict[Path, Job] = {}
-        choices, reported = [], {}
+        choices: list[Job] = []
+        reported: dict[Path, Job] = {}
         for arm in self.table.arms:
             for seed in self.budget.seeds:
                 where = pretraining_directory(self.root, arm, seed)
                 source = self.table.arm(arm.pretrained_as or arm.name)
-                first.setdefault(where, Job(where, (), lambda a=source, s=seed: self.run_pretraining(a, s)))
+                first.setdefault(where, Job(where, (), partial(self.run_pretraining, source, seed)))
             for column in self.columns:
                 rates = [] if combination_of(arm, column) else self.rate_jobs(arm, column.task)
                 choices += [job for job in rates if job.directory not in {other.directory for other in choices}]
@@ -272,8 +274,7 @@ class Experiment:
                         pretraining_directory(self.root, arm, seed),
                         *(job.directory for job in rates),
                     )
-                    run = lambda a=arm, c=column, s=seed, r=rates: self.run_task(a, c, s, r)  # noqa: E731
-                    reported.setdefault(where, Job(where, needs, run))
+                    reported.setdefault(where, Job(where, needs, partial(self.run_task, arm, column, seed, rates)))
         return [*first.values(), *choices, *reported.values()]
 
     def rate_jobs(self, arm: Arm, task: str) -> list[Job]:
@@ -283,14 +284,11 @@ class Experiment:
             return []
         root = self.root / arm.name / "rates"
         needs = (pretraining_directory(self.root, arm, seed),)
-        return [
-            Job(
-                root / f"{task}-lr{rate:g}",
-                needs,
-                lambda r=rate, w=root / f"{task}-lr{rate:g}": self.run_finetuning(arm, task, SELECTION_SEED, r, w),
-            )
-            for rate in rates
-        ]
+        jobs = []
+        for rate in rates:
+            where = root / f"{task}-lr{rate:g}"
+            jobs.append(Job(where, needs, partial(self.run_finetuning, arm, task, SELECTION_SEED, rate, where)))
+        return jobs
 
     def run_pretraining(self, arm: Arm, seed: int) -> dict[str, Any] | None:
         """Pretrain, and score token counts on the same held-out predictions."""
@@ -380,8 +378,8 @@ class Experiment:
         if run_features(arguments, data, encoder, combination, seed, end_training=False) is None:
             return None
         run = directory / "run" / f"{combination}-seed{seed}"
-        tagger = FeatureTagger.from_pretrained(run / "model").to(best_device())
-        predictions = predict_tags(tagger, data, "validation")
+        tagger: Any = FeatureTagger.from_pretrained(run / "model")  # its `to` is decorated, which hides the signature
+        predictions = predict_tags(tagger.to(best_device()), data, "validation")
         columns = self.column_results(column.task, data, predictions, directory)
         shutil.rmtree(directory / "run" / "cache", ignore_errors=True)
         return {"learning_rate": arguments.learning_rate, "columns": columns, "combination": combination}

@@ -159,7 +159,8 @@ def report(root: Path, arguments: CompareArguments, data: dict[str, TaskData]) -
             rows = np.stack([np.load(directory / "rows.npy") for directory in directories])
             scores[task, model] = ExampleScores(rows, trials[0]["function"])
             values = [scale * trial["score"] for trial in trials]
-            entry = {"task": task, "model": model, "metric": own.task.metric_label(own.task.main_metric)}
+            metric = own.task.metric_label(own.task.main_metric)
+            entry: dict[str, Any] = {"task": task, "model": model, "metric": metric}
             entry |= {"scores": values, "mean": statistics.fmean(values), "std": statistics.stdev(values)}
             entry["degenerate"] = sum(trial["degenerate"] for trial in trials)
             if model != first:

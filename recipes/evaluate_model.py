@@ -31,6 +31,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
+from transformers import PreTrainedModel
 
 from hfbert_scratch.evaluation import (
     TaskData,
@@ -130,7 +131,7 @@ def main() -> None:
     check_fits(model, tokenizer, settings.max_seq_length)
     if arguments.model_classes:
         name_classes(model, arguments.model_classes)
-    labels = model.config.id2label
+    labels: Any = model.config.id2label
     data = TaskData(task, arguments, tokenizer, settings, [labels[number] for number in sorted(labels)])
     accelerator = create_accelerator(arguments.precision)
     set_attention(model, accelerator)
@@ -139,7 +140,7 @@ def main() -> None:
     accelerator.end_training()
 
 
-def name_classes(model: nn.Module, names: list[str]) -> None:
+def name_classes(model: PreTrainedModel, names: list[str]) -> None:
     """Name the outputs of the model; raise InputError unless every output gets a name of its own."""
     outputs = model.config.num_labels
     if len(set(names)) != outputs or len(names) != outputs:
@@ -147,7 +148,7 @@ def name_classes(model: nn.Module, names: list[str]) -> None:
     model.config.id2label = dict(enumerate(names))
 
 
-def set_attention(model: nn.Module, accelerator: Accelerator) -> None:
+def set_attention(model: PreTrainedModel, accelerator: Accelerator) -> None:
     """Select the attention that is fastest without gradients."""
     model.set_attn_implementation(fastest_attention(model, accelerator.device, compute_dtype(accelerator), 0.0))
 

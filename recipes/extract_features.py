@@ -121,7 +121,7 @@ def main() -> None:
     device = best_device()
     model = load_encoder(arguments.model, device)
     model_hash = weights_hash(model)
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model=arguments.model)
+    tokenizer: Any = load_tokenizer(arguments.tokenizer or arguments.model, model=arguments.model)
     precision = fastest_precision(device) if arguments.precision == "auto" else arguments.precision
     model = inference_copy(model, getattr(torch, precision))
     pooling = None if arguments.pooling == "none" else arguments.pooling

@@ -96,8 +96,8 @@ def look(arguments: InspectArguments) -> Inspection:
     rows: dict[str, Any] = {"split": arguments.split, "first": arguments.row, "count": arguments.rows, "paint": paint}
     if arguments.what == "corpus":
         return inspect_corpus(corpus, tokenizer, **rows)
-    length = {"max_seq_length": arguments.max_seq_length, "epoch": arguments.epoch}
-    return inspect_batch(corpus, tokenizer, arguments, **length, **rows)
+    rows |= {"max_seq_length": arguments.max_seq_length, "epoch": arguments.epoch}
+    return inspect_batch(corpus, tokenizer, arguments, **rows)
 
 
 if __name__ == "__main__":

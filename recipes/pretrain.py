@@ -25,6 +25,7 @@ record.json then says "stopped" or nothing new.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,7 +160,7 @@ def pretrain(
             local_micro_batches(run.accelerator, phase.batch_size, phase.micro_batch_size)
     counts = [count.strip() for count in arguments.checkpoint_words.split(",") if count.strip()]
     revisions = {step: f"chck_{count}" for step, count in steps_of_words(counts, phases, mixture, tokenizer).items()}
-    model = build_model(arguments, tokenizer, run.print)
+    model: Any = build_model(arguments, tokenizer, run.print)
     forward = loss_without_logits
     if arguments.next_sentence_weight != 1:
         forward = weigh_next_sentence(model, arguments.next_sentence_weight)
@@ -265,7 +266,7 @@ def fit_micro_batches(
             run,
             model,
             phase.batch_size,
-            lambda size, length=phase.max_seq_length: full_length_inputs(run, arguments, tokenizer, length, size),
+            partial(full_length_inputs, run, arguments, tokenizer, phase.max_seq_length),
             forward,
             lambda: evaluation(model, batches=1),
             f"sequences of {phase.max_seq_length} tokens",
@@ -285,7 +286,7 @@ def record(
     revisions: dict[int, str],
 ) -> None:
     """Write record.json, and list the run's files."""
-    results = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
+    results: dict[str, Any] = next((entry for entry in reversed(run.history) if "eval_masked_lm_loss" in entry), {})
     before = next((entry for entry in run.history if "also_masked_lm_loss" in entry), None)
     if before is not None:  # both texts, before the first step
         results = results | {"before": {name: value for name, value in before.items() if name.endswith("_loss")}}

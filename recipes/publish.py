@@ -65,7 +65,7 @@ def main() -> None:
     if arguments.space is not None:
         print(f"the Space in {arguments.space}:")
         show_files(Path(arguments.space), build_space(run, arguments, arguments.space))
-    if not arguments.push:
+    if arguments.repo_id is None or not arguments.push:
         print(f"{target}: {len(files)} files; nothing was uploaded (--push does)")
         return
     print(push(target, arguments.repo_id, arguments.private))

@@ -155,7 +155,7 @@ def estimate_sweep(
     """
     rows = len(data.features("train", training=True))
     timed: dict[int, Estimate] = {}
-    estimates = []
+    estimates: list[Estimate] = []
     for trial in trials:
         changes = trial | ({} if arguments.keep_checkpoints else {"eval_every": NEVER, "save_every": NEVER})
         own, size = arguments.of_one_run(changes), trial["batch_size"]

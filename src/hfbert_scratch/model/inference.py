@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,10 @@ from .attention import choose_attention
 from .onednn import PackedLinear, has_onednn, is_unchanged
 
 
-def inference_copy(encoder: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def inference_copy(encoder: Model, dtype: torch.dtype | None = None) -> Model:
     """Copy an encoder for inference: in eval mode, in `dtype` and with the fastest attention for it.
 
     On a CPU the copy's linear layers are packed. Parameters that keep their type are shared. (Under autocast every
