@@ -50,9 +50,9 @@ class CorpusArguments(BuildArguments):
     )
     num_tasks: int = argument(
         _from_environment(1, "WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT"),
-        help="such commands, on any hosts, that build together",
+        help="number of `hfbert corpus` commands, on any hosts, that share this build",
     )
-    task: int = argument(_from_environment(0, "RANK", "SLURM_ARRAY_TASK_ID"), help="number of this one, from 0")
+    task: int = argument(_from_environment(0, "RANK", "SLURM_ARRAY_TASK_ID"), help="this command's number, from 0")
     executor: str | None = argument(
         None, help="let datatrove run num_tasks tasks: on this machine, by Slurm or by Ray", choices=EXECUTORS
     )

@@ -63,7 +63,7 @@ class FeatureBasedArguments(DataArguments):
         choices=tuple(COMBINATIONS),
     )
     seeds: list[int] = argument([0], help="a restart for each; the paper averages 5")
-    cache_dir: str | None = argument(None, help="of the frozen features; default: output_dir/cache")
+    cache_dir: str | None = argument(None, help="directory for the frozen features; default: output_dir/cache")
     encoder_precision: str = argument("float32", help="of the frozen encoder", choices=("float32", "bfloat16"))
     max_seq_length: int = argument(128, help="tokens of a sentence; 512 with document context")
     document_context: bool = argument(False, help="fill up every sentence with its document, as the paper does")
