@@ -7,7 +7,7 @@
     hfbert corpus --text data/*.txt --tokenizer runs/tokenizer --num_proc 8 \\
         --output_dir runs/corpus
 
-reads the same sources as `hfbert tokenizer` and leaves a directory that `datasets.load_from_disk` opens, with
+Reads the same sources as `hfbert tokenizer` and leaves a directory that `datasets.load_from_disk` opens, with
 manifest.json beside the splits: its content, and the results of a model that only knows token frequencies.
 The same command continues an interrupted build. On several hosts with a shared file system, run it on each, with
 --num_tasks and --task, or under a launcher that sets WORLD_SIZE and RANK. A cluster runs the three stages one after

@@ -7,7 +7,7 @@
     hfbert compare runs/base/model bert-base-uncased roberta-base \\
         --tasks mrpc conll2003 --data_dir data --output_dir runs/comparison
 
-writes into output_dir: compare.json, compare.md and compare.png (mean and standard deviation over the seeds for each
+Writes into output_dir: compare.json, compare.md and compare.png (mean and standard deviation over the seeds for each
 model and task, and the paired difference of every model from the first with a 95 % interval over seeds and examples,
 as MultiBERTs': Sellam et al. 2021), and trials/. Every model gets the same hyperparameters, order of examples and
 seeds; it is scored at its last step. --data_dir holds the files of one task, or a directory for each. Killed at any

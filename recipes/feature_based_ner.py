@@ -7,7 +7,7 @@
     hfbert ner-features --model runs/pretrain/model --data_dir data/conll2003 \\
         --seeds 0 1 2 3 4 --output_dir runs/feature_based
 
-writes one run per combination and seed into output_dir (model/, predictions/, results.json, log.jsonl), and a table
+Writes one run per combination and seed into output_dir (model/, predictions/, results.json, log.jsonl), and a table
 beside the paper's figures, results.json. The encoder encodes every sentence once; its layers are kept in cache_dir,
 which takes 2·(layers + 1)·hidden_size bytes a word (BERT-BASE, CoNLL-2003: 6 GB) and can be deleted afterwards. Killed
 at any moment, the same command continues.

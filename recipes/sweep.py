@@ -8,7 +8,7 @@
         --output_dir runs/rte-sweep
     hfbert sweep --num_processes 8 --task mrpc --model … --output_dir …
 
-writes into output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
+Writes into output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
 setting; trials that learnt only the most frequent answer are marked), sweep.png, and trials/<name>/. A trial is scored
 at its last step. Under a launcher every process runs trials of its own, each on its own GPU where there are GPUs.
 Killed at any moment, the same command goes on with the unfinished trials; one that was running starts again
