@@ -2,14 +2,14 @@
 # requires-python = ">=3.11"
 # dependencies = ["hfbert-scratch==0.1.0"]
 # ///
-"""Write pretraining data as google-research/bert does: every pair and mask fixed, the corpus copied `dupe_factor` times.
+"""Write pretraining data as google-research/bert does: every pair and mask fixed, the corpus read `dupe_factor` times.
 
     hfbert pretraining-data --corpus runs/corpus --tokenizer runs/tokenizer \\
         --output_dir runs/static
 
 Leaves a directory that `datasets.load_from_disk` opens, with the columns any BertForPreTraining takes, for other
-training loops (transformers' Trainer with its default collator, for one). `hfbert pretrain` does not need
-it: it samples the same instances from the corpus while training, from a few bytes per token for any number of epochs.
+training loops (transformers' Trainer with its default collator, for one). `hfbert pretrain` does not need it: it
+samples the same instances from the corpus while training, from a few bytes per token for any number of epochs.
 
 Supports: the masking and pair options of hfbert pretrain. Does not support: resuming.
 """

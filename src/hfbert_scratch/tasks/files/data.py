@@ -33,7 +33,9 @@ class DataArguments:
     data_dir: str | None = argument(
         None, help="directory with the splits as files (train.jsonl, dev.tsv, train-v1.1.json, eng.testa…)"
     )
-    train_file: str | None = argument(None, help="training data: jsonl, parquet, csv, tsv or the task's original format")
+    train_file: str | None = argument(
+        None, help="training data, as jsonl, parquet, csv, tsv or the task's original format"
+    )
     validation_file: str | None = argument(None, help="validation data, in any of these formats")
     test_file: str | None = argument(None, help="data to predict, in any of these formats; labels are optional")
     dataset: str | None = argument(None, help="another data set of the Hub, NAME[@REVISION][:CONFIGURATION]")
