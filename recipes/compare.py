@@ -70,8 +70,8 @@ class CompareArguments(FinetuningArguments):
     price: float | None = argument(None, refused=_NO_ESTIMATE)
     early_stopping: int = argument(0, refused=_LAST_STEP)
     metric_for_best: str | None = argument(None, refused=_LAST_STEP)
-    eval_every: int | None = argument(None, refused=_LAST_STEP)  # type: ignore
-    save_every: int | None = argument(None, refused=_NO_CHECKPOINTS)  # type: ignore
+    eval_every: int | None = argument(None, refused=_LAST_STEP)
+    save_every: int | None = argument(None, refused=_NO_CHECKPOINTS)
     keep_checkpoints: int = argument(1, refused=_NO_CHECKPOINTS)
 
     def __post_init__(self) -> None:

@@ -61,10 +61,10 @@ class SweepArguments(FinetuningArguments):
     epoch_counts: list[float] = argument([], help="default: the task's grid")
     seeds: list[int] = argument([0, 1, 2, 3, 4], help="one trial each for every setting")
     keep_checkpoints: int = argument(0, help="1: a trial that was killed continues; needs the disk space")
-    eval_every: int | None = argument(  # type: ignore
+    eval_every: int | None = argument(
         None, help="with --keep_checkpoints 1: steps between evaluations; default: an epoch's"
     )
-    save_every: int | None = argument(  # type: ignore
+    save_every: int | None = argument(
         None, help="with --keep_checkpoints 1: steps between checkpoints; default: eval_every"
     )
     trackers: list[str] = argument([], help="accelerate's trackers for every trial: tensorboard, wandb, trackio…")
