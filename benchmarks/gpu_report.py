@@ -82,7 +82,7 @@ def add(folder: Path) -> None:
 
 
 def table() -> str:
-    """Return the table in Markdown: a line for each card and shape, stock beside the fastest of our ways."""
+    """Return the table in Markdown: a line for each card and shape, stock beside our fastest configuration."""
     rows = []
     for card, known in sorted(read_json(RESULTS, "GPU figures").items()):
         cases = {tuple(case.split(maxsplit=3)): value for case, value in known.items() if "tokens_per_second" in value}
@@ -98,7 +98,7 @@ def table() -> str:
                 f"| {f'{rate / stock:.2f}' if stock else ''} | {f'{100 * rate / goal:.0f} %' if goal else ''} "
                 f"| {ours['date']} |"
             )
-    head = "| card | step | our ways | real tokens/s | MFU | stock's tokens/s | ratio | of the goal | date |"
+    head = "| card | step | configuration | real tokens/s | MFU | stock's tokens/s | ratio | of the goal | date |"
     return "\n".join([head, "| --- " * 9 + "|", *rows]) + "\n"
 
 

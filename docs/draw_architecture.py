@@ -3,7 +3,7 @@
     python docs/draw_architecture.py            # write the picture
     python docs/draw_architecture.py --check    # exit code 1 if the picture is not the code's any more
 
-A box is a folder, or a module of the top folder; it stands one floor above the highest box it imports. An arrow is an
+A box is a folder, or a module of the top folder; it stands one layer above the highest box it imports. An arrow is an
 import, thicker for more of them.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "hfbert_scratch"
 PICTURE = Path(__file__).parent / "architecture.svg"
-BOX_WIDTH, BOX_HEIGHT, COLUMN, FLOOR = 150, 46, 182, 112
+BOX_WIDTH, BOX_HEIGHT, COLUMN, ROW = 150, 46, 182, 112
 
 
-def room_of(module: tuple[str, ...]) -> str:
+def folder_of(module: tuple[str, ...]) -> str:
     """Return the folder a module lies in, or the module itself in the top folder."""
     return module[0] if module else "__init__"
 
@@ -42,50 +42,52 @@ def imported_modules(path: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def imports_between_rooms() -> Counter[tuple[str, str]]:
-    """Count the import statements from one room to another."""
+def imports_between_folders() -> Counter[tuple[str, str]]:
+    """Count the import statements from one folder or top module to another."""
     arrows: Counter[tuple[str, str]] = Counter()
     for path in sorted(PACKAGE.rglob("*.py")):
-        own = room_of(path.relative_to(PACKAGE).with_suffix("").parts)
+        own = folder_of(path.relative_to(PACKAGE).with_suffix("").parts)
         for module in imported_modules(path):
-            if room_of(module) != own:
-                arrows[own, room_of(module)] += 1
+            if folder_of(module) != own:
+                arrows[own, folder_of(module)] += 1
     return arrows
 
 
-def floors(arrows: Counter[tuple[str, str]]) -> dict[str, int]:
-    """Return each room's floor: 0 for one that imports no other. Raises ValueError for a circle."""
+def layers(arrows: Counter[tuple[str, str]]) -> dict[str, int]:
+    """Return each folder's layer: 0 for one that imports no other. Raises ValueError for a circle."""
     below: dict[str, set[str]] = {}
     for own, other in arrows:
         below.setdefault(own, set()).add(other)
         below.setdefault(other, set())
     found: dict[str, int] = {}
     while len(found) < len(below):
-        ready = [room for room, others in below.items() if room not in found and others <= found.keys()]
+        ready = [folder for folder, others in below.items() if folder not in found and others <= found.keys()]
         if not ready:
             raise ValueError(f"these import each other: {', '.join(sorted(below.keys() - found.keys()))}")
-        found |= {room: 1 + max((found[other] for other in below[room]), default=-1) for room in ready}
+        found |= {folder: 1 + max((found[other] for other in below[folder]), default=-1) for folder in ready}
     return found
 
 
-def modules_in(room: str) -> int:
-    """Return how many modules a room has."""
-    folder = PACKAGE / room
-    return len([path for path in folder.rglob("*.py") if path.name != "__init__.py"]) if folder.is_dir() else 1
+def modules_in(folder: str) -> int:
+    """Return how many modules a folder has, or 1 for a top module."""
+    directory = PACKAGE / folder
+    return len([path for path in directory.rglob("*.py") if path.name != "__init__.py"]) if directory.is_dir() else 1
 
 
 def draw() -> str:
     """Return the picture as SVG."""
-    arrows = imports_between_rooms()
-    level = floors(arrows)
-    rows = [sorted(room for room in level if level[room] == floor) for floor in range(max(level.values()) + 1)]
+    arrows = imports_between_folders()
+    layer_of = layers(arrows)
+    rows = [
+        sorted(name for name in layer_of if layer_of[name] == layer) for layer in range(max(layer_of.values()) + 1)
+    ]
     width = COLUMN * max(map(len, rows)) + 30
-    height = FLOOR * len(rows) + 20
+    height = ROW * len(rows) + 20
     middle = {}
-    for floor, rooms in enumerate(rows):
-        left = (width - COLUMN * len(rooms)) / 2
-        for column, room in enumerate(rooms):
-            middle[room] = (left + COLUMN * (column + 0.5), height - FLOOR * (floor + 0.5) - 10)
+    for layer, folders in enumerate(rows):
+        left = (width - COLUMN * len(folders)) / 2
+        for column, folder in enumerate(folders):
+            middle[folder] = (left + COLUMN * (column + 0.5), height - ROW * (layer + 0.5) - 10)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
@@ -101,10 +103,10 @@ def draw() -> str:
             f'fill="none" stroke="#789" stroke-opacity="0.55" stroke-width="{min(4.0, 0.8 + count / 8):.1f}" '
             'marker-end="url(#tip)"/>'
         )
-    for room, (x, y) in sorted(middle.items()):
-        is_folder = (PACKAGE / room).is_dir()
-        count = modules_in(room)
-        name = f"{room}/" if is_folder else f"{room}.py"
+    for folder, (x, y) in sorted(middle.items()):
+        is_folder = (PACKAGE / folder).is_dir()
+        count = modules_in(folder)
+        name = f"{folder}/" if is_folder else f"{folder}.py"
         note = f"{count} modules" if is_folder else ""
         parts.append(
             f'<rect x="{x - BOX_WIDTH / 2:.0f}" y="{y - BOX_HEIGHT / 2:.0f}" width="{BOX_WIDTH}" '
@@ -123,8 +125,8 @@ def main() -> None:
             sys.exit(f"{PICTURE.relative_to(ROOT)} is not the code's any more; run python docs/draw_architecture.py")
         return
     PICTURE.write_text(picture, encoding="utf-8")
-    arrows = imports_between_rooms()
-    print(f"{len(floors(arrows))} rooms, {len(arrows)} arrows, {1 + max(floors(arrows).values())} floors")
+    arrows = imports_between_folders()
+    print(f"{len(layers(arrows))} folders, {len(arrows)} arrows, {1 + max(layers(arrows).values())} layers")
 
 
 if __name__ == "__main__":

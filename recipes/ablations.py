@@ -8,7 +8,7 @@
         --tokenizer runs/tokenizer --data_dir data --output_dir runs/table5
     hfbert ablations --num_processes 8 --table 8 --budget gpu …
 
-pretrains every arm of the table from every seed, chooses its learning rates on a seed that is not reported, trains it
+Pretrains every arm of the table from every seed, chooses its learning rates on a seed that is not reported, trains it
 on the tasks, and compares: paired differences with 95 % intervals over seeds and examples, the paper's beside them,
 and a verdict, decided or undecided. Leaves in output_dir: results.json, results.md, differences.png, scores.png, and
 a directory for each arm and seed. Arms share their seeds' initial weights, documents, masks, dropout and fine-tuning

@@ -7,7 +7,7 @@
     hfbert corpus --text data/*.txt --tokenizer runs/tokenizer --num_proc 8 \\
         --output_dir runs/corpus
 
-reads the same sources as `hfbert tokenizer` and leaves a directory that `datasets.load_from_disk` opens, with
+Reads the same sources as `hfbert tokenizer` and leaves a directory that `datasets.load_from_disk` opens, with
 manifest.json beside the splits: its content, and the results of a model that only knows token frequencies.
 The same command continues an interrupted build. On several hosts with a shared file system, run it on each, with
 --num_tasks and --task, or under a launcher that sets WORLD_SIZE and RANK. A cluster runs the three stages one after
@@ -50,9 +50,9 @@ class CorpusArguments(BuildArguments):
     )
     num_tasks: int = argument(
         _from_environment(1, "WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT"),
-        help="such commands, on any hosts, that build together",
+        help="number of `hfbert corpus` commands, on any hosts, that share this build",
     )
-    task: int = argument(_from_environment(0, "RANK", "SLURM_ARRAY_TASK_ID"), help="number of this one, from 0")
+    task: int = argument(_from_environment(0, "RANK", "SLURM_ARRAY_TASK_ID"), help="this command's number, from 0")
     executor: str | None = argument(
         None, help="let datatrove run num_tasks tasks: on this machine, by Slurm or by Ray", choices=EXECUTORS
     )

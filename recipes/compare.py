@@ -7,7 +7,7 @@
     hfbert compare runs/base/model bert-base-uncased roberta-base \\
         --tasks mrpc conll2003 --data_dir data --output_dir runs/comparison
 
-writes into output_dir: compare.json, compare.md and compare.png (mean and standard deviation over the seeds for each
+Writes into output_dir: compare.json, compare.md and compare.png (mean and standard deviation over the seeds for each
 model and task, and the paired difference of every model from the first with a 95 % interval over seeds and examples,
 as MultiBERTs': Sellam et al. 2021), and trials/. Every model gets the same hyperparameters, order of examples and
 seeds; it is scored at its last step. --data_dir holds the files of one task, or a directory for each. Killed at any
@@ -47,6 +47,11 @@ from hfbert_scratch.utils.plots import draw_comparison
 # Options that do not change scores.
 FREE = {"output_dir", "log_every", "num_proc", "cache_dir", "process_timeout", "max_time", "eval_batch_size"}
 
+# Why options of hfbert finetune are not taken here.
+_LAST_STEP = "every trial is scored at its last step"
+_NO_CHECKPOINTS = "trials keep no checkpoints; one that was killed starts again"
+_NO_ESTIMATE = "estimate one trial with hfbert finetune --estimate"
+
 
 @dataclass(kw_only=True)
 class CompareArguments(FinetuningArguments):
@@ -57,17 +62,20 @@ class CompareArguments(FinetuningArguments):
     )
     tasks: list[str] = argument(help="one or more of hfbert finetune's")
     seeds: list[int] = argument([0, 1, 2], help="one trial of each model and task for every seed")
-    task: str = argument("", help="leave out: --tasks")
-    model: str = argument("", help="leave out: --models")
     trackers: list[str] = argument([], help="accelerate's trackers for every trial")
+    task: str = argument("", refused="name the tasks with --tasks")
+    model: str = argument("", refused="name the models with --models")
+    seed: int = argument(0, refused="name the seeds of the trials with --seeds")
+    estimate: bool = argument(False, refused=_NO_ESTIMATE)
+    price: float | None = argument(None, refused=_NO_ESTIMATE)
+    early_stopping: int = argument(0, refused=_LAST_STEP)
+    metric_for_best: str | None = argument(None, refused=_LAST_STEP)
+    eval_every: int | None = argument(None, refused=_LAST_STEP)
+    save_every: int | None = argument(None, refused=_NO_CHECKPOINTS)
+    keep_checkpoints: int = argument(1, refused=_NO_CHECKPOINTS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.task or self.model or self.estimate or self.early_stopping or self.metric_for_best:
-            raise InputError(
-                "compare takes --models and --tasks, and scores the last step: leave out task, model, estimate, "
-                "early_stopping and metric_for_best"
-            )
         for name, least in (("models", 2), ("tasks", 1), ("seeds", 2)):
             values = getattr(self, name)
             if len(values) < least or len(set(values)) < len(values):

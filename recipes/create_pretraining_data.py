@@ -2,14 +2,14 @@
 # requires-python = ">=3.11"
 # dependencies = ["hfbert-scratch==0.1.0"]
 # ///
-"""Write pretraining data as the original does: every pair and mask fixed, the corpus copied `dupe_factor` times.
+"""Write pretraining data as google-research/bert does: every pair and mask fixed, the corpus read `dupe_factor` times.
 
     hfbert pretraining-data --corpus runs/corpus --tokenizer runs/tokenizer \\
         --output_dir runs/static
 
-leaves a directory that `datasets.load_from_disk` opens, with the columns any BertForPreTraining takes, for training
-with other people's loops (transformers' Trainer with its default collator, for one). `hfbert pretrain` does not need
-it: it samples the same instances from the corpus while training, from a few bytes per token for any number of epochs.
+Leaves a directory that `datasets.load_from_disk` opens, with the columns any BertForPreTraining takes, for other
+training loops (transformers' Trainer with its default collator, for one). `hfbert pretrain` does not need it: it
+samples the same instances from the corpus while training, from a few bytes per token for any number of epochs.
 
 Supports: the masking and pair options of hfbert pretrain. Does not support: resuming.
 """
@@ -38,7 +38,7 @@ class StaticArguments(PretrainingDataArguments):
     output_dir: str = argument(help="a new directory")
     max_seq_length: int = argument(128, help="tokens in a sequence, special ones included")
     dupe_factor: int = argument(
-        10, help="passes over the corpus, each with fresh pairs and masks (original: 10)", at_least=1
+        10, help="passes over the corpus, each with fresh pairs and masks (10 in google-research/bert)", at_least=1
     )
     # Not an option here: other training loops make the labels of a left-to-right model themselves.
     left_to_right: bool = dataclasses.field(default=False, init=False)

@@ -78,15 +78,15 @@ class EvaluationArguments(DataArguments):
     document_context: bool | None = argument(None, help=f"NER; {_FROM_MODEL} false")
     null_threshold: float | None = argument(
         None,
-        help="SQuAD 2.0: no answer above this lead of the null score; default: 0 on validation, which the model's "
-        "was tuned on, and the model's elsewhere",
+        help="SQuAD 2.0: answer 'no answer' if the null score leads the best span by more than this; default: the "
+        "threshold in task.json, but 0 on validation, where it was tuned",
     )
     batch_size: int = argument(64, help="sequences per forward pass", at_least=1)
     precision: str = argument(
         "auto", help="bfloat16 is autocast; auto: the faster, timed on CPUs", choices=("auto", "float32", "bfloat16")
     )
     num_proc: int = argument(1, help="processes for tokenization")
-    cache_dir: str | None = argument(None, help="of the finished features; default: in the cache of datasets")
+    cache_dir: str | None = argument(None, help="directory for cached features; default: in the cache of datasets")
 
     def __post_init__(self) -> None:
         if (self.question is None) != (self.context is None):

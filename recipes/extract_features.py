@@ -50,10 +50,10 @@ class FeatureArguments:
     text_column: str = argument("text", help="of jsonl and parquet")
     pair_column: str | None = argument(None, help="of jsonl and parquet: the second text of pairs")
     layers: list[int] = argument(
-        [-1, -2, -3, -4], help="0 the embeddings, 1 the first layer…, -1 the last; default: the original's"
+        [-1, -2, -3, -4], help="0 the embeddings, 1 the first layer…, -1 the last; default: the last four"
     )
     pooling: str = argument("none", help="none: a vector per token; mean, max, cls, pooler: one per text")
-    format: str = argument("jsonl", help="jsonl (the original's), npz or parquet")
+    format: str = argument("jsonl", help="jsonl (as google-research/bert's), npz or parquet")
     max_seq_length: int | None = argument(None, help="longer texts are truncated; default: the model's limit")
     precision: str = argument("float32", help="float32, bfloat16, or auto: the faster, timed on CPUs")
     batch_tokens: int | None = argument(

@@ -7,7 +7,7 @@
     hfbert ner-features --model runs/pretrain/model --data_dir data/conll2003 \\
         --seeds 0 1 2 3 4 --output_dir runs/feature_based
 
-writes one run per combination and seed into output_dir (model/, predictions/, results.json, log.jsonl), and a table
+Writes one run per combination and seed into output_dir (model/, predictions/, results.json, log.jsonl), and a table
 beside the paper's figures, results.json. The encoder encodes every sentence once; its layers are kept in cache_dir,
 which takes 2·(layers + 1)·hidden_size bytes a word (BERT-BASE, CoNLL-2003: 6 GB) and can be deleted afterwards. Killed
 at any moment, the same command continues.
@@ -63,7 +63,7 @@ class FeatureBasedArguments(DataArguments):
         choices=tuple(COMBINATIONS),
     )
     seeds: list[int] = argument([0], help="a restart for each; the paper averages 5")
-    cache_dir: str | None = argument(None, help="of the frozen features; default: output_dir/cache")
+    cache_dir: str | None = argument(None, help="directory for the frozen features; default: output_dir/cache")
     encoder_precision: str = argument("float32", help="of the frozen encoder", choices=("float32", "bfloat16"))
     max_seq_length: int = argument(128, help="tokens of a sentence; 512 with document context")
     document_context: bool = argument(False, help="fill up every sentence with its document, as the paper does")

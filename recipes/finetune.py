@@ -9,7 +9,7 @@
         --data_dir data/squad --output_dir runs/squad
     hfbert finetune --num_processes 4 --task all-glue --model … --output_dir …
 
-prints and records a summary of the data, and writes into output_dir: model/ (the step that is best on validation;
+Prints and records a summary of the data, and writes into output_dir: model/ (the step that is best on validation;
 opens with pipeline("text-classification") or the task's Auto class), results.json (scores, also class by class),
 predictions/, curves.png, confusion.png (classes), precision_recall.png (several labels) or threshold.png (SQuAD 2.0),
 record.json, log.jsonl, checkpoints/.

@@ -8,7 +8,7 @@
     hfbert inspect batch runs/corpus --row 5 --rows 2       # instances 5 and 6 of the first epoch, masked
     hfbert inspect tokenizer runs/tokenizer --corpus runs/corpus
 
-prints text, in colour on a terminal. A predicted token is written [before→after]: [cat→[MASK]], [cat→dog] where a
+Prints text, in colour on a terminal. A predicted token is written [before→after]: [cat→[MASK]], [cat→dog] where a
 random token replaces it, [cat→cat] where it stays. --output_dir keeps the figures as inspection.json and the
 histograms as inspection.png.
 

@@ -8,7 +8,7 @@
         --output_dir runs/rte-sweep
     hfbert sweep --num_processes 8 --task mrpc --model … --output_dir …
 
-writes into output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
+Writes into output_dir: sweep.json and sweep.md (mean, median, standard deviation and best over the seeds of every
 setting; trials that learnt only the most frequent answer are marked), sweep.png, and trials/<name>/. A trial is scored
 at its last step. Under a launcher every process runs trials of its own, each on its own GPU where there are GPUs.
 Killed at any moment, the same command goes on with the unfinished trials; one that was running starts again
@@ -48,6 +48,9 @@ GRID = ("learning_rates", "batch_sizes", "epoch_counts", "seeds")
 FREE = {*GRID, "output_dir", "log_every", "keep_checkpoints", "save_every", "eval_every", "num_proc", "cache_dir"}
 FREE |= {"estimate", "price"}
 
+# Why options of hfbert finetune are not taken here.
+_LAST_STEP = "every trial is scored at its last step"
+
 
 @dataclass(kw_only=True)
 class SweepArguments(FinetuningArguments):
@@ -58,7 +61,24 @@ class SweepArguments(FinetuningArguments):
     epoch_counts: list[float] = argument([], help="default: the task's grid")
     seeds: list[int] = argument([0, 1, 2, 3, 4], help="one trial each for every setting")
     keep_checkpoints: int = argument(0, help="1: a trial that was killed continues; needs the disk space")
+    eval_every: int | None = argument(
+        None, help="with --keep_checkpoints 1: steps between evaluations; default: an epoch's"
+    )
+    save_every: int | None = argument(
+        None, help="with --keep_checkpoints 1: steps between checkpoints; default: eval_every"
+    )
     trackers: list[str] = argument([], help="accelerate's trackers for every trial: tensorboard, wandb, trackio…")
+    seed: int = argument(0, refused="name the seeds of the trials with --seeds")
+    early_stopping: int = argument(0, refused=_LAST_STEP)
+    metric_for_best: str | None = argument(None, refused=_LAST_STEP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.keep_checkpoints and (self.eval_every or self.save_every):
+            raise InputError(f"eval_every and save_every go with keep_checkpoints 1: {_LAST_STEP}")
+        for one, grid in zip(("learning_rate", "batch_size", "epochs"), GRID, strict=False):
+            if getattr(self, one) and getattr(self, grid):
+                raise InputError(f"{one} and {grid} are both given; leave one of them out")
 
     def trials(self, task: Task) -> list[dict[str, Any]]:
         """Build the grid, seeds innermost, so that settings are completed one after another."""
@@ -84,8 +104,6 @@ def main() -> None:
     leave_the_launchers_group()
     if arguments.task == "all-glue":
         raise InputError("a sweep is of one task; run one for each of GLUE's")
-    if arguments.early_stopping or arguments.metric_for_best:
-        raise InputError("a sweep scores trials at their last step; leave out early_stopping and metric_for_best")
     data = open_task(arguments)
     print("\n".join(data.describe(list(data.raw))[1]))
     trials = arguments.trials(data.task)

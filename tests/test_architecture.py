@@ -12,8 +12,8 @@ from helpers import TRAVELLING
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "hfbert_scratch"
-# What each room may import besides the rooms below it. Rooms of one floor do not know each other.
-FLOORS = (
+# From the lowest; a folder or top module may import those of lower layers. Those of one layer do not know each other.
+LAYERS = (
     ("utils",),
     ("model", "text", "metrics"),
     ("corpus", "tasks", "training", "lstm"),
@@ -22,7 +22,7 @@ FLOORS = (
     ("ablations",),
     ("cli", "__init__"),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in folders}
 
 sys.path.insert(0, str(ROOT / "docs"))
 import draw_architecture  # noqa: E402
@@ -31,8 +31,8 @@ import draw_architecture  # noqa: E402
 def test_imports_go_one_way():
     wrong = [
         f"{own} imports {other}"
-        for own, other in draw_architecture.imports_between_rooms()
-        if FLOOR[own] <= FLOOR[other]
+        for own, other in draw_architecture.imports_between_folders()
+        if LAYER[own] <= LAYER[other]
     ]
     assert not wrong
 
@@ -58,7 +58,7 @@ def test_nobody_outside_asks_which_task_it_is():
             assert not asks.search(path.read_text(encoding="utf-8")), path
 
 
-@pytest.mark.parametrize("room", sorted(FLOOR))
-def test_a_folder_says_what_it_holds(room):
-    if (PACKAGE / room).is_dir():
-        assert ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+@pytest.mark.parametrize("folder", sorted(LAYER))
+def test_a_folder_says_what_it_holds(folder):
+    if (PACKAGE / folder).is_dir():
+        assert ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8")))

@@ -1,10 +1,11 @@
 #!/bin/bash
 # Several hosts under Slurm, from the repository's root:
 #
-#     sbatch --nodes 2 recipes/accelerate/slurm.sh recipes/pretrain.py --config base … --output_dir runs/base
+#     sbatch --nodes 2 recipes/accelerate/slurm.sh recipes/pretrain.py --config base --micro_batch_size 16 … \
+#         --output_dir runs/base
 #
-# One launcher on each host, one process on each GPU. Ten minutes before the job's limit the run saves and stops
-# (--max_time), and the job goes back into the queue, where the same command continues the run. A process that dies
+# One launcher on each host, one process on each GPU. Ten minutes before the 24 hours below the run saves and stops
+# (--max_time; with another --time, change `minutes` too), and the job goes back into the queue, where the same command continues the run. A process that dies
 # takes the others with it, and the launchers start them all again, up to three times.
 #SBATCH --job-name=hfbert
 #SBATCH --ntasks-per-node=1

@@ -86,9 +86,7 @@ def test_trainer(checkpoint, tmp_path, passed):
     assert all(
         torch.equal(left, right) for left, right in zip(saved.parameters(), whole.model.parameters(), strict=True)
     )
-    passed(
-        VERSION, "Trainer: train, save, resume", f"loss {losses[0]:.2f} → {losses[-1]:.2f}; resumed equal to the bit"
-    )
+    passed(VERSION, "Trainer: train, save, resume", f"loss {losses[0]:.2f} → {losses[-1]:.2f}; resumed bit-identical")
 
 
 PLACES = {

@@ -189,3 +189,26 @@ def test_yaml_defaults_pass_the_same_checks_and_come_back_from_a_saved_file(tmp_
     save_arguments(written, tmp_path / "saved.yaml")
     assert parse_arguments(ChildArguments, ["--config", str(tmp_path / "saved.yaml")]) == written
     assert parse("steps: 7\nmode: auto\nnames: []", "--names", "c").names == ["c"]
+
+
+@dataclass(kw_only=True)
+class NarrowArguments(BaseArguments):
+    share: float = argument(0.5, refused="every step has a half")
+    quick: bool = argument(True, refused="all are quick")
+
+
+def test_an_option_that_a_command_does_not_take_is_hidden_and_refused(capsys, tmp_path):
+    assert not re.search("share|quick", shown(capsys, NarrowArguments))
+    for words in (["--share", "0.5"], ["--share=0.2"]):
+        with pytest.raises(InputError, match="^--share is not an option of this command: every step has a half$"):
+            parse_arguments(NarrowArguments, ["--steps", "5", *words])
+    with pytest.raises(InputError, match="^--quick is not an option of this command"):
+        parse_arguments(NarrowArguments, ["--steps", "5", "--no_quick"])
+    with pytest.raises(InputError, match="unknown argument '--shar'; see --help"):
+        parse_arguments(NarrowArguments, ["--steps", "5", "--shar", "1"])
+    file = tmp_path / "of_another_command.yaml"
+    file.write_text("steps: 5\nshare: 0.5\n")
+    assert parse_arguments(NarrowArguments, ["--config", str(file)]).share == 0.5, "the default changes nothing"
+    file.write_text("steps: 5\nshare: 0.25\n")
+    with pytest.raises(InputError, match="--share is not an option of this command"):
+        parse_arguments(NarrowArguments, ["--config", str(file)])

@@ -55,6 +55,16 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
     bilstm: bool = argument(
         False, help="a new bidirectional LSTM between encoder and head, as in the paper's left-to-right ablation"
     )
+    compile: str = argument(
+        "auto",
+        help="torch.compile: layers (each layer on its own), true (the whole model) or false; auto is false, as most "
+        "fine-tunings end before compiling pays off",
+    )
+    cuda_graphs: str = argument(
+        "auto",
+        help="not for fine-tuning, whose batches have too many shapes to capture: auto is false",
+        choices=("auto", "false"),
+    )
     group_by_length: bool = argument(True, help="put sequences of similar length together: less padding")
     eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
     eval_every: int | None = argument(None, help="steps between evaluations; default: an epoch's", at_least=0)  # type: ignore
@@ -62,7 +72,7 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
     keep_checkpoints: int = argument(1, help="how many of the newest to keep beside the best; 0: write none")
     log_every: int = argument(20, help="steps between log lines")
     num_proc: int = argument(1, help="processes for tokenization")
-    cache_dir: str | None = argument(None, help="of the finished features; default: in the cache of datasets")
+    cache_dir: str | None = argument(None, help="directory for cached features; default: in the cache of datasets")
 
     def __post_init__(self) -> None:
         self._spell_switches()

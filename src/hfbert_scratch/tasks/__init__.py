@@ -38,7 +38,7 @@ TASKS: dict[str, Task] = {}
 
 
 def register_task(task: Task, *, replace: bool = False) -> Task:
-    """Add a task to the table, so that `fine_tune` and the recipes know it by its name.
+    """Add a task to the table, so that `fine_tune` in this process knows it by its name.
 
     Args:
         task: an instance of a shape in this folder, or of your own subclass of `Task`.

@@ -60,8 +60,9 @@ def local_micro_batches(accelerator: Accelerator, batch_size: int, micro_batch_s
     micro_batches, processes = batch_size // micro_batch_size, accelerator.num_processes
     count, rest = divmod(micro_batches, processes)
     if rest:
+        noun = "micro-batch" if micro_batches == 1 else "micro-batches"
         raise InputError(
-            f"{micro_batches} micro-batches (batch_size {batch_size}, micro_batch_size {micro_batch_size}) cannot be "
+            f"{micro_batches} {noun} (batch_size {batch_size}, micro_batch_size {micro_batch_size}) cannot be "
             f"shared by {processes} processes; change one of them"
             + (f": --micro_batch_size {batch_size // processes}, say" if batch_size % processes == 0 else "")
         )

@@ -110,7 +110,8 @@ class Limits:
 def argument(
     default: Any = dataclasses.MISSING,
     *,
-    help: str,
+    help: str = "",
+    refused: str = "",
     group: str | None = None,
     at_least: float | None = None,
     above: float | None = None,
@@ -125,6 +126,8 @@ def argument(
     Args:
         default: The value of an option that is not given. A list is copied.
         help: One line for `--help`, which adds bounds, choices and the default. A percent sign is doubled.
+        refused: Why a command does not take this option of a base class. It is not shown; a command line that has it,
+            or a configuration file with another value than the default, is refused with this reason.
         group: Its heading in `--help`; by default the name of the class that declares it first.
         at_least, above, at_most, below: Bounds, checked by `check_arguments`; None always passes.
         choices: The values there are.
@@ -135,6 +138,7 @@ def argument(
     """
     options["metadata"] = {
         "help": help,
+        "refused": refused,
         "group": group,
         "limits": Limits(at_least, above, at_most, below, tuple(choices)),
         "parse": parse,
@@ -199,11 +203,15 @@ def parse_arguments(
     config, argv = _split_config(argv)
     defaults, empty = ([], []) if config is None else _yaml_as_argv(cls, _find_config(config, configs))
     parser.set_defaults(**{name: [] for name in empty})
-    parser.refuse_unknown(argv)
+    refused = _refused(cls)
+    parser.refuse_words(argv, refused)
     argv = _join_repeated(argv, {f"--{name}" for name, hint in get_type_hints(cls).items() if "list[" in str(hint)})
     parsed, unknown = parser.parse_known_args(defaults + argv)
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0], _field_names(cls), '--')}")
+    for name, reason in refused.items():
+        if getattr(parsed, name) != parser.get_default(name):
+            raise _refusal(name, reason)
     arguments = cls(**{name: getattr(parsed, name) for name in _field_names(cls)})
     check_arguments(arguments)
     return arguments
@@ -221,13 +229,24 @@ class _Parser(HfArgumentParser):
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # without the spelling with hyphens
         raise InputError(f"{message} (see --help)")
 
-    def refuse_unknown(self, argv: list[str]) -> None:
-        """Raise InputError for a word that looks like an option and is none, before anything else is found wrong."""
+    def refuse_words(self, argv: list[str], refused: dict[str, str]) -> None:
+        """Raise InputError for a word that looks like an option and is none here, before anything else is found wrong.
+
+        Args:
+            argv: The words.
+            refused: Options of base classes that this command does not take → the reason.
+        """
         for word in argv:
             spelled = word.partition("=")[0]
-            if re.match(r"--[A-Za-z]", spelled) and spelled not in self._option_string_actions:
-                shown = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
+            if not re.match(r"--[A-Za-z]", spelled):
+                continue
+            action = self._option_string_actions.get(spelled)
+            if action is None:
+                taken = [action for action in self._actions if action.option_strings and action.dest not in refused]
+                shown = [action.option_strings[0].lstrip("-") for action in taken]
                 raise InputError(f"unknown argument {spelled!r}{_suggestion(spelled, shown, '--')}")
+            if action.dest in refused:
+                raise _refusal(action.dest, refused[action.dest])
 
     def format_usage(self) -> str:
         return self._short_usage() + "\n"
@@ -260,7 +279,7 @@ class _Parser(HfArgumentParser):
             option, *negations = group._group_actions[before:]
             option.type = _declared(dtype, field.name, "parse") or option.type
             option.metavar, listed = _metavar(hints[field.name], _declared(dtype, field.name, "limits"), option)
-            option.help = f"{listed}{option.help}"
+            option.help = SUPPRESS if _declared(dtype, field.name, "refused") else f"{listed}{option.help}"
             for action in negations:  # --no_NAME of a switch: accepted, and --NAME false says the same
                 action.help = SUPPRESS
 
@@ -331,6 +350,15 @@ def _metavar(hint: Any, limits: Limits | None, option: Action) -> tuple[str, str
         return (text, "") if len(text) <= 50 else (word, f"{', '.join(choices)}: ")
     words = re.findall(r"int|float|bool|str", str(hint))
     return {"int": "N", "float": "X", "bool": "true|false"}.get(words[0], word), ""
+
+
+def _refused(cls: type) -> dict[str, str]:
+    """The options that a command does not take → the reason."""
+    return {name: reason for name in _field_names(cls) if (reason := _declared(cls, name, "refused"))}
+
+
+def _refusal(name: str, reason: str) -> InputError:
+    return InputError(f"--{name} is not an option of this command: {reason}")
 
 
 def _field_names(cls: type) -> list[str]:

@@ -33,9 +33,11 @@ class DataArguments:
     data_dir: str | None = argument(
         None, help="directory with the splits as files (train.jsonl, dev.tsv, train-v1.1.json, eng.testa…)"
     )
-    train_file: str | None = argument(None, help="jsonl, parquet, csv, tsv or the task's original format")
-    validation_file: str | None = argument(None, help="the same for validation")
-    test_file: str | None = argument(None, help="the same for prediction; it needs no labels")
+    train_file: str | None = argument(
+        None, help="training data, as jsonl, parquet, csv, tsv or the task's original format"
+    )
+    validation_file: str | None = argument(None, help="validation data, in any of these formats")
+    test_file: str | None = argument(None, help="data to predict, in any of these formats; labels are optional")
     dataset: str | None = argument(None, help="another data set of the Hub, NAME[@REVISION][:CONFIGURATION]")
     columns: list[str] = argument(
         [],
@@ -49,7 +51,7 @@ class DataArguments:
         "names classes that your training data do not show",
     )
     max_train_samples: int = argument(0, help="use so many training examples, evenly spaced over the data; 0 for all")
-    max_eval_samples: int = argument(0, help="the same for validation")
+    max_eval_samples: int = argument(0, help="the same number for validation; 0 for all")
 
     def renamed(self, known: Columns) -> dict[str, Sequence[str]]:
         """Replace names of columns by the user's.
