@@ -19,8 +19,8 @@ lstm_pair), which open with this package only.
 Does not support: FSDP1; FSDP2 with --compile true; model parallelism; precision below bfloat16.
 
 Exit codes: 0 done, 2 unusable input, 5 diverged, 6 checkpoint, 7 output, 75 stopped by a signal or --max_time with a
-checkpoint. `hfbert pretrain` passes them on from its processes; other launchers return 1 for all but 0, and
-record.json then says "stopped" or nothing new.
+checkpoint. `hfbert pretrain` passes them on from its processes; other launchers return 1 for all but 0: then read
+`status` in record.json: "stopped", or unchanged after an error.
 """
 
 import sys
@@ -234,7 +234,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate, on a second corpus too if there is one, and print; return the metrics of all.
 
-    `batches`: on so many batches of each process; None: on all.
+    `batches`: number of batches to evaluate on each process. None: all.
     """
     metrics = evaluation(model, batches)
     run.print(evaluation.describe(metrics))

@@ -79,6 +79,13 @@ def test_it_learns_and_leaves_everything(run, tmp_path, capsys):
         assert model(**tokens).logits.shape[-1] == model.config.vocab_size
 
 
+def test_a_single_held_out_prediction_is_enough_for_a_record(run, tmp_path):
+    """The most frequent token is not among so few targets: token counts are never right."""
+    assert run(tmp_path, max_steps=2, eval_every=2, eval_rows=1, max_predictions_per_seq=1) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["baseline"]["accuracy"] == 0 and record["results"]["plateau_left_at_step"] is None
+
+
 def test_golden_losses(run, tmp_path):
     """A change here changes what every user's run learns: explain it in the commit that changes these numbers."""
     assert run(tmp_path, max_steps=5, eval_every=5) == 0
