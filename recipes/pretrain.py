@@ -72,23 +72,30 @@ def flops_per_token(arguments: PretrainingArguments, model: Any, mean_length: fl
 
 
 def derived_quantities(arguments: PretrainingArguments, run: Run, model: Any, mixture: Mixture) -> dict[str, Any]:
-    """Derive quantities from the arguments before the first step: sizes, totals, FLOPs, device."""
-    tokens_per_step = arguments.batch_size * mixture.mean_length(arguments.max_seq_length)
-    flops = flops_per_token(arguments, model, arguments.max_seq_length)
+    """Derive quantities from the arguments before the first step: sizes, totals, FLOPs, device.
+
+    Those of a step and of a token are means over the phases.
+    """
+    tokens, flops, first_step = 0.0, 0.0, 0
+    for phase in arguments.phases():
+        mean_length = mixture.mean_length(phase.max_seq_length)
+        phase_tokens = (phase.last_step - first_step) * phase.batch_size * mean_length
+        tokens += phase_tokens
+        flops += phase_tokens * flops_per_token(arguments, model, phase.max_seq_length)
+        first_step = phase.last_step
     peak, source = run.peak
     totals: dict[str, Any] = {}
     if arguments.schedule == "steps":  # a schedule by time has as many steps as the time holds
-        tokens = tokens_per_step * arguments.max_steps
         totals = {
             "total_tokens": round(tokens),
             "epochs": epochs_of(mixture, tokens),
-            "total_flops": flops * tokens,
-            "seconds_at_peak": round(flops * tokens / peak / run.accelerator.num_processes, 1),
+            "total_flops": flops,
+            "seconds_at_peak": round(flops / peak / run.accelerator.num_processes, 1),
         }
     return totals | {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens_per_step": round(tokens_per_step),
-        "model_flops_per_token": round(flops),
+        "tokens_per_step": round(tokens / arguments.max_steps),
+        "model_flops_per_token": round(flops / tokens),
         "peak_flops": peak,
         "peak_source": source,
         "device": hardware(run.device),

@@ -86,6 +86,22 @@ def test_a_single_held_out_prediction_is_enough_for_a_record(run, tmp_path):
     assert record["baseline"]["accuracy"] == 0 and record["results"]["plateau_left_at_step"] is None
 
 
+def test_the_totals_count_the_phase_of_long_sequences(run, tmp_path):
+    """Half of the steps at twice the length: three halves of the tokens, each with the FLOPs of its length."""
+    common = {"max_steps": 8, "eval_every": 8, "short_seq_prob": 0.0}
+    assert run(tmp_path / "two", **common, long_max_seq_length=64, long_share=0.5) == 0
+    assert run(tmp_path / "short", **common) == 0
+    records = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("two", "short")]
+    two, short = (record["derived"] for record in records)
+    assert two["total_tokens"] == pytest.approx(records[0]["tokens"], rel=0.05)
+    assert two["total_tokens"] == pytest.approx(8 * two["tokens_per_step"], abs=8)
+    assert two["epochs"] == pytest.approx(1.5 * short["epochs"], abs=0.02)
+    assert two["total_flops"] == pytest.approx(two["total_tokens"] * two["model_flops_per_token"], rel=1e-3)
+    # Of three tokens two are in sequences of 64: 12·layers·hidden for each of 32 positions more.
+    more = 2 / 3 * 12 * 1 * 32 * 32
+    assert two["model_flops_per_token"] == pytest.approx(short["model_flops_per_token"] + more, rel=5e-3)
+
+
 def test_golden_losses(run, tmp_path):
     """A change here changes what every user's run learns: explain it in the commit that changes these numbers."""
     assert run(tmp_path, max_steps=5, eval_every=5) == 0
