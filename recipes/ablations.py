@@ -193,7 +193,7 @@ class Experiment:
     def num_layers(self, arm: Arm) -> int:
         """Return the number of layers of an arm's encoder."""
         arguments = self.pretraining(self.table.arm(arm.pretrained_as or arm.name), 0)
-        return arguments.num_hidden_layers or HFBertConfig.from_size(arguments.size).num_hidden_layers
+        return arguments.num_hidden_layers or HFBertConfig.from_size(str(arguments.size)).num_hidden_layers
 
     def open_task(self, name: str) -> TaskData:
         """Load the data of a task."""

@@ -32,6 +32,7 @@ import torch
 
 from hfbert_scratch.corpus.mixture import Mixture
 from hfbert_scratch.pretraining import (
+    MODEL_OPTIONS,
     Phase,
     PretrainingArguments,
     PretrainingBatches,
@@ -41,6 +42,7 @@ from hfbert_scratch.pretraining import (
     loss_without_logits,
     steps_of_words,
     stretches_of,
+    take_from_checkpoint,
     weigh_next_sentence,
 )
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -157,6 +159,8 @@ def pretrain(
     run: Run, arguments: PretrainingArguments, mixture: Mixture, tokenizer: Any, other: Mixture | None = None
 ) -> bool:
     """Build, train, save and record; returns whether the run got to its end. `other`: a corpus to evaluate as well."""
+    if arguments.model:
+        run.settings |= take_from_checkpoint(arguments, run.recorded)
     phases = arguments.phases()
     documents = mixture.split("train")
     for phase in phases:  # options out of range are refused before anything is written
@@ -299,6 +303,7 @@ def record(
     past = next((entry["step"] for entry in run.history if evaluation.is_past_plateau(entry)), None)
     run.write_record(
         status="done" if done else "stopped",
+        settings=run.settings | {name: getattr(run.arguments, name) for name in MODEL_OPTIONS},
         derived=derived,
         baseline=evaluation.baseline,
         revisions={name: step for step, name in revisions.items()},

@@ -2,12 +2,23 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..corpus.arguments import PretrainingDataArguments
 from ..training.arguments import AUTO, TrainingArguments, check_divides
 from ..training.estimate import EstimateArguments
 from ..utils.arguments import argument
 from ..utils.errors import InputError
+
+
+# Options of a model and its values from scratch. With --model, an option that is not given is the checkpoint's.
+FROM_SCRATCH: dict[str, Any] = {
+    "size": "base",
+    "dropout": 0.1,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 512,
+    "left_to_right": False,
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,11 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         "from scratch",
         group="model",
     )
-    size: str = argument(
-        "base", help="tiny, mini, small, medium, base, large; the next four change single numbers", group="model"
+    size: str | None = argument(
+        None,
+        help="tiny, mini, small, medium, base, large; the next four change single numbers; default: the checkpoint's, "
+        "else base",
+        group="model",
     )
     architecture: str = argument(
         "bert",
@@ -61,16 +75,30 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     hidden_size: int | None = argument(None, help="default: the size's", group="model")
     num_attention_heads: int | None = argument(None, help="default: the size's", group="model")
     intermediate_size: int | None = argument(None, help="default: the size's", group="model")
-    dropout: float = argument(
-        0.1, help="of hidden states and attention probabilities", group="model", at_least=0, below=1
+    dropout: float | None = argument(
+        None,
+        help="of hidden states and attention probabilities; default: the checkpoint's, else 0.1",
+        group="model",
+        at_least=0,
+        below=1,
     )
-    initializer_range: float = argument(0.02, help="standard deviation of the initial weights", group="model")
+    initializer_range: float | None = argument(
+        None, help="standard deviation of the initial weights; default: the checkpoint's, else 0.02", group="model"
+    )
     sinusoidal_positions: bool = argument(
         False,
         help="start the learned position embeddings from the Transformer's sinusoids: small runs learn sooner",
         group="model",
     )
-    max_position_embeddings: int = argument(512, help="longest sequence the model can ever take", group="model")
+    max_position_embeddings: int | None = argument(
+        None, help="longest sequence the model can ever take; default: the checkpoint's, else 512", group="model"
+    )
+    left_to_right: bool = argument(  # None until the checkpoint of --model is open
+        None,
+        help="causal attention and next-token labels (section 5.1); implies no_nsp; default: the checkpoint's, else "
+        "false",
+        group="segment pairs",
+    )
     max_seq_length: int = argument(
         128, help="tokens in a sequence, special ones included", group="sequences and pairs", at_least=5
     )
@@ -106,19 +134,27 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     def __post_init__(self) -> None:
         if self.architecture == "lstm_pair":
             self._prepare_for_lstms()
+        if not self.model:
+            for name, value in FROM_SCRATCH.items():
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
         super().__post_init__()
+        self.check_next_sentence()
+        self.check_price()
+        longest = max(self.max_seq_length, self.long_max_seq_length)
+        if not self.model and longest > int(self.max_position_embeddings or 0):
+            raise InputError(
+                f"max_seq_length {longest} exceeds max_position_embeddings {self.max_position_embeddings}; "
+                "shorten the one or raise the other"
+            )
+
+    def check_next_sentence(self) -> None:
+        """Leave out next-sentence prediction left to right; raise InputError for a weight of what is left out."""
         PretrainingDataArguments.__post_init__(self)
         if self.no_nsp and self.next_sentence_weight != 1:
             raise InputError(
                 f"next_sentence_weight {self.next_sentence_weight:g} has no meaning without next-sentence prediction; "
                 "leave it out, or no_nsp and left_to_right"
-            )
-        self.check_price()
-        longest = max(self.max_seq_length, self.long_max_seq_length)
-        if longest > self.max_position_embeddings:
-            raise InputError(
-                f"max_seq_length {longest} exceeds max_position_embeddings {self.max_position_embeddings}; "
-                "shorten the one or raise the other"
             )
 
     def _prepare_for_lstms(self) -> None:
