@@ -269,7 +269,7 @@ def fit_micro_batches(
     forward: Callable[[Any, dict[str, Any], dict[str, torch.Tensor]], Any],
 ) -> list[Phase]:
     """Find and record the largest micro-batch of each phase that has none; return all phases."""
-    for phase in arguments.phases():
+    for name, phase in zip(("micro_batch_size", "long_micro_batch_size"), arguments.phases(), strict=False):
         if phase.micro_batch_size != AUTO:
             continue
         size = fit_micro_batch_size(
@@ -281,7 +281,6 @@ def fit_micro_batches(
             lambda: evaluation(model, batches=1),
             f"sequences of {phase.max_seq_length} tokens",
         )
-        name = f"{'long_' * (phase.max_seq_length == arguments.long_max_seq_length)}micro_batch_size"
         setattr(arguments, name, size)
         run.choose_micro_batch_size(size, name)
     return arguments.phases()

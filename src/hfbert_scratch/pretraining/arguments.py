@@ -8,6 +8,7 @@ from ..corpus.arguments import PretrainingDataArguments
 from ..training.arguments import AUTO, TrainingArguments, check_divides
 from ..training.estimate import EstimateArguments
 from ..utils.arguments import argument
+from ..utils.environment import process_count
 from ..utils.errors import InputError
 
 
@@ -103,13 +104,19 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         128, help="tokens in a sequence, special ones included", group="sequences and pairs", at_least=5
     )
     long_max_seq_length: int = argument(
-        0, help="length in the last part of the run (paper: 512); 0: no such part", group="sequences and pairs"
+        0,
+        help="length in the last part of the run (paper: 512); 0: no such part",
+        group="sequences and pairs",
+        at_least=0,
     )
     long_share: float = argument(
         0.1, help="share of the steps in that part (paper: 0.1)", group="sequences and pairs", above=0, below=1
     )
     long_micro_batch_size: int = argument(
-        0, help="its sequences per forward pass; 0: as many tokens as before", group="sequences and pairs"
+        0,
+        help="its sequences per forward pass; 0: as many tokens as before, or a little fewer",
+        group="sequences and pairs",
+        at_least=0,
     )
     next_sentence_weight: float = argument(
         1.0,
@@ -176,7 +183,10 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         if not long_micro and self.micro_batch_size == AUTO:
             long_micro = AUTO
         elif not long_micro:
-            long_micro = max(1, self.micro_batch_size * self.max_seq_length // self.long_max_seq_length)
+            most = self.micro_batch_size * self.max_seq_length // self.long_max_seq_length
+            processes = process_count()
+            fitting = (size for size in range(1, most + 1) if self.batch_size % (size * processes) == 0)
+            long_micro = max(fitting, default=1)
         return [
             Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, border),
             Phase(self.long_max_seq_length, self.batch_size, long_micro, self.max_steps),
