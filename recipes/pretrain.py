@@ -174,10 +174,11 @@ def pretrain(
     forward = loss_without_logits
     if arguments.next_sentence_weight != 1:
         forward = weigh_next_sentence(model, arguments.next_sentence_weight)
-    model, optimizer, _ = prepare(run, model)
-    unwrapped = run.accelerator.unwrap_model(model)
+    # A corpus without held-out documents is refused before anything is written, too.
     evaluation = open_evaluation(run, arguments, mixture, tokenizer)
     also = None if other is None else open_evaluation(run, arguments, other, tokenizer)
+    model, optimizer, _ = prepare(run, model)
+    unwrapped = run.accelerator.unwrap_model(model)
     phases = fit_micro_batches(run, model, arguments, tokenizer, evaluation, forward)
     batches = PretrainingBatches(run, documents, tokenizer, phases, arguments, run.progress)
     run.best_by = ("eval_masked_lm_loss", min)

@@ -210,6 +210,15 @@ def test_the_other_corpus_is_checked_before_the_run(pretrain, inputs, tmp_path, 
     assert "was built with another tokenizer" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("option", ["corpus", "also_evaluate"])
+def test_a_corpus_without_held_out_documents_is_refused_before_anything_is_written(
+    option, pretrain, inputs, tmp_path, capsys
+):
+    build(tmp_path, documents(60), small_tokenizer(), "whole", max_seq_length=64, validation_share=0)
+    assert pretrain(tmp_path / "run", **{option: tmp_path / "whole"}) == 2
+    assert "validation" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def two_revisions(tmp_path, inputs):
     """Write acme/bert, of 512 tokens at main and 600 at v1, into a Hub's cache."""
     root = tmp_path / "hub" / "models--acme--bert"
