@@ -303,7 +303,7 @@ class Experiment:
             self.tokenizer,
             arguments,
             arguments.phases()[-1].max_seq_length,
-            64,
+            arguments.eval_batch_size,
             arguments.eval_rows,
         )
         documents = self.corpus.split("train")

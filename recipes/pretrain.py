@@ -231,7 +231,7 @@ def open_evaluation(
         tokenizer,
         arguments,
         max_seq_length=arguments.phases()[-1].max_seq_length,
-        batch_size=64,
+        batch_size=arguments.eval_batch_size,
         max_rows=arguments.eval_rows,
     )
 

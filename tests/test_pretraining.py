@@ -23,7 +23,7 @@ from torch._dynamo.utils import counters
 from training_helpers import arguments, finish, launcher, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hfbert_scratch import HFBertForPreTraining
+from hfbert_scratch import HFBertForPreTraining, HFBertModel
 from hfbert_scratch.corpus.arguments import PretrainingDataArguments
 from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.model import gpu, layout_hfbert
@@ -100,6 +100,26 @@ def test_the_totals_count_the_phase_of_long_sequences(run, tmp_path):
     # Of three tokens two are in sequences of 64: 12·layers·hidden for each of 32 positions more.
     more = 2 / 3 * 12 * 1 * 32 * 32
     assert two["model_flops_per_token"] == pytest.approx(short["model_flops_per_token"] + more, rel=5e-3)
+
+
+def test_the_batch_of_an_evaluation_is_an_option_and_changes_no_score(run, tmp_path, monkeypatch):
+    sizes, forward = [], HFBertModel.forward
+
+    def watched(model, *args, **kwargs):
+        if not model.training:
+            sizes.append(len(kwargs["input_ids"]))
+        return forward(model, *args, **kwargs)
+
+    monkeypatch.setattr(HFBertModel, "forward", watched)
+    common = {"max_steps": 1, "eval_every": 1, "attention": "eager"}
+    assert run(tmp_path, **common) == 0
+    first = json.loads((tmp_path / "record.json").read_text())["results"]
+    assert sizes == [32]
+    sizes.clear()
+    assert run(tmp_path / "other", **common, eval_batch_size=8) == 0
+    assert sizes == [8] * 4
+    other = json.loads((tmp_path / "other" / "record.json").read_text())["results"]
+    assert other["eval_masked_lm_loss"] == pytest.approx(first["eval_masked_lm_loss"], rel=1e-5)
 
 
 def test_golden_losses(run, tmp_path):

@@ -132,6 +132,7 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         group="log, checkpoints, end",
     )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
+    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
     also_evaluate: str | None = argument(
         None,
         help="another corpus of the same tokenizer, such as one of general text: its held-out loss is measured before "
