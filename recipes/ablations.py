@@ -39,7 +39,6 @@ from typing import Any
 import numpy as np
 from feature_based_ner import FeatureBasedArguments, open_data
 from feature_based_ner import run_trial as run_features
-from pretrain import PretrainingArguments, build_model, estimate_pretraining, run_pretraining
 
 from hfbert_scratch import HFBertConfig
 from hfbert_scratch.ablations.arms import BUDGETS, COLUMNS, SELECTION_SEED, TABLES, Arm, Budget, Column, Table
@@ -50,7 +49,13 @@ from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.evaluation import TaskData, majority_baseline
 from hfbert_scratch.features.tagger import FeatureTagger, combination_layers, predict_tags
 from hfbert_scratch.finetuning import FinetuningArguments, estimate_fine_tuning, fine_tune
-from hfbert_scratch.pretraining import held_out_batches
+from hfbert_scratch.pretraining import (
+    PretrainingArguments,
+    build_model,
+    estimate_pretraining,
+    held_out_batches,
+    pretrain,
+)
 from hfbert_scratch.tasks import find_task_directory, get_task
 from hfbert_scratch.text.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from hfbert_scratch.training.accelerator import best_device
@@ -194,7 +199,7 @@ class Experiment:
     def num_layers(self, arm: Arm) -> int:
         """Return the number of layers of an arm's encoder."""
         arguments = self.pretraining(self.table.arm(arm.pretrained_as or arm.name), 0)
-        return arguments.num_hidden_layers or HFBertConfig.from_size(arguments.size).num_hidden_layers
+        return arguments.num_hidden_layers or HFBertConfig.from_size(str(arguments.size)).num_hidden_layers
 
     def open_task(self, name: str) -> TaskData:
         """Load the data of a task."""
@@ -293,7 +298,7 @@ class Experiment:
     def run_pretraining(self, arm: Arm, seed: int) -> dict[str, Any] | None:
         """Pretrain, and score token counts on the same held-out predictions."""
         arguments = self.pretraining(arm, seed)
-        if not run_pretraining(arguments, last=False):
+        if not pretrain(arguments, end_training=False):
             return None
         record = read_json(Path(arguments.output_dir) / "record.json", "pretraining")
         batches = held_out_batches(
@@ -301,7 +306,7 @@ class Experiment:
             self.tokenizer,
             arguments,
             arguments.phases()[-1].max_seq_length,
-            64,
+            arguments.eval_batch_size,
             arguments.eval_rows,
         )
         documents = self.corpus.split("train")
@@ -399,7 +404,7 @@ class Experiment:
                 source = self.table.arm(arm.pretrained_as or arm.name)
                 arguments = self.pretraining(source, self.budget.seeds[0])
                 if source.name not in pretrainings:
-                    pretrainings[source.name] = estimate_pretraining(arguments, last=False)
+                    pretrainings[source.name] = estimate_pretraining(arguments, end_training=False)
                     estimates += [pretrainings[source.name]] * len(self.budget.seeds)
                 start = Path(directory) / source.name
                 if not start.exists():  # an untrained model takes as long

@@ -1,10 +1,12 @@
 """More pretraining of a finished checkpoint on other text: what it starts from, and what it may forget."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import transformers
+import yaml
 from corpus_helpers import build, documents, small_tokenizer
 from finetuning_helpers import read
 from training_helpers import RECIPES, arguments, make_inputs, pretrain_here, start_python
@@ -13,6 +15,7 @@ from hfbert_scratch import HFBertConfig, HFBertForPreTraining
 from hfbert_scratch.app.checkpoint import open_checkpoint
 from hfbert_scratch.conversion.checkpoint import read_checkpoint
 from hfbert_scratch.text.tokenizer import save_tokenizer
+from hfbert_scratch.training.checkpoints import MANIFEST, write_checkpoint
 from hfbert_scratch.utils.errors import InputError
 from hfbert_scratch.utils.files import split_revision
 
@@ -118,6 +121,74 @@ def test_checkpoints_that_cannot_be_continued_are_refused(changes, message, pret
     assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"size": "base"}, "size base (it has a size without a name)"),
+        ({"num_hidden_layers": 3, "hidden_size": 32}, "num_hidden_layers 3 (it has 1)"),
+        ({"max_position_embeddings": 512}, "max_position_embeddings 512 (it has 64)"),
+        ({"initializer_range": 0.1}, "initializer_range 0.1 (it has 0.02)"),
+        ({"sinusoidal_positions": "true"}, "sinusoidal_positions True (it has positions already)"),
+    ],
+)
+def test_options_that_contradict_the_checkpoint_are_refused(option, message, pretrain, inputs, tmp_path, capsys):
+    model = checkpoint(tmp_path / "model", inputs)
+    capsys.readouterr()
+    assert pretrain(tmp_path / "run", model=model, **option) == 2
+    error = capsys.readouterr().err
+    assert f"does not go with {message}; the checkpoint decides, leave it out of the command" in error
+    assert error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_what_the_command_leaves_open_is_the_checkpoint_s(pretrain, inputs, tmp_path, capsys):
+    assert pretrain(tmp_path / "first", left_to_right="true", dropout=0.0) == 0
+    start = {"model": tmp_path / "first" / "model"}
+    assert pretrain(tmp_path / "silent", **start, hidden_size=32) == 0
+    config = HFBertConfig.from_pretrained(tmp_path / "silent" / "model")
+    assert config.left_to_right and config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.0
+    record = read(tmp_path / "silent" / "record.json")
+    for told in (record["arguments"], record["settings"]):
+        assert (told["size"], told["left_to_right"], told["no_nsp"]) == (None, True, True)
+    assert pretrain(tmp_path / "told", **start, left_to_right="false", dropout=0.3) == 0
+    config = HFBertConfig.from_pretrained(tmp_path / "told" / "model")
+    assert not config.left_to_right and config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.3
+    assert pretrain(tmp_path / "refused", **start, next_sentence_weight=0.5) == 2
+    assert "has no meaning without next-sentence prediction" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_many_positions_is_continued_with_sequences_as_long(pretrain, inputs, tmp_path):
+    build(tmp_path, documents(40), small_tokenizer(), "long", max_seq_length=600, validation_share=0.2)
+    own = {"corpus": tmp_path / "long", "max_seq_length": 600, "batch_size": 2, "micro_batch_size": 2, "eval_rows": 2}
+    model = checkpoint(tmp_path / "model", inputs, max_position_embeddings=640)
+    assert pretrain(tmp_path / "run", model=model, **own, max_steps=1) == 0
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(pretrain, inputs, tmp_path):
+    """It had a default for every option, recorded them all, and took dropout and attention from them."""
+    assert pretrain(tmp_path / "first", left_to_right="true", dropout=0.0) == 0
+    earlier = {"size": "base", "initializer_range": 0.02, "max_position_embeddings": 512}
+    earlier |= {"dropout": 0.1, "left_to_right": False, "no_nsp": False}
+    own = {"model": tmp_path / "first" / "model", "max_steps": 3, "save_every": 1}
+    assert pretrain(tmp_path / "run", **own, left_to_right="false", dropout=0.1, max_time=1e-9) == 75
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def as_before(directory):
+        shutil.copytree(checkpoints / "step-1", directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        state = json.loads((directory / "training_state.json").read_text())
+        state["settings"] |= earlier
+        (directory / "training_state.json").write_text(json.dumps(state))
+
+    write_checkpoint(checkpoints, 1, as_before, keep=1)
+    assert pretrain(tmp_path / "run", **own, max_time=1e-9) == 75, "the same command, without these options"
+    written = tmp_path / "saved.yaml"
+    written.write_text(yaml.safe_dump(earlier))
+    assert pretrain(tmp_path / "run", **own, config=written) == 0, "its arguments.yaml"
+    record = read(tmp_path / "run" / "record.json")
+    for told in (record["arguments"], record["settings"]):
+        assert [told[name] for name in earlier] == [None, 0.02, None, 0.1, False, False], "0.02 is the checkpoint's"
+    assert HFBertConfig.from_pretrained(tmp_path / "run" / "model").hidden_dropout_prob == 0.1
+
+
 def test_another_case_is_refused(pretrain, inputs, tmp_path, capsys):
     cased = checkpoint(tmp_path / "model", inputs)
     save_tokenizer(transformers.BertTokenizer(vocab=small_vocabulary(), do_lower_case=False), cased)
@@ -137,6 +208,15 @@ def test_the_other_corpus_is_checked_before_the_run(pretrain, inputs, tmp_path, 
     build(tmp_path, documents(60), small_tokenizer(documents(60)), "foreign", max_seq_length=64)
     assert pretrain(tmp_path / "run", also_evaluate=tmp_path / "foreign") == 2
     assert "was built with another tokenizer" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["corpus", "also_evaluate"])
+def test_a_corpus_without_held_out_documents_is_refused_before_anything_is_written(
+    option, pretrain, inputs, tmp_path, capsys
+):
+    build(tmp_path, documents(60), small_tokenizer(), "whole", max_seq_length=64, validation_share=0)
+    assert pretrain(tmp_path / "run", **{option: tmp_path / "whole"}) == 2
+    assert "validation" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def two_revisions(tmp_path, inputs):

@@ -23,7 +23,7 @@ from torch._dynamo.utils import counters
 from training_helpers import arguments, finish, launcher, pretrain_here, read_losses, start
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hfbert_scratch import HFBertForPreTraining
+from hfbert_scratch import HFBertForPreTraining, HFBertModel
 from hfbert_scratch.corpus.arguments import PretrainingDataArguments
 from hfbert_scratch.corpus.dataset import Corpus
 from hfbert_scratch.model import gpu, layout_hfbert
@@ -77,6 +77,49 @@ def test_it_learns_and_leaves_everything(run, tmp_path, capsys):
         model = AutoModelForMaskedLM.from_pretrained(directory)
         tokens = AutoTokenizer.from_pretrained(directory)("ba be", return_tensors="pt")
         assert model(**tokens).logits.shape[-1] == model.config.vocab_size
+
+
+def test_a_single_held_out_prediction_is_enough_for_a_record(run, tmp_path):
+    """The most frequent token is not among so few targets: token counts are never right."""
+    assert run(tmp_path, max_steps=2, eval_every=2, eval_rows=1, max_predictions_per_seq=1) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["baseline"]["accuracy"] == 0 and record["results"]["plateau_left_at_step"] is None
+
+
+def test_the_totals_count_the_phase_of_long_sequences(run, tmp_path):
+    """Half of the steps at twice the length: three halves of the tokens, each with the FLOPs of its length."""
+    common = {"max_steps": 8, "eval_every": 8, "short_seq_prob": 0.0}
+    assert run(tmp_path / "two", **common, long_max_seq_length=64, long_share=0.5) == 0
+    assert run(tmp_path / "short", **common) == 0
+    records = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("two", "short")]
+    two, short = (record["derived"] for record in records)
+    assert two["total_tokens"] == pytest.approx(records[0]["tokens"], rel=0.05)
+    assert two["total_tokens"] == pytest.approx(8 * two["tokens_per_step"], abs=8)
+    assert two["epochs"] == pytest.approx(1.5 * short["epochs"], abs=0.02)
+    assert two["total_flops"] == pytest.approx(two["total_tokens"] * two["model_flops_per_token"], rel=1e-3)
+    # Of three tokens two are in sequences of 64: 12·layers·hidden for each of 32 positions more.
+    more = 2 / 3 * 12 * 1 * 32 * 32
+    assert two["model_flops_per_token"] == pytest.approx(short["model_flops_per_token"] + more, rel=5e-3)
+
+
+def test_the_batch_of_an_evaluation_is_an_option_and_changes_no_score(run, tmp_path, monkeypatch):
+    sizes, forward = [], HFBertModel.forward
+
+    def watched(model, *args, **kwargs):
+        if not model.training:
+            sizes.append(len(kwargs["input_ids"]))
+        return forward(model, *args, **kwargs)
+
+    monkeypatch.setattr(HFBertModel, "forward", watched)
+    common = {"max_steps": 1, "eval_every": 1, "attention": "eager"}
+    assert run(tmp_path, **common) == 0
+    first = json.loads((tmp_path / "record.json").read_text())["results"]
+    assert sizes == [32]
+    sizes.clear()
+    assert run(tmp_path / "other", **common, eval_batch_size=8) == 0
+    assert sizes == [8] * 4
+    other = json.loads((tmp_path / "other" / "record.json").read_text())["results"]
+    assert other["eval_masked_lm_loss"] == pytest.approx(first["eval_masked_lm_loss"], rel=1e-5)
 
 
 def test_golden_losses(run, tmp_path):

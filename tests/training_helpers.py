@@ -20,6 +20,14 @@ from hfbert_scratch.text.tokenizer import save_tokenizer
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
+# Of a model from scratch.
+SIZES = {
+    "size": "tiny",
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
 LOSSES = ("loss", "masked_lm_loss", "next_sentence_loss", "gradient_norm", "eval_masked_lm_loss")
 
 
@@ -37,11 +45,6 @@ def arguments(inputs: dict[str, Path], output: Path, **changes) -> list[str]:
         "corpus": inputs["corpus"],
         "tokenizer": inputs["tokenizer"],
         "output_dir": output,
-        "size": "tiny",
-        "num_hidden_layers": 1,
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
         "max_seq_length": 32,
         "batch_size": 16,
         "micro_batch_size": 8,
@@ -54,7 +57,8 @@ def arguments(inputs: dict[str, Path], output: Path, **changes) -> list[str]:
         "save_every": 5,
         "eval_rows": 32,
         "trackers": "none",
-    } | changes
+    }
+    settings |= ({} if "model" in changes else SIZES) | changes
     settings.setdefault("warmup_steps", min(4, settings["max_steps"]) if isinstance(settings["max_steps"], int) else 0)
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 

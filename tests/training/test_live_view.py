@@ -110,6 +110,17 @@ def test_curves_are_drawn_at_evaluations_whole_or_not_at_all(inputs, tmp_path, m
     assert not list(directory.glob(".*")), "no temporary file, no lock"
 
 
+def test_the_training_curve_is_drawn_without_next_sentence_prediction_too(tmp_path):
+    """Such a log has one loss, which is the masked LM's."""
+    baseline = {"loss": 5.0, "accuracy": 0.1}
+    for name, keys in (("pairs", ("masked_lm_loss", "loss")), ("alone", ("loss",)), ("none", ())):
+        values = {"masked_lm_loss": 6.0, "loss": 6.7 if "masked_lm_loss" in keys else 6.0}
+        log = [{"step": step} | {key: values[key] - step for key in keys} for step in range(3)]
+        plots.draw_curves(log, baseline, tmp_path / f"{name}.png")
+    pictures = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("pairs", "alone", "none")}
+    assert pictures["alone"] == pictures["pairs"] != pictures["none"]
+
+
 def test_drawing_takes_a_twentieth_of_the_time(monkeypatch):
     now = [0.0]
     drawn = []

@@ -6,6 +6,7 @@ import yaml
 from finetuning_helpers import call, make_data, make_model, options, read
 from training_helpers import arguments, make_inputs, pretrain_here, read_losses
 
+from hfbert_scratch.pretraining import PretrainingArguments
 from hfbert_scratch.training.hardware import memory
 from hfbert_scratch.training.hardware.memory import is_out_of_memory
 
@@ -98,6 +99,23 @@ def test_a_phase_of_long_sequences_has_a_size_of_its_own_and_a_resumed_run_keeps
     tried.clear()
     assert pretrain(tmp_path / "run", **own) == 0 and tried == []
     assert "continuing from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("length", "processes"), [(48, 1), (40, 3)])
+def test_the_long_phase_takes_the_largest_size_that_divides_a_share_of_the_batch(length, processes, monkeypatch):
+    """As many tokens as 8 sequences of 32 are 5 of 48, which do not divide 24, and 6 of 40, which do not divide 8."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    sizes = {"max_seq_length": 32, "long_max_seq_length": length, "batch_size": 24, "micro_batch_size": 8}
+    planned = PretrainingArguments(corpus=["c"], tokenizer="t", output_dir="o", max_steps=10, **sizes)
+    assert [phase.micro_batch_size for phase in planned.phases()] == [8, 4]
+
+
+def test_two_phases_of_one_length_have_a_size_each(pretrain, tmp_path, monkeypatch):
+    room_for(monkeypatch, 8)
+    own = {"micro_batch_size": "auto", "long_max_seq_length": 32, "long_share": 0.5, "max_steps": 2}
+    assert pretrain(tmp_path / "run", **own) == 0
+    settings = read(tmp_path / "run" / "record.json")["settings"]
+    assert settings["micro_batch_size"] == settings["long_micro_batch_size"] == 8
 
 
 def test_fine_tuning_finds_its_size_too(task, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ class PretrainingDataArguments:
     )
 
     def __post_init__(self) -> None:
-        self.no_nsp = self.no_nsp or self.left_to_right
+        self.no_nsp = self.no_nsp or bool(self.left_to_right)
 
     def mixed_sampler(
         self, documents: TokenizedDocuments | MixedDocuments, max_seq_length: int

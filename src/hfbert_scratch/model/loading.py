@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..utils.environment import note_commit
@@ -50,17 +50,10 @@ def open_model(
         InputError: if the checkpoint cannot be opened, if weights of its encoder other than the pooler's are missing,
             or if a weight is not finite.
     """
-    check_directory(name)
+    config = open_config(model_class, name, overrides)
     source, revision = split_revision(name)
-    config_class = getattr(model_class, "config_class", None) or AutoConfig
     try:
         with _quiet_transformers():  # new weights are returned, not logged
-            # Code of the checkpoint never runs, so transformers must not ask for permission on the terminal.
-            if config_class is HFBertConfig:
-                _check_is_bert(config_class.get_config_dict(source, revision=revision or "main")[0], name)
-            config = config_class.from_pretrained(
-                source, trust_remote_code=False, revision=revision or "main", **(overrides or {})
-            )
             model, info = model_class.from_pretrained(
                 source,
                 revision=revision or "main",
@@ -71,8 +64,6 @@ def open_model(
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except InputError:
-        raise
     except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError, SafetensorError) as error:
         raise InputError(refusal(name, error)) from error
     note_commit(source, cached_commit(source, revision))
@@ -88,6 +79,32 @@ def open_model(
         )
     check_finite(model, name)
     return model, new
+
+
+def open_config(model_class: Any, name: str | Path, overrides: dict[str, Any] | None = None) -> PreTrainedConfig:
+    """Open the configuration of a checkpoint for a model class. No code of the checkpoint runs.
+
+    Args:
+        model_class, name, overrides: as for `open_model`.
+
+    Raises:
+        InputError: if the checkpoint cannot be opened, or holds another architecture.
+    """
+    check_directory(name)
+    source, revision = split_revision(name)
+    config_class = getattr(model_class, "config_class", None) or AutoConfig
+    try:
+        with _quiet_transformers():
+            # Code of the checkpoint never runs, so transformers must not ask for permission on the terminal.
+            if config_class is HFBertConfig:
+                _check_is_bert(config_class.get_config_dict(source, revision=revision or "main")[0], name)
+            return config_class.from_pretrained(
+                source, trust_remote_code=False, revision=revision or "main", **(overrides or {})
+            )
+    except InputError:
+        raise
+    except (ValueError, OSError, RuntimeError, KeyError, StrictDataclassError) as error:
+        raise InputError(refusal(name, error)) from error
 
 
 def _check_is_bert(config: dict[str, Any], name: str | Path) -> None:

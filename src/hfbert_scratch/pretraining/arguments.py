@@ -2,12 +2,24 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..corpus.arguments import PretrainingDataArguments
 from ..training.arguments import AUTO, TrainingArguments, check_divides
 from ..training.estimate import EstimateArguments
 from ..utils.arguments import argument
+from ..utils.environment import process_count
 from ..utils.errors import InputError
+
+
+# Options of a model and its values from scratch. With --model, an option that is not given is the checkpoint's.
+FROM_SCRATCH: dict[str, Any] = {
+    "size": "base",
+    "dropout": 0.1,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 512,
+    "left_to_right": False,
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,11 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         "from scratch",
         group="model",
     )
-    size: str = argument(
-        "base", help="tiny, mini, small, medium, base, large; the next four change single numbers", group="model"
+    size: str | None = argument(
+        None,
+        help="tiny, mini, small, medium, base, large; the next four change single numbers; default: the checkpoint's, "
+        "else base",
+        group="model",
     )
     architecture: str = argument(
         "bert",
@@ -61,27 +76,47 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     hidden_size: int | None = argument(None, help="default: the size's", group="model")
     num_attention_heads: int | None = argument(None, help="default: the size's", group="model")
     intermediate_size: int | None = argument(None, help="default: the size's", group="model")
-    dropout: float = argument(
-        0.1, help="of hidden states and attention probabilities", group="model", at_least=0, below=1
+    dropout: float | None = argument(
+        None,
+        help="of hidden states and attention probabilities; default: the checkpoint's, else 0.1",
+        group="model",
+        at_least=0,
+        below=1,
     )
-    initializer_range: float = argument(0.02, help="standard deviation of the initial weights", group="model")
+    initializer_range: float | None = argument(
+        None, help="standard deviation of the initial weights; default: the checkpoint's, else 0.02", group="model"
+    )
     sinusoidal_positions: bool = argument(
         False,
         help="start the learned position embeddings from the Transformer's sinusoids: small runs learn sooner",
         group="model",
     )
-    max_position_embeddings: int = argument(512, help="longest sequence the model can ever take", group="model")
+    max_position_embeddings: int | None = argument(
+        None, help="longest sequence the model can ever take; default: the checkpoint's, else 512", group="model"
+    )
+    left_to_right: bool = argument(  # None until the checkpoint of --model is open
+        None,
+        help="causal attention and next-token labels (section 5.1); implies no_nsp; default: the checkpoint's, else "
+        "false",
+        group="segment pairs",
+    )
     max_seq_length: int = argument(
         128, help="tokens in a sequence, special ones included", group="sequences and pairs", at_least=5
     )
     long_max_seq_length: int = argument(
-        0, help="length in the last part of the run (paper: 512); 0: no such part", group="sequences and pairs"
+        0,
+        help="length in the last part of the run (paper: 512); 0: no such part",
+        group="sequences and pairs",
+        at_least=0,
     )
     long_share: float = argument(
         0.1, help="share of the steps in that part (paper: 0.1)", group="sequences and pairs", above=0, below=1
     )
     long_micro_batch_size: int = argument(
-        0, help="its sequences per forward pass; 0: as many tokens as before", group="sequences and pairs"
+        0,
+        help="its sequences per forward pass; 0: as many tokens as before, or a little fewer",
+        group="sequences and pairs",
+        at_least=0,
     )
     next_sentence_weight: float = argument(
         1.0,
@@ -97,6 +132,7 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         group="log, checkpoints, end",
     )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
+    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
     also_evaluate: str | None = argument(
         None,
         help="another corpus of the same tokenizer, such as one of general text: its held-out loss is measured before "
@@ -106,13 +142,12 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
     def __post_init__(self) -> None:
         if self.architecture == "lstm_pair":
             self._prepare_for_lstms()
+        if not self.model:
+            for name, value in FROM_SCRATCH.items():
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
         super().__post_init__()
-        PretrainingDataArguments.__post_init__(self)
-        if self.no_nsp and self.next_sentence_weight != 1:
-            raise InputError(
-                f"next_sentence_weight {self.next_sentence_weight:g} has no meaning without next-sentence prediction; "
-                "leave it out, or no_nsp and left_to_right"
-            )
+        self.check_next_sentence()
         self.check_price()
         if self.schedule == "time" and self.long_max_seq_length:
             raise InputError(
@@ -120,10 +155,19 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
                 "long_max_seq_length 0, and continue with --model at the longer length"
             )
         longest = max(self.max_seq_length, self.long_max_seq_length)
-        if longest > self.max_position_embeddings:
+        if not self.model and longest > int(self.max_position_embeddings or 0):
             raise InputError(
                 f"max_seq_length {longest} exceeds max_position_embeddings {self.max_position_embeddings}; "
                 "shorten the one or raise the other"
+            )
+
+    def check_next_sentence(self) -> None:
+        """Leave out next-sentence prediction left to right; raise InputError for a weight of what is left out."""
+        PretrainingDataArguments.__post_init__(self)
+        if self.no_nsp and self.next_sentence_weight != 1:
+            raise InputError(
+                f"next_sentence_weight {self.next_sentence_weight:g} has no meaning without next-sentence prediction; "
+                "leave it out, or no_nsp and left_to_right"
             )
 
     def _prepare_for_lstms(self) -> None:
@@ -137,7 +181,7 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         self.left_to_right, self.attention = True, "eager"
 
     def phases(self) -> list[Phase]:
-        """One stretch of the run, or two with the long sequences last."""
+        """Return the phases of the run: one, or two with the long sequences last."""
         if not self.long_max_seq_length:
             return [Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, self.max_steps)]
         border = self.max_steps - round(self.long_share * self.max_steps)
@@ -145,7 +189,10 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         if not long_micro and self.micro_batch_size == AUTO:
             long_micro = AUTO
         elif not long_micro:
-            long_micro = max(1, self.micro_batch_size * self.max_seq_length // self.long_max_seq_length)
+            most = self.micro_batch_size * self.max_seq_length // self.long_max_seq_length
+            processes = process_count()
+            fitting = (size for size in range(1, most + 1) if self.batch_size % (size * processes) == 0)
+            long_micro = max(fitting, default=1)
         return [
             Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, border),
             Phase(self.long_max_seq_length, self.batch_size, long_micro, self.max_steps),

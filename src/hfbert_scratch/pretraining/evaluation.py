@@ -72,7 +72,7 @@ class PretrainingEvaluation:
 
         Args:
             model: wrapped or not.
-            batches: on so many batches of each process; None: on all.
+            batches: number of batches to evaluate on each process. None: all.
 
         Returns:
             `eval_masked_lm_loss` (nats), `eval_perplexity`, `eval_masked_lm_accuracy`, and with next-sentence
@@ -109,9 +109,13 @@ class PretrainingEvaluation:
         return max(1.0, len(self.batches) / (batches * self.run.accelerator.num_processes))
 
     def is_past_plateau(self, metrics: dict[str, float]) -> bool:
-        """Tell whether the model clearly beats token counts: twice their accuracy, and half a nat less loss."""
+        """Tell whether the model clearly beats token counts: twice their accuracy, and half a nat less loss.
+
+        False for metrics of training, in which there are none of these.
+        """
         return (
-            metrics.get("eval_masked_lm_accuracy", 0.0) >= 2 * self.baseline["accuracy"]
+            "eval_masked_lm_loss" in metrics
+            and metrics["eval_masked_lm_accuracy"] >= 2 * self.baseline["accuracy"]
             and metrics["eval_masked_lm_loss"] <= self.baseline["loss"] - 0.5
         )
 

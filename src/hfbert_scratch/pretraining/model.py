@@ -8,14 +8,17 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..lstm import LSTMPairConfig, LSTMPairForPreTraining
-from ..model.configuration_hfbert import HFBertConfig
-from ..model.loading import check_fits, check_memory, open_model
+from ..model.configuration_hfbert import SIZES, HFBertConfig
+from ..model.loading import check_fits, check_memory, open_config, open_model
 from ..model.modeling_hfbert import HFBertForMaskedLM, HFBertForPreTraining
 from ..text.tokenizer import load_tokenizer
 from ..utils.errors import InputError, one_line
 from .arguments import PretrainingArguments
 
 
+_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+# Options that a checkpoint decides.
+MODEL_OPTIONS = ("size", *_NUMBERS, "initializer_range", "max_position_embeddings", "sinusoidal_positions")
 PretrainingModel = HFBertForPreTraining | HFBertForMaskedLM | LSTMPairForPreTraining
 
 
@@ -42,17 +45,62 @@ def build_model(arguments: PretrainingArguments, tokenizer: Any, say: Callable[[
         raise InputError(f"no such model can be made: {one_line(error)}") from error
 
 
+def take_from_checkpoint(arguments: PretrainingArguments, recorded: dict[str, Any]) -> dict[str, Any]:
+    """Complete the arguments of a run that starts from `--model`, and refuse options that contradict the checkpoint.
+
+    Args:
+        arguments: with `model`. `left_to_right`, if it is not given, becomes the checkpoint's.
+        recorded: settings of the run that goes on, which keeps what it began with; empty if the run begins. Runs of
+            0.1.0 recorded a size and other values that they did not have; these pass, and are taken out.
+
+    Returns:
+        The settings that change: those the run has recorded, where they have no effect.
+
+    Raises:
+        InputError: if the checkpoint cannot be opened, or an option names a value that it does not have.
+    """
+    config: Any = open_config(_model_class(arguments), str(arguments.model))
+    if arguments.dropout is None:
+        arguments.dropout = recorded.get("dropout")
+    if arguments.left_to_right is None:
+        arguments.left_to_right = recorded.get("left_to_right", config.left_to_right)
+    arguments.check_next_sentence()
+    numbers = {name: getattr(config, name) for name in _NUMBERS}
+    sizes = {name: HFBertConfig.from_size(name) for name in SIZES}
+    named = [name for name, size in sizes.items() if numbers == {number: getattr(size, number) for number in numbers}]
+    actual = {
+        "size": named[0] if named else "a size without a name",
+        **numbers,
+        "initializer_range": config.initializer_range,
+        "max_position_embeddings": config.max_position_embeddings,
+        "sinusoidal_positions": "positions already",
+    }
+    given = {name: value for name in MODEL_OPTIONS if (value := getattr(arguments, name)) not in (None, False)}
+    wrong = {name: value for name, value in given.items() if value != actual[name]}
+    told = {name: f"{name} {value} (it has {actual[name]})" for name, value in wrong.items()}
+    if refused := [text for name, text in told.items() if recorded.get(name) != wrong[name]]:
+        raise InputError(
+            f"the checkpoint {arguments.model} does not go with {', '.join(refused)}; the checkpoint decides, leave "
+            "it out of the command and its --config"
+        )
+    for name in wrong:
+        setattr(arguments, name, False if name == "sinusoidal_positions" else None)
+    ineffective = {name: recorded.get(name, getattr(arguments, name)) for name in MODEL_OPTIONS}
+    return ineffective | {name: getattr(arguments, name) for name in ("dropout", "left_to_right", "no_nsp")}
+
+
 def _model_class(arguments: PretrainingArguments) -> type[HFBertForPreTraining] | type[HFBertForMaskedLM]:
     return HFBertForMaskedLM if arguments.no_nsp else HFBertForPreTraining
 
 
-def _dropout(arguments: PretrainingArguments) -> dict[str, float]:
+def _dropout(arguments: PretrainingArguments) -> dict[str, Any]:
     return dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
 
 
 def _open_model(name: str, arguments: PretrainingArguments, tokenizer: Any, say: Callable[[str], None]) -> Any:
     """Open the checkpoint to go on from."""
-    overrides = {"left_to_right": arguments.left_to_right} | _dropout(arguments)
+    overrides = {"left_to_right": arguments.left_to_right}
+    overrides |= {} if arguments.dropout is None else _dropout(arguments)
     model, new = open_model(_model_class(arguments), name, overrides, new_head=False)
     check_fits(model, tokenizer, max(phase.max_seq_length for phase in arguments.phases()))
     load_tokenizer(arguments.tokenizer, model=name)  # compares the two vocabularies
@@ -65,12 +113,11 @@ def _open_model(name: str, arguments: PretrainingArguments, tokenizer: Any, say:
 
 def _build_bert(arguments: PretrainingArguments, tokenizer: Any) -> HFBertForPreTraining | HFBertForMaskedLM:
     """Initialise a BERT."""
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    sizes = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    sizes = {name: value for name in _NUMBERS if (value := getattr(arguments, name)) is not None}
     if "hidden_size" in sizes:
         sizes = {"intermediate_size": 4 * sizes["hidden_size"]} | sizes
     config = HFBertConfig.from_size(
-        arguments.size,
+        str(arguments.size),
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=arguments.initializer_range,
@@ -87,7 +134,7 @@ def _build_bert(arguments: PretrainingArguments, tokenizer: Any) -> HFBertForPre
         whole, model = model, HFBertForMaskedLM(config)
         model.load_state_dict(whole.state_dict(), strict=False)
     if arguments.sinusoidal_positions:
-        set_sinusoidal_positions(model, 2 * arguments.initializer_range)
+        set_sinusoidal_positions(model, 2 * config.initializer_range)
     return model
 
 
@@ -95,10 +142,10 @@ def _build_lstms(arguments: PretrainingArguments, tokenizer: Any) -> LSTMPairFor
     """Initialise the two LSTM language models."""
     config = LSTMPairConfig(
         vocab_size=len(tokenizer),
-        lstm_size=arguments.hidden_size or HFBertConfig.from_size(arguments.size).hidden_size,
+        lstm_size=arguments.hidden_size or HFBertConfig.from_size(str(arguments.size)).hidden_size,
         num_hidden_layers=arguments.num_hidden_layers or 2,
-        hidden_dropout_prob=arguments.dropout,
-        initializer_range=arguments.initializer_range,
+        hidden_dropout_prob=float(arguments.dropout or 0),
+        initializer_range=float(arguments.initializer_range or 0),
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.device("meta"):

@@ -65,7 +65,9 @@ def draw_curves(history: list[dict[str, Any]], baseline: dict[str, Any], path: P
     """
     has_nsp = any("eval_next_sentence_accuracy" in entry for entry in history)
     figure, axes = _subplots(1, 2 + has_nsp, figsize=(5 * (2 + has_nsp), 4), layout="constrained")
-    _line(axes[0], history, "masked_lm_loss", "training", linewidth=0.8)
+    # Without NSP the log has one loss in training, which is the MLM loss.
+    loss = "masked_lm_loss" if any("masked_lm_loss" in entry for entry in history) else "loss"
+    _line(axes[0], history, loss, "training", linewidth=0.8)
     _line(axes[0], history, "eval_masked_lm_loss", "held out", marker="o", markersize=3)
     _line(axes[0], history, "also_masked_lm_loss", "also evaluated", marker="s", markersize=3)
     axes[0].axhline(baseline["loss"], color="grey", linestyle="--", label="unigram")
