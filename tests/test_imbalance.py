@@ -106,6 +106,20 @@ def test_the_loss_is_the_models_own(tmp_path, model):
     assert ours == pytest.approx(outputs.loss.item())
 
 
+def test_packed_rows_with_as_many_labels_as_tokens_are_the_same_run(finetune, tmp_path):
+    own = tmp_path / "data"
+    own.mkdir()
+    rows = [{"text": " ".join(WORDS[row : row + 8]), "label": [*"abcdefgh"][row % 8 :]} for row in range(16)]
+    for split in ("train", "validation"):
+        write_jsonl(own / f"{split}.jsonl", rows)
+    plain = make_model(tmp_path / "model", attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
+    for packing in ("false", "true"):
+        changes = {"model": plain, "max_steps": 2, "max_seq_length": 8, "packing": packing, "keep_checkpoints": 0}
+        assert finetune(tmp_path / packing, "custom-multilabel", own, **changes) == 0
+    for ours, theirs in zip(read_losses(tmp_path / "true"), read_losses(tmp_path / "false"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_a_threshold_separates_best_and_stays_where_nothing_can_be_tuned():
     gold = np.array([[True, False], [True, False], [False, False], [False, False]])
     probabilities = np.array([[0.2, 0.9], [0.12, 0.1], [0.1, 0.1], [0.01, 0.1]])

@@ -25,7 +25,6 @@ from ..evaluation import (
     write_task_file,
 )
 from ..model.configuration_hfbert import HFBertConfig
-from ..model.layout_hfbert import pack
 from ..model.loading import check_directory, check_fits
 from ..tasks import get_task, report_lines
 from ..text.tokenizer import load_any_tokenizer, save_tokenizer, tokenizer_hash
@@ -40,7 +39,7 @@ from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.plots import LiveCurves, draw_finetuning_curves
 from .arguments import FinetuningArguments
-from .batches import FinetuningBatches
+from .batches import FinetuningBatches, model_inputs
 from .class_weights import class_weights
 
 
@@ -289,8 +288,7 @@ class _Finetuning:
         row = int(self.examples.lengths.argmax())
 
         def inputs(size: int) -> dict[str, Any]:
-            batch = self.examples.batch(np.full(size, row), data.settings.max_seq_length)
-            return pack(batch, self.examples.padding["input_ids"]) if run.packing else batch
+            return model_inputs(run, self.examples, np.full(size, row), data.settings.max_seq_length)
 
         features = data.features("validation")
         order = np.argsort(-data.examples("validation").lengths, kind="stable")[: a.eval_batch_size]
