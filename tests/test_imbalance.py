@@ -13,6 +13,7 @@ from hfbert_scratch.evaluation import TaskData
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune
 from hfbert_scratch.finetuning.class_weights import class_weights
 from hfbert_scratch.metrics.multilabel import best_thresholds
+from hfbert_scratch.publishing.finished_run import open_run
 from hfbert_scratch.tasks import DataArguments, get_task
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import parse_arguments
@@ -66,7 +67,7 @@ def test_several_labels_are_learnt_tuned_reported_and_evaluated_again(finetune, 
     assert scores["average_precision"] > 0.95 and tuned["f1_macro"] > 0.95
     assert tuned["value"].keys() == {"bad", "good"} and tuned["f1_macro"] >= scores["f1_macro"]
     assert results["report"]["validation"]["classes"]["good"]["f1"] > 0.9
-    assert (output / "precision_recall.png").is_file()
+    assert open_run(output).plots == ["curves.png", "precision_recall.png"]
     lines = (output / "predictions" / "predictions_test.jsonl").read_text().splitlines()
     assert len(lines) == 6 and json.loads(lines[0]).keys() == {"index", "labels", "probabilities"}
     opened = transformers.AutoModelForSequenceClassification.from_pretrained(output / "model")
