@@ -56,7 +56,7 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
         False, help="a new bidirectional LSTM between encoder and head, as in the paper's left-to-right ablation"
     )
     group_by_length: bool = argument(True, help="put sequences of similar length together: less padding")
-    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
+    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1, semantic=False)
     eval_every: int | None = argument(  # type: ignore
         None, help="steps between evaluations; default, and for 0: an epoch's", at_least=0
     )
@@ -65,8 +65,10 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
     )
     keep_checkpoints: int = argument(1, help="how many of the newest to keep beside the best; 0: write none")
     log_every: int = argument(20, help="steps between log lines")
-    num_proc: int = argument(1, help="processes for tokenization")
-    cache_dir: str | None = argument(None, help="of the finished features; default: in the cache of datasets")
+    num_proc: int = argument(1, help="processes for tokenization", semantic=False)
+    cache_dir: str | None = argument(
+        None, help="of the finished features; default: in the cache of datasets", semantic=False
+    )
 
     def __post_init__(self) -> None:
         self._spell_switches()

@@ -50,9 +50,14 @@ class EstimateArguments:
         help="time a few steps and an evaluation on this machine, print hours, tokens/s, memory and disk, and write "
         "nothing",
         group="estimate",
+        semantic=False,
     )
     price: float | None = argument(
-        None, help="with --estimate: price of all machines together, an hour", at_least=0, group="estimate"
+        None,
+        help="with --estimate: price of all machines together, an hour",
+        at_least=0,
+        group="estimate",
+        semantic=False,
     )
 
     def check_price(self) -> None:

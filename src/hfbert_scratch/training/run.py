@@ -18,14 +18,14 @@ from torch import nn
 from ..model.gpu import can_compile
 from ..model.layout_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
-from ..utils.arguments import save_arguments
+from ..utils.arguments import non_semantic_arguments, save_arguments
 from ..utils.directories import atomic_directory, own_directory
 from ..utils.environment import disable_malloc_trim, hardware, hub_commits, versions
 from ..utils.errors import CheckpointError, DivergenceError, InputError
 from ..utils.files import differences, read_json, write_json, write_text, writing
 from ..utils.progress import TrainingBar, fold
 from .accelerator import compute_dtype, create_accelerator, precision_name
-from .arguments import AUTO, COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingArguments
+from .arguments import AUTO, COMPILE, SWITCH, TrainingArguments
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .distributed import StopController, first_process_says
 from .fsdp import full_state_dict, is_sharded, meta_copy
@@ -454,7 +454,8 @@ class Run:
         self.print(f"{name} {size}: the largest that fits into memory")
 
     def _fixed_arguments(self) -> dict[str, Any]:
-        fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in NON_SEMANTIC_ARGUMENTS}
+        free = non_semantic_arguments(type(self.arguments))
+        fixed = {name: value for name, value in dataclasses.asdict(self.arguments).items() if name not in free}
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
         ways["onednn"] = self.onednn
         return fixed | {"precision": self.precision} | ways
