@@ -199,6 +199,8 @@ def test_other_settings_are_refused_and_listed(run, tmp_path, capsys):
     assert run(tmp_path, learning_rate=1e-3, seed=5) == 6
     error = capsys.readouterr().err
     assert "learning_rate: 0.002 there, 0.001 now" in error and "seed: 0 there, 5 now" in error
+    assert run(tmp_path, max_steps=13) == 6
+    assert "to train on, start a new run with --model" in capsys.readouterr().err
     assert (tmp_path / "record.json").read_bytes() == before
     assert (tmp_path / "arguments.yaml").read_bytes() == settings
     assert run(tmp_path, log_every=7, keep_checkpoints=1) == 0, "what does not change the result may change"

@@ -100,9 +100,9 @@ def fine_tune(
         end_training: no run follows in these processes.
 
     Returns:
-        The content of results.json and, on the main process, `predictions` (split → the task's predictions; without
-        `save_model` those of the last evaluation, none if nothing was left to train). None when a signal ended the
-        run, which the same call then continues.
+        The content of results.json, and `predictions`: split → the task's predictions, None on all but the main
+        process. Without `save_model` they are those of the last evaluation, and {} if nothing was left to train. None
+        when a signal ended the run, which the same call then continues.
 
     Raises:
         InputError: for unusable data or checkpoints.

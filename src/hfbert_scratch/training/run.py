@@ -223,7 +223,7 @@ class Run:
                 self._log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
             return None
         state = read_json(checkpoint / "training_state.json", "checkpoint")
-        # An argument that came later than the run has the default that is what was done before.
+        # Options added after the checkpoint was written count as their defaults, which reproduce the old behaviour.
         defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
         defaults |= {"packing": False, "compile": False, "onednn": self.settings["onednn"]}
         since = {name: defaults[name] for name in self.settings.keys() & defaults.keys() - state["settings"].keys()}
@@ -468,10 +468,10 @@ def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str
         for settings in (written, asked)
     )
     if differing := differences(*compared):
-        longer = "max_steps" in differing and "; to train on, start a new run with --model"
+        is_longer = written.get("max_steps") != asked.get("max_steps")
+        hint = "; to train on, start a new run with --model" if is_longer else ""
         raise CheckpointError(
-            f"{checkpoint} belongs to a run with other settings ({differing}); use those, or another output_dir"
-            f"{longer or ''}"
+            f"{checkpoint} belongs to a run with other settings ({differing}); use those, or another output_dir{hint}"
         )
 
 
