@@ -2,7 +2,7 @@
 
 A checkpoint is a directory `step-N`: whatever the caller writes into it (a model directory that AutoModel opens,
 optimizer.safetensors, training_state.json), and a manifest.json with the size and SHA-256 of every file, itself
-checksummed. Whoever kills the process at whatever moment leaves the earlier checkpoints untouched.
+checksummed. A kill at any moment leaves earlier checkpoints intact.
 
 They are written while the run waits, on purpose: a copy in a thread would need the model's and the optimizer's memory
 once more on the host, and a run that ends on a signal would have to wait for it all the same.
