@@ -417,7 +417,7 @@ def test_a_run_from_before_an_argument_existed_goes_on_with_its_default(run, tmp
         del state["settings"]["packing"]
         (directory / "training_state.json").write_text(json.dumps(state))
 
-    write_checkpoint(checkpoint.parent, 1, before_packing, keep=1)
+    write_checkpoint(checkpoint.parent, 1, before_packing, max_to_keep=1)
     capsys.readouterr()
     assert run(tmp_path / "run", max_steps=10, packing="true") == 6
     assert "packing: False there, True now" in capsys.readouterr().err

@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 
 def write_checkpoint(
-    root: Path, step: int, write: Callable[[Path], None], keep: int, spare: int | None = None
+    root: Path, step: int, write: Callable[[Path], None], max_to_keep: int, protected_step: int | None = None
 ) -> Path:
     """Write a checkpoint, whole or not at all, and delete older ones.
 
@@ -39,8 +39,8 @@ def write_checkpoint(
         root: directory of the checkpoints; made if it is not there.
         step: optimizer step of the checkpoint, part of its name.
         write: writes its files into the directory that it gets.
-        keep: number of the newest checkpoints that stay, at least 1.
-        spare: step of a checkpoint that stays as well. None: no other stays.
+        max_to_keep: number of the newest checkpoints that stay, at least 1.
+        protected_step: step of a checkpoint that stays as well. None: no other stays.
 
     Returns:
         The checkpoint, root/step-N.
@@ -67,8 +67,8 @@ def write_checkpoint(
         except Exception:
             shutil.rmtree(temporary, ignore_errors=True)  # to leave room
             raise
-    for old in checkpoint_steps(root)[:-keep]:
-        if old != spare:
+    for old in checkpoint_steps(root)[:-max_to_keep]:
+        if old != protected_step:
             _remove(root / f"step-{old}")
     return final
 

@@ -254,15 +254,15 @@ class Run:
             DivergenceError: if a weight is not finite; nothing is written.
             OutputError: if the checkpoint cannot be written; earlier ones are intact.
         """
-        keep = self.arguments.keep_checkpoints
+        max_to_keep = self.arguments.keep_checkpoints
         self.progress.elapsed = self.stopping.seconds()
-        if keep:
+        if max_to_keep:
             plain, weights = self._to_save(model)
             unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
             sharded = is_sharded(unwrapped)
             if self.is_main or sharded:
                 moments = optimizer_tensors(getattr(optimizer, "optimizer", optimizer), unwrapped, self.is_main)
-        if self.writes and keep:
+        if self.writes and max_to_keep:
             self._require_finite(weights or plain.state_dict())
             state = {
                 "settings": self.settings,
@@ -278,7 +278,7 @@ class Run:
                 save_file(moments, directory / "optimizer.safetensors")
                 (directory / "training_state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
-            write_checkpoint(self.checkpoints, self.progress.step, write, keep, spare=self.best_step)
+            write_checkpoint(self.checkpoints, self.progress.step, write, max_to_keep, self.best_step)
         self.accelerator.wait_for_everyone()
 
     @property
