@@ -139,7 +139,7 @@ def _with_inputs(kind: type[AnyRun], arguments: PretrainingArguments, last: bool
     other = None
     if arguments.also_evaluate:
         other = Mixture.open([arguments.also_evaluate], tokenizer, arguments.phases()[-1].max_seq_length)
-    with kind(arguments, fingerprint, last=last) as run:
+    with kind(arguments, fingerprint, end_training=last) as run:
         for corpus in mixture.corpora if arguments.whole_word else ():
             if note := corpus.whole_word_note(tokenizer):
                 run.print(f"warning: {note}")

@@ -112,7 +112,7 @@ def fine_tune(
     """
     started = time.perf_counter()
     arguments, data, model, new_weights = _open(arguments, data)
-    with Run(arguments, _fingerprint(arguments, data), last=end_training) as run:
+    with Run(arguments, _fingerprint(arguments, data), end_training=end_training) as run:
         finetuning = _Finetuning(run, arguments, data, model)
         finetuning.describe(new_weights, with_data=save_model)
         if not finetuning.train(live=save_model):
@@ -148,7 +148,7 @@ def estimate_fine_tuning(
     """
     started = time.perf_counter()
     arguments, data, model, _ = _open(arguments, data)
-    with Rehearsal(arguments, _fingerprint(arguments, data), last=end_training) as run:
+    with Rehearsal(arguments, _fingerprint(arguments, data), end_training=end_training) as run:
         finetuning = _Finetuning(run, arguments, data, model)
         run.print(finetuning.plan())
         return finetuning.estimate(run, started, save_model)

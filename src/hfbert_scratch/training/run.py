@@ -57,9 +57,9 @@ class Run:
 
     Args:
         arguments: the options.
-        settings: facts beyond the options that a resumed run must share with the checkpoints (hashes of data and
-            tokenizer).
-        last: no other run follows in these processes.
+        fingerprint: facts beyond the options that a resumed run must share with the checkpoints (hashes of data and
+            tokenizer); with the options and choices they are `self.settings`.
+        end_training: no other run follows in these processes.
 
     Raises:
         InputError: if the launch does not fit the options.
@@ -69,11 +69,11 @@ class Run:
     # Whether anything is written to the directory. A run that only times its steps leaves it as it is.
     records = True
 
-    def __init__(self, arguments: TrainingArguments, settings: dict[str, Any], *, last: bool = True):
+    def __init__(self, arguments: TrainingArguments, fingerprint: dict[str, Any], *, end_training: bool = True):
         if self.records and getattr(arguments, "estimate", False):
             raise InputError("this run cannot be estimated; leave --estimate out")
         self.arguments = arguments
-        self.last = last
+        self._end_training = end_training
         self.directory = Path(arguments.output_dir)
         disable_malloc_trim()
         recorded = self.recorded = self._recorded_settings()
@@ -97,7 +97,7 @@ class Run:
                 setattr(arguments, name, recorded[name])
         self._choose_ways(recorded)
         self._choose_onednn(recorded)
-        self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
+        self.settings = json.loads(json.dumps(self._fixed_arguments() | fingerprint))
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.best_by: tuple[str, Callable[..., Any]] | None = None
@@ -122,9 +122,9 @@ class Run:
             size = self.arguments.micro_batch_size
             raise out_of_memory(self.device, self.progress.step, size, error[1]) from error[1]
         if error[0] is None:  # after an error the other processes may not come to this point
-            if self.last:
+            if self._end_training:
                 self.accelerator.end_training()
-            for tracker in [] if self.last else self.accelerator.trackers:
+            for tracker in [] if self._end_training else self.accelerator.trackers:
                 tracker.finish()
 
     @cached_property
