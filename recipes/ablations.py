@@ -295,7 +295,7 @@ class Experiment:
     def run_pretraining(self, arm: Arm, seed: int) -> dict[str, Any] | None:
         """Pretrain, and score token counts on the same held-out predictions."""
         arguments = self.pretraining(arm, seed)
-        if not run_pretraining(arguments, last=False):
+        if not run_pretraining(arguments, end_training=False):
             return None
         record = read_json(Path(arguments.output_dir) / "record.json", "pretraining")
         batches = held_out_batches(
@@ -401,7 +401,7 @@ class Experiment:
                 source = self.table.arm(arm.pretrained_as or arm.name)
                 arguments = self.pretraining(source, self.budget.seeds[0])
                 if source.name not in pretrainings:
-                    pretrainings[source.name] = estimate_pretraining(arguments, last=False)
+                    pretrainings[source.name] = estimate_pretraining(arguments, end_training=False)
                     estimates += [pretrainings[source.name]] * len(self.budget.seeds)
                 start = Path(directory) / source.name
                 if not start.exists():  # an untrained model takes as long

@@ -114,22 +114,22 @@ def main() -> None:
         sys.exit(STOPPED)
 
 
-def run_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> bool:
+def run_pretraining(arguments: PretrainingArguments, *, end_training: bool = True) -> bool:
     """Open corpus and tokenizer, and run or estimate; returns False when a signal or --max_time stopped it.
 
     Args:
         arguments: the command line.
-        last: no other run follows in these processes.
+        end_training: no other run follows in these processes.
     """
-    return _with_inputs(Rehearsal if arguments.estimate else Run, arguments, last)[1]
+    return _with_inputs(Rehearsal if arguments.estimate else Run, arguments, end_training)[1]
 
 
-def estimate_pretraining(arguments: PretrainingArguments, *, last: bool = True) -> Estimate:
+def estimate_pretraining(arguments: PretrainingArguments, *, end_training: bool = True) -> Estimate:
     """Time steps of a run on this machine, with the arguments of `run_pretraining`, and write nothing."""
-    return _with_inputs(Rehearsal, arguments, last)[0].estimate
+    return _with_inputs(Rehearsal, arguments, end_training)[0].estimate
 
 
-def _with_inputs(kind: type[AnyRun], arguments: PretrainingArguments, last: bool) -> tuple[AnyRun, bool]:
+def _with_inputs(kind: type[AnyRun], arguments: PretrainingArguments, end_training: bool) -> tuple[AnyRun, bool]:
     """Open corpus and tokenizer, and pretrain in a run of this kind; return it, and whether it is done."""
     tokenizer = load_tokenizer(arguments.tokenizer)
     longest = max(phase.max_seq_length for phase in arguments.phases())
@@ -139,7 +139,7 @@ def _with_inputs(kind: type[AnyRun], arguments: PretrainingArguments, last: bool
     other = None
     if arguments.also_evaluate:
         other = Mixture.open([arguments.also_evaluate], tokenizer, arguments.phases()[-1].max_seq_length)
-    with kind(arguments, fingerprint, end_training=last) as run:
+    with kind(arguments, fingerprint, end_training=end_training) as run:
         for corpus in mixture.corpora if arguments.whole_word else ():
             if note := corpus.whole_word_note(tokenizer):
                 run.print(f"warning: {note}")
