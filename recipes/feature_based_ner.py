@@ -72,7 +72,9 @@ class FeatureBasedArguments(DataArguments):
     dropout: float = argument(0.5, help="of the tagger", at_least=0, below=1)
     epochs: float = argument(10.0, help="passes over the training sentences", above=0)
     batch_size: int = argument(32, help="sentences per optimizer step, over all processes", at_least=1)
-    micro_batch_size: int | None = argument(None, help="sentences per forward pass; default: a process's share")
+    micro_batch_size: int | None = argument(
+        None, help="sentences per forward pass; default: a process's share", at_least=1
+    )
     learning_rate: float = argument(1e-3, help="peak, after a warm-up over a tenth of the steps")
     precision: str = argument("float32", help="of the tagger: float32, bfloat16 (autocast) or auto")
     log_every: int = argument(100, help="steps between log lines")

@@ -9,7 +9,7 @@
         --output_dir runs/extended
 
 reads .txt, .jsonl and .parquet files (also .gz and .zst of the first two), directories of these, directories saved by
-`datasets`, and data sets of the Hub (hub:NAME:CONFIGURATION:SPLIT), and leaves a directory that
+`datasets`, and data sets of the Hub (hub:NAME@REVISION:CONFIGURATION:SPLIT), and leaves a directory that
 `AutoTokenizer.from_pretrained` opens, with record.json beside the tokenizer's files. With --extend the directory is
 the checkpoint with a row for every new word, [unusedN] rows first; then follows hfbert pretrain --config continue.
 
@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hfbert_scratch.text.readers import read_documents
-from hfbert_scratch.text.sources import TextSource, describe_sources, find_sources
+from hfbert_scratch.text.sources import SOURCES_HELP, TextSource, describe_sources, find_sources
 from hfbert_scratch.text.tokenizer import (
     FORMS,
     NO_FORM,
@@ -52,18 +52,18 @@ _SAMPLE_DOCUMENTS = 1000
 class TokenizerArguments:
     """The command line."""
 
-    text: list[str] = argument(help="Files, directories, glob patterns, or hub:NAME[:CONFIGURATION[:SPLIT]]")
-    output_dir: str = argument(help="Directory for the tokenizer")
+    text: list[str] = argument(help=SOURCES_HELP)
+    output_dir: str = argument(help="directory for the tokenizer")
     extend: str | None = argument(
-        None, help="A WordPiece checkpoint whose vocabulary gets words of the text", group="extend a checkpoint"
+        None, help="a WordPiece checkpoint whose vocabulary gets words of the text", group="extend a checkpoint"
     )
     add: int = argument(
-        0, help="With --extend: words to add, at most", group="extend a checkpoint", at_least=0, at_most=1_000_000
+        0, help="with --extend: words to add, at most", group="extend a checkpoint", at_least=0, at_most=1_000_000
     )
-    vocab_size: int = argument(30522, help="Number of tokens, special ones and characters included")
-    lowercase: bool = argument(True, help="Uncased (lower case, no accents) or cased")
+    vocab_size: int = argument(30522, help="number of tokens, special ones and characters included")
+    lowercase: bool = argument(True, help="uncased (lower case, no accents) or cased")
     strip_accents: bool = argument(
-        True, help="Uncased only: strip accents and vowel signs; false keeps them, as Hindi and Vietnamese need"
+        True, help="uncased only: strip accents and vowel signs; false keeps them, as Hindi and Vietnamese need"
     )
     pre_tokenizer: str = argument(
         "bert",
@@ -76,8 +76,8 @@ class TokenizerArguments:
         help="Unicode form to which the tokenizer brings every text, now and later; none: text stays as it is",
         choices=(NO_FORM, *FORMS),
     )
-    model_max_length: int = argument(512, help="Longest sequence the model will take, stored with the tokenizer")
-    text_column: str = argument("text", help="Field or column with the text in .jsonl, .parquet and data sets")
+    model_max_length: int = argument(512, help="longest sequence the model will take, stored with the tokenizer")
+    text_column: str = argument("text", help="field or column with the text in .jsonl, .parquet and data sets")
     encoding_errors: str = argument("strict", help="strict: refuse bytes that are not UTF-8; replace: put U+FFFD")
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import hfbert_scratch
 from hfbert_scratch import HFBertConfig
+from hfbert_scratch.model.layout_hfbert import pack
 from hfbert_scratch.utils.isolation import run_offline, run_without_package
 
 
@@ -156,6 +157,13 @@ def prediction_batch(case, **options):
     inputs = batch(case, **options)
     inputs["labels"][:, 0] = -100
     return inputs
+
+
+def packed_batch(case: str, inputs: dict[str, Any], multiple_of: int = 1) -> dict[str, Any]:
+    """A batch of `case` as one packed row; labels of floating point allow no padding at its end."""
+    if case in PREDICTING or case in ("base", "token"):
+        return pack(inputs, 0, multiple_of)
+    return pack(inputs, 0, 1 if inputs["labels"].is_floating_point() else multiple_of, per_row=["labels"])
 
 
 def tensors(outputs) -> dict[str, torch.Tensor]:

@@ -818,6 +818,15 @@ CASES |= {
         "belongs to a run with other settings .*task: 'mrpc' there, 'stsb' now",
         CHECKPOINT,
     ),
+    "a model with an option's name in the same directory": (
+        "finetune",
+        {
+            "output_dir": earlier_run("finetune"),
+            "model": lambda here, good: shutil.copytree(good.model, here / "max_steps"),
+        },
+        r"model: .*max_steps' now\); use those, or another output_dir$",
+        CHECKPOINT,
+    ),
     "a cache below a file": ("finetune", {"cache_dir": below_a_file}, "the feature cache .*file/out cannot", OUTPUT),
     # -------------------------------------------------------------------------------------------- the other recipes
     "a model of no task": ("evaluate_model", {}, "does not say what it was fine-tuned for; name it with --task"),

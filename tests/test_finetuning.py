@@ -460,6 +460,22 @@ def test_fewer_examples_than_a_batch_still_make_steps(model, data, tmp_path):
     assert step_batches.arguments.max_steps == 1 and len(next(iter(step_batches)).micro_batches[0]["labels"]) == 100
 
 
+@pytest.mark.parametrize(
+    ("processes", "batch_size", "size"), [(1, 96, 32), (2, 96, 24), (3, 96, 32), (8, 96, 12), (4, 32, 8), (2, 70, 7)]
+)
+def test_by_default_a_micro_batch_divides_the_share_of_every_process(processes, batch_size, size, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    given = FinetuningArguments(task="mrpc", model="m", output_dir="o", batch_size=batch_size)
+    assert given.resolved(get_task("mrpc"), 1000).micro_batch_size == size
+
+
+def test_numbers_that_cannot_be_are_refused_not_replaced_by_the_default():
+    for name, least in (("micro_batch_size", 1), ("max_seq_length", 8)):
+        given = FinetuningArguments(task="mrpc", model="m", output_dir="o", **{name: 0})
+        with pytest.raises(InputError, match=f"{name} is 0; it must be at least {least}"):
+            given.resolved(get_task("mrpc"), 1000)
+
+
 def test_the_originals_adam_is_without_bias_correction():
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     module = torch.nn.Module()

@@ -4,7 +4,17 @@ import importlib.util
 
 import pytest
 import torch
-from helpers import NO_DROPOUT, PACKABLE, PREDICTING, batch, gradients, make, prediction_batch, static_positions
+from helpers import (
+    NO_DROPOUT,
+    PACKABLE,
+    PREDICTING,
+    batch,
+    gradients,
+    make,
+    packed_batch,
+    prediction_batch,
+    static_positions,
+)
 from torch import nn
 from torch._dynamo.utils import counters
 from training_helpers import arguments, make_inputs, pretrain_here, read_losses
@@ -45,7 +55,7 @@ def test_gradients_without_padding_are_as_near_to_float32_as_with_it(case, packe
         if attention == UNPADDED and packed:
             if case in PREDICTING:
                 given["masked_positions"] = static_positions(given["labels"], width=11)
-            given = pack(given, 0, 1 if case in ("regression", "multi_label") else 16)
+            given = packed_batch(case, given, 16)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             loss = model(**on_device(given, DEVICE)).loss
         errors[attention] = squared_error(gradients(model, loss), exact) ** 0.5

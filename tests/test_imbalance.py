@@ -13,6 +13,7 @@ from hfbert_scratch.evaluation import TaskData
 from hfbert_scratch.finetuning import FinetuningArguments, fine_tune
 from hfbert_scratch.finetuning.class_weights import class_weights
 from hfbert_scratch.metrics.multilabel import best_thresholds
+from hfbert_scratch.publishing.finished_run import open_run
 from hfbert_scratch.tasks import DataArguments, get_task
 from hfbert_scratch.text.tokenizer import load_tokenizer
 from hfbert_scratch.utils.arguments import parse_arguments
@@ -66,7 +67,7 @@ def test_several_labels_are_learnt_tuned_reported_and_evaluated_again(finetune, 
     assert scores["average_precision"] > 0.95 and tuned["f1_macro"] > 0.95
     assert tuned["value"].keys() == {"bad", "good"} and tuned["f1_macro"] >= scores["f1_macro"]
     assert results["report"]["validation"]["classes"]["good"]["f1"] > 0.9
-    assert (output / "precision_recall.png").is_file()
+    assert open_run(output).plots == ["curves.png", "precision_recall.png"]
     lines = (output / "predictions" / "predictions_test.jsonl").read_text().splitlines()
     assert len(lines) == 6 and json.loads(lines[0]).keys() == {"index", "labels", "probabilities"}
     opened = transformers.AutoModelForSequenceClassification.from_pretrained(output / "model")
@@ -104,6 +105,20 @@ def test_the_loss_is_the_models_own(tmp_path, model):
     outputs = own(**batch)
     ours = task.loss_sum(outputs, batch).item() / examples.count_targets(np.arange(8))
     assert ours == pytest.approx(outputs.loss.item())
+
+
+def test_packed_rows_with_as_many_labels_as_tokens_are_the_same_run(finetune, tmp_path):
+    own = tmp_path / "data"
+    own.mkdir()
+    rows = [{"text": " ".join(WORDS[row : row + 8]), "label": [*"abcdefgh"][row % 8 :]} for row in range(16)]
+    for split in ("train", "validation"):
+        write_jsonl(own / f"{split}.jsonl", rows)
+    plain = make_model(tmp_path / "model", attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
+    for packing in ("false", "true"):
+        changes = {"model": plain, "max_steps": 2, "max_seq_length": 8, "packing": packing, "keep_checkpoints": 0}
+        assert finetune(tmp_path / packing, "custom-multilabel", own, **changes) == 0
+    for ours, theirs in zip(read_losses(tmp_path / "true"), read_losses(tmp_path / "false"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_threshold_separates_best_and_stays_where_nothing_can_be_tuned():

@@ -50,7 +50,7 @@ def test_a_bilstm_is_for_our_models_without_packing(tmp_path, monkeypatch, capsy
     save_tokenizer(tokenizer, tmp_path / "stock")
     data = make_data(tmp_path / "data", "sst2")
     for start, changes, message in (
-        (tmp_path / "stock", {}, "bilstm needs a checkpoint of this package"),
+        (tmp_path / "stock", {}, "; hfbert convert --to hfbert makes one"),
         (make_model(tmp_path / "ours", tokenizer), {"packing": "true"}, "packing does not go with a bilstm"),
     ):
         line = options("sst2", data, start, tmp_path / "run", bilstm="true", **changes)

@@ -242,6 +242,8 @@ def test_other_settings_are_refused_and_listed(run, tmp_path, capsys):
     assert run(tmp_path, learning_rate=1e-3, seed=5) == 6
     error = capsys.readouterr().err
     assert "learning_rate: 0.002 there, 0.001 now" in error and "seed: 0 there, 5 now" in error
+    assert run(tmp_path, max_steps=13) == 6
+    assert "to train on, start a new run with --model" in capsys.readouterr().err
     assert (tmp_path / "record.json").read_bytes() == before
     assert (tmp_path / "arguments.yaml").read_bytes() == settings
     assert run(tmp_path, log_every=7, keep_checkpoints=1) == 0, "what does not change the result may change"
@@ -458,7 +460,7 @@ def test_a_run_from_before_an_argument_existed_goes_on_with_its_default(run, tmp
         del state["settings"]["packing"]
         (directory / "training_state.json").write_text(json.dumps(state))
 
-    write_checkpoint(checkpoint.parent, 1, before_packing, keep=1)
+    write_checkpoint(checkpoint.parent, 1, before_packing, max_to_keep=1)
     capsys.readouterr()
     assert run(tmp_path / "run", max_steps=10, packing="true") == 6
     assert "packing: False there, True now" in capsys.readouterr().err

@@ -365,6 +365,7 @@ def test_the_recipe_leaves_a_table_beside_the_papers(monkeypatch, capsys, checkp
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"seeds": (1, 1)}, "seeds is [1, 1]"),
+        ({"micro_batch_size": 0}, "micro_batch_size is 0; it must be at least 1"),
         ({"micro_batch_size": 5}, "batch_size 8 is not a multiple of micro_batch_size 5"),
         ({"train_file": "missing.jsonl"}, "missing.jsonl: no such file"),
     ],

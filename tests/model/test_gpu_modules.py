@@ -17,6 +17,7 @@ from helpers import (
     batch,
     gradients,
     make,
+    packed_batch,
     pair,
     prediction_batch,
     static_positions,
@@ -27,7 +28,7 @@ from transformers.activations import GELUActivation
 
 from hfbert_scratch.model import gpu
 from hfbert_scratch.model.gpu import compile_layers, keep_mask, train_on_gpu
-from hfbert_scratch.model.layout_hfbert import UNPADDED, pack
+from hfbert_scratch.model.layout_hfbert import UNPADDED
 from hfbert_scratch.model.triton_attention import kept_scores, murmur_mix, packed_attention
 
 
@@ -36,7 +37,7 @@ def packed_inputs(case, size=5, multiple_of=16):
     padded = dict(inputs)
     if case in PREDICTING:
         inputs["masked_positions"] = static_positions(inputs["labels"], width=11)
-    return padded, pack(inputs, 0, 1 if case in ("regression", "multi_label") else multiple_of)
+    return padded, packed_batch(case, inputs, multiple_of)
 
 
 @pytest.mark.parametrize("own_attention", [True, False])

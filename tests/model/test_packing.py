@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import (
     NO_DROPOUT,
+    NUM_LABELS,
     PACKABLE,
     PREDICTING,
     TINY,
@@ -11,6 +12,7 @@ from helpers import (
     batch,
     gradients,
     make,
+    packed_batch,
     prediction_batch,
     static_positions,
 )
@@ -85,7 +87,15 @@ def test_padding_may_stand_anywhere():
 
 def test_sequences_of_padding_need_a_label_that_does_not_count():
     with pytest.raises(ValueError, match=r"labels is of torch.float32"):
-        pack(batch("regression"), 0, multiple_of=8)
+        pack(batch("regression"), 0, multiple_of=8, per_row=["labels"])
+
+
+def test_a_tensor_with_an_entry_per_row_is_named_so_whatever_its_shape():
+    inputs = batch("multi_label", size=4, length=NUM_LABELS)
+    packed = pack(inputs, 0, per_row=["labels"])
+    assert packed["labels"].equal(inputs["labels"]) and packed["input_ids"].shape[0] == 1
+    with pytest.raises(ValueError, match=r"labels has shape \(4,\), not \(4, 12\) as attention_mask; .*per_row"):
+        pack(batch("single_label", size=4), 0)
 
 
 @ALL
@@ -114,8 +124,8 @@ def test_losses_and_gradients_are_the_padded_ones(attention, case):
     expected = model(**inputs).loss
     wanted = {"loss": expected.detach()} | gradients(model, expected)
     model.set_attn_implementation(attention)
-    for multiple_of in (1, 16) if case not in ("regression", "multi_label") else (1,):
-        loss = model(**pack(inputs, 0, multiple_of)).loss
+    for multiple_of in (1, 16):
+        loss = model(**packed_batch(case, inputs, multiple_of)).loss
         assert_same({"loss": loss.detach()} | gradients(model, loss), wanted, 2e-6)
 
 

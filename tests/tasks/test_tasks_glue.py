@@ -253,6 +253,16 @@ def test_a_part_of_the_data_is_spread_over_it(tmp_path):
     assert len(raw["test"]) == 10
 
 
+def test_max_eval_samples_limits_every_validation_split(tmp_path):
+    splits = ("validation", "validation_mismatched", "test")
+    rows = [{"sentence": str(number), "label": number % 2} for number in range(6)]
+    for split in splits:
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    task = dataclasses.replace(get_task("sst2"), splits=splits)
+    raw = task.load(DataArguments(data_dir=str(tmp_path), max_eval_samples=4))
+    assert [len(raw[split]) for split in splits] == [4, 4, 6]
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 GOOD = {"sentence1": "a", "sentence2": "b", "label": 0}

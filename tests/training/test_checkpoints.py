@@ -27,8 +27,8 @@ def write_files(directory):
     (directory / "deeper" / "state.json").write_text('{"a": 1}')
 
 
-def write(root, step, keep=3):
-    return write_checkpoint(root, step, write_files, keep)
+def write(root, step, max_to_keep=3):
+    return write_checkpoint(root, step, write_files, max_to_keep)
 
 
 def test_only_the_newest_are_kept_and_strangers_are_left_alone(tmp_path):
@@ -97,7 +97,7 @@ def test_no_bit_of_the_manifest_can_flip_unseen(tmp_path):
 
 @pytest.mark.parametrize("failing", ["write", "flush", "rename"])
 def test_a_full_disk_leaves_the_earlier_ones_and_nothing_half_done(tmp_path, monkeypatch, failing):
-    write(tmp_path, 1, keep=1)
+    write(tmp_path, 1, max_to_keep=1)
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_earlier_ones_and_nothing_half_done(tmp_path, mon
     elif failing == "rename":
         monkeypatch.setattr(checkpoints.os, "replace", full)
     with pytest.raises(OutputError, match="No space left on device.*earlier ones are intact"):
-        write_checkpoint(tmp_path, 2, write_too_much if failing == "write" else write_files, keep=1)
+        write_checkpoint(tmp_path, 2, write_too_much if failing == "write" else write_files, max_to_keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
     verify_checkpoint(tmp_path / "step-1")
 
@@ -123,13 +123,13 @@ def test_a_disk_that_is_full_or_read_only(tmp_path):
         return lambda directory: save_file({"weight": torch.ones(count)}, directory / "model.safetensors")
 
     with disk(tmp_path / "disk", kibibytes=256) as small:
-        write_checkpoint(small, 1, write_weights(20_000), keep=1)
+        write_checkpoint(small, 1, write_weights(20_000), max_to_keep=1)
         with pytest.raises(OutputError, match="step-2 cannot be written .*space.*earlier ones are intact"):
-            write_checkpoint(small, 2, write_weights(60_000), keep=1)
+            write_checkpoint(small, 2, write_weights(60_000), max_to_keep=1)
         assert [path.name for path in small.iterdir()] == ["step-1"]
         subprocess.run(["mount", "-o", "remount,ro", small], check=True)
         with pytest.raises(OutputError, match="step-2 cannot be written .*Read-only"):
-            write_checkpoint(small, 2, write_weights(20_000), keep=1)
+            write_checkpoint(small, 2, write_weights(20_000), max_to_keep=1)
         assert newest_checkpoint(small, pytest.fail) == small / "step-1"
 
 
@@ -141,7 +141,7 @@ def test_an_interrupted_write_is_not_taken_for_a_checkpoint(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(tmp_path, 2, killed, keep=3)
+        write_checkpoint(tmp_path, 2, killed, max_to_keep=3)
     assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / "step-1"
     write(tmp_path, 2)
     assert checkpoint_steps(tmp_path) == [1, 2]

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hfbert_scratch.utils.arguments import Limits, argument, check_arguments, parse_arguments, save_arguments
+from hfbert_scratch.utils.arguments import (
+    Limits,
+    argument,
+    check_arguments,
+    non_semantic_arguments,
+    parse_arguments,
+    save_arguments,
+)
 from hfbert_scratch.utils.errors import InputError
 
 
@@ -15,6 +22,7 @@ class BaseArguments:
     steps: int = argument(help="optimizer steps", at_least=1)
     rate: float = argument(0.1, help="learning rate", above=0, group="schedule")
     share: float = argument(0.5, help="half is 50 %%", at_least=0, below=1)
+    every: int = argument(50, help="steps between log lines", semantic=False)
     mode: str = argument("auto", help="what to do", choices=("auto", "fast", "exact"))
 
 
@@ -22,8 +30,9 @@ class BaseArguments:
 class ChildArguments(BaseArguments):
     rate: float | None = argument(None, help="learning rate; default: the task's")
     layers: list[int] = argument([-1], help="numbers of layers", at_least=-12)
+    every: int = argument(20, help="steps between log lines")
     names: list[str] = argument(["a", "b"], help="some names")
-    quick: bool = argument(True, help="a switch")
+    quick: bool = argument(True, help="a switch", semantic=False)
 
 
 def shown(capsys, cls=ChildArguments) -> str:
@@ -73,6 +82,11 @@ def test_none_and_values_within_the_bounds_pass():
 )
 def test_limits_are_said_in_words(limits, text):
     assert str(limits) == text
+
+
+def test_an_option_that_is_not_semantic_stays_so_where_it_is_declared_again():
+    assert non_semantic_arguments(BaseArguments) == {"every"}
+    assert non_semantic_arguments(ChildArguments) == {"every", "quick"}
 
 
 def test_help_has_groups_bounds_and_defaults(capsys, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from ..text.sources import SOURCES_HELP
 from ..utils.arguments import argument
 from ..utils.errors import InputError
 from .dataset import TokenizedDocuments
@@ -20,7 +21,7 @@ class BuildArguments:
         InputError: if a number is out of range.
     """
 
-    text: list[str] = argument(help="files, directories, glob patterns, or hub:NAME[:CONFIGURATION[:SPLIT]]")
+    text: list[str] = argument(help=SOURCES_HELP)
     tokenizer: str = argument(help="directory of the tokenizer, or its name on the Hub")
     text_column: str = argument("text", help="field or column with the text in .jsonl, .parquet and data sets")
     encoding_errors: str = argument("strict", help="strict: refuse bytes that are not UTF-8; replace: put U+FFFD")

@@ -140,6 +140,7 @@ class Examples:
     Attributes:
         lengths: (features,) tokens, of the longest choice where a feature has several.
         tokens: (features, choices) tokens.
+        numbers: the columns that have an entry per feature, not per token, by name.
         targets: the label columns; none for unlabelled features.
         task: the task of the features.
     """

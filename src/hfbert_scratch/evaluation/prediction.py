@@ -52,7 +52,7 @@ def load_for_task(
     model, new = open_model(getattr(transformers, task.head), name, overrides, new_head=raw is not None)
     if bilstm and getattr(model.base_model, "bilstm", None) is None:
         raise InputError(
-            f"bilstm needs a checkpoint of this package, and {name} is a {type(model).__name__}; recipes/convert.py "
+            f"bilstm needs a checkpoint of this package, and {name} is a {type(model).__name__}; hfbert convert "
             "--to hfbert makes one of a stock bert"
         )
     if raw is None and new:

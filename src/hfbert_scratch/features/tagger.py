@@ -345,10 +345,10 @@ def train_tagger(
         OutputError: if output_dir cannot be written.
     """
     shape = ("feature_size", "layers", "weighted", "lstm_size", "lstm_layers", "dropout", "id2label")
-    settings = {"features": data.identity, "tagger": {name: getattr(config, name) for name in shape}}
+    fingerprint = {"features": data.identity, "tagger": {name: getattr(config, name) for name in shape}}
     # A BiLSTM over padded words has no use for these.
     arguments = dataclasses.replace(arguments, packing="false", compile="false", cuda_graphs="false")
-    with Run(arguments, settings, last=end_training) as run:
+    with Run(arguments, fingerprint, end_training=end_training) as run:
         if (results := _finished_results(run)) is not None:
             return results
         tagger = _train(run, config, data)

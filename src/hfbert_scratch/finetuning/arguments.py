@@ -66,13 +66,19 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
         choices=("auto", "false"),
     )
     group_by_length: bool = argument(True, help="put sequences of similar length together: less padding")
-    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
-    eval_every: int | None = argument(None, help="steps between evaluations; default: an epoch's", at_least=0)  # type: ignore
-    save_every: int | None = argument(None, help="steps between checkpoints; default: eval_every", at_least=0)  # type: ignore
+    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1, semantic=False)
+    eval_every: int | None = argument(  # type: ignore
+        None, help="steps between evaluations; default, and for 0: an epoch's", at_least=0
+    )
+    save_every: int | None = argument(  # type: ignore
+        None, help="steps between checkpoints; default, and for 0: eval_every", at_least=0
+    )
     keep_checkpoints: int = argument(1, help="how many of the newest to keep beside the best; 0: write none")
     log_every: int = argument(20, help="steps between log lines")
-    num_proc: int = argument(1, help="processes for tokenization")
-    cache_dir: str | None = argument(None, help="directory for cached features; default: in the cache of datasets")
+    num_proc: int = argument(1, help="processes for tokenization", semantic=False)
+    cache_dir: str | None = argument(
+        None, help="directory for cached features; default: in the cache of datasets", semantic=False
+    )
 
     def __post_init__(self) -> None:
         self._spell_switches()
@@ -112,16 +118,17 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
         # Batches cross the ends of epochs, as in the original code; an incomplete last batch is dropped.
         max_steps = max(1, int(rows * epochs / batch_size)) if self.max_steps is None else self.max_steps
         learning_rate = defaults.learning_rates[0] if self.learning_rate is None else self.learning_rate
+        micro_batch_size = _default_micro_batch(batch_size) if self.micro_batch_size is None else self.micro_batch_size
         eval_every = self.eval_every or -(-rows // batch_size)
         return dataclasses.replace(
             self,
             epochs=epochs if self.max_steps is None else round(max_steps * batch_size / rows, 4),
             max_steps=max_steps,
             batch_size=batch_size,
-            micro_batch_size=self.micro_batch_size or _default_micro_batch(batch_size),
+            micro_batch_size=micro_batch_size,
             learning_rate=learning_rate,
             warmup_steps=int(WARMUP_SHARE * max_steps) if self.warmup_steps is None else self.warmup_steps,
-            max_seq_length=self.max_seq_length or defaults.max_seq_length,
+            max_seq_length=self.feature_settings(task).max_seq_length,
             eval_every=eval_every,
             save_every=self.save_every or eval_every,
         )
@@ -145,5 +152,7 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
 
 
 def _default_micro_batch(batch_size: int) -> int:
-    share = batch_size // process_count()
-    return next((size for size in range(min(share, 32), 0, -1) if batch_size % size == 0), 1)
+    """Return the largest size up to 32 that divides the share of every process; 1 for shares that are not equal."""
+    processes = process_count()
+    share = batch_size // processes
+    return next((size for size in range(min(share, 32), 0, -1) if batch_size % (size * processes) == 0), 1)

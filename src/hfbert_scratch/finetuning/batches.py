@@ -73,7 +73,7 @@ class FinetuningBatches:
         length = int(self.examples.lengths[rows].max()) if self.examples.task.pads_to_batch else None
         tokens = self.examples.tokens[parts.ravel()]
         return StepBatch(
-            micro_batches=[self._inputs(part, length) for part in parts],
+            micro_batches=[model_inputs(self.run, self.examples, part, length) for part in parts],
             start=self.start,
             counts={"num_items_in_batch": self.examples.count_targets(parts.ravel())},
             num_tokens=int(tokens.sum()),
@@ -82,6 +82,20 @@ class FinetuningBatches:
             examples={"feature": rows},
         )
 
-    def _inputs(self, rows: np.ndarray, length: int | None) -> dict[str, Any]:
-        batch = self.examples.batch(rows, length)
-        return pack(batch, self.examples.padding["input_ids"]) if self.run.packing else batch
+
+def model_inputs(run: Run, examples: Examples, rows: np.ndarray, length: int | None) -> dict[str, Any]:
+    """Make a micro-batch as the run gives it to the model: padded, or one packed row.
+
+    Args:
+        run: decides about packing.
+        examples: the features.
+        rows: (batch,) numbers of the features.
+        length: tokens to pad to; None: those of the longest.
+
+    Returns:
+        The model's inputs and targets by name, host tensors.
+    """
+    batch = examples.batch(rows, length)
+    if not run.packing:
+        return batch
+    return pack(batch, examples.padding["input_ids"], per_row=examples.numbers)

@@ -25,7 +25,6 @@ from ..evaluation import (
     write_task_file,
 )
 from ..model.configuration_hfbert import HFBertConfig
-from ..model.layout_hfbert import pack
 from ..model.loading import check_directory, check_fits
 from ..tasks import get_task, report_lines
 from ..text.tokenizer import load_any_tokenizer, save_tokenizer, tokenizer_hash
@@ -40,7 +39,7 @@ from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.plots import LiveCurves, draw_finetuning_curves
 from .arguments import FinetuningArguments
-from .batches import FinetuningBatches
+from .batches import FinetuningBatches, model_inputs
 from .class_weights import class_weights
 
 
@@ -101,9 +100,9 @@ def fine_tune(
         end_training: no run follows in these processes.
 
     Returns:
-        The content of results.json and, on the main process, `predictions` (split → the task's predictions; without
-        `save_model` those of the last evaluation, none if nothing was left to train). None when a signal ended the
-        run, which the same call then continues.
+        The content of results.json, and `predictions`: split → the task's predictions, None on all but the main
+        process. Without `save_model` they are those of the last evaluation, and {} if nothing was left to train. None
+        when a signal ended the run, which the same call then continues.
 
     Raises:
         InputError: for unusable data or checkpoints.
@@ -113,7 +112,7 @@ def fine_tune(
     """
     started = time.perf_counter()
     arguments, data, model, new_weights = _open(arguments, data)
-    with Run(arguments, _fingerprint(arguments, data), last=end_training) as run:
+    with Run(arguments, _fingerprint(arguments, data), end_training=end_training) as run:
         finetuning = _Finetuning(run, arguments, data, model)
         finetuning.describe(new_weights, with_data=save_model)
         if not finetuning.train(live=save_model):
@@ -149,7 +148,7 @@ def estimate_fine_tuning(
     """
     started = time.perf_counter()
     arguments, data, model, _ = _open(arguments, data)
-    with Rehearsal(arguments, _fingerprint(arguments, data), last=end_training) as run:
+    with Rehearsal(arguments, _fingerprint(arguments, data), end_training=end_training) as run:
         finetuning = _Finetuning(run, arguments, data, model)
         run.print(finetuning.plan())
         return finetuning.estimate(run, started, save_model)
@@ -289,8 +288,7 @@ class _Finetuning:
         row = int(self.examples.lengths.argmax())
 
         def inputs(size: int) -> dict[str, Any]:
-            batch = self.examples.batch(np.full(size, row), data.settings.max_seq_length)
-            return pack(batch, self.examples.padding["input_ids"]) if run.packing else batch
+            return model_inputs(run, self.examples, np.full(size, row), data.settings.max_seq_length)
 
         features = data.features("validation")
         order = np.argsort(-data.examples("validation").lengths, kind="stable")[: a.eval_batch_size]

@@ -7,7 +7,7 @@ nothing. This file travels with every checkpoint: it imports nothing of this pac
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -103,6 +103,25 @@ def check_masked_positions(masked_positions: torch.Tensor, labels: torch.Tensor)
         if lowest < 0 or highest >= labels.shape[1]:
             raise ValueError(
                 f"masked_positions go from {lowest} to {highest}; the labels have columns 0 … {labels.shape[1] - 1}"
+            )
+
+
+def check_packable(batch: Mapping[str, torch.Tensor], per_row: Collection[str], has_padding: bool) -> None:
+    """Raise ValueError if a batch does not fit into a packed row.
+
+    Args:
+        batch, per_row: as for `pack`.
+        has_padding: the row ends in sequences of padding.
+    """
+    shape = batch["attention_mask"].shape
+    for name, values in batch.items():
+        if name in per_row:
+            if has_padding and values.is_floating_point():
+                raise ValueError(f"{name} is of {values.dtype}: there is no such label for sequences of padding")
+        elif name != "masked_positions" and values.shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, not {tuple(shape)} as attention_mask; if it has an entry "
+                "per row, name it in per_row"
             )
 
 

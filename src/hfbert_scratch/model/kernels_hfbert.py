@@ -3,7 +3,7 @@
 
 Kernels equal the plain path up to rounding (tests/model/test_kernels.py) and step aside where `is_transformed`. A
 backward pass that is differentiated itself uses operations PyTorch can differentiate. This file travels with every
-checkpoint and imports of this package nothing but the files that do. Measurements: benchmarks/pretraining_step.py.
+checkpoint and imports only the other travelling files. Measurements: benchmarks/pretraining_step.py.
 """
 
 import copy

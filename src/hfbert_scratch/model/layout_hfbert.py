@@ -8,7 +8,7 @@ configuration_hfbert.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
-from .checks_hfbert import check_cu_seqlens, check_read_positions
+from .checks_hfbert import check_cu_seqlens, check_packable, check_read_positions
 from .configuration_hfbert import IGNORED_LABEL, HFBertConfig, autocast_dtype, is_transformed
 
 
@@ -99,23 +99,25 @@ def _pooled_positions(
     return first_positions(shape, device) + columns.amax(-1)
 
 
-def pack(batch: Mapping[str, torch.Tensor], pad_token_id: int, multiple_of: int = 1) -> dict[str, Any]:
+def pack(
+    batch: Mapping[str, torch.Tensor], pad_token_id: int, multiple_of: int = 1, *, per_row: Collection[str] = ()
+) -> dict[str, Any]:
     """Pack a padded batch into one row for HFBertModel.forward.
 
     Args:
-        batch: `attention_mask` (rows, length), 1 for tokens and 0 for padding; tensors of that shape;
-            `masked_positions` (rows, predictions); anything else has an entry per row.
+        batch: `attention_mask` (rows, length), 1 for tokens and 0 for padding; `masked_positions` (rows, predictions);
+            `next_sentence_label` and the tensors of `per_row` (rows, …); anything else (rows, length).
         pad_token_id: token of the padding at the end.
         multiple_of: round the number of tokens up to a multiple of it, so that few shapes occur. The padding forms
             sequences of its own with labels of -100; their number depends on the shapes only, so some are empty.
+        per_row: names of tensors with an entry per row. Shapes do not tell: there may be as many classes as tokens.
 
     Returns:
-        The batch without attention_mask: tensors of its shape become (1, tokens), `masked_positions` (1, rows ·
-        predictions), anything else (sequences, …). Added: `cu_seq_lens_q` (sequences + 1,) int32 and `max_length_q`,
-        the length.
+        The batch without attention_mask: `masked_positions` (1, rows · predictions), the rest (sequences, …) or
+        (1, tokens). Added: `cu_seq_lens_q` (sequences + 1,) int32 and `max_length_q`, the length.
 
     Raises:
-        ValueError: if a sequence of padding would need a floating-point label.
+        ValueError: if a tensor has another shape, or a sequence of padding would need a floating-point label.
     """
     real = batch["attention_mask"] != 0
     rows, length = real.shape
@@ -128,19 +130,17 @@ def pack(batch: Mapping[str, torch.Tensor], pad_token_id: int, multiple_of: int 
     spare_ends = (tokens + length * torch.arange(1, spare + 1)).clamp(max=total)
     cu_seqlens = torch.cat([ends.new_zeros(1), ends, spare_ends])
     fills = {"input_ids": pad_token_id, "labels": IGNORED_LABEL}
+    per_row = {*per_row, "next_sentence_label"}
+    check_packable(batch, per_row, has_padding=spare > 0)
     packed: dict[str, Any] = {}
     for name, values in batch.items():
-        if name == "attention_mask":
-            continue
         if name == "masked_positions":
             packed_index = real.flatten().cumsum(0) - 1  # (rows · length,)
             packed[name] = packed_index[values + length * torch.arange(rows)[:, None]].view(1, -1)
-        elif values.shape == real.shape:
-            packed[name] = F.pad(values.flatten()[indices], (0, total - tokens), value=fills.get(name, 0))[None]
-        elif spare and values.is_floating_point():
-            raise ValueError(f"{name} is of {values.dtype}: there is no such label for sequences of padding")
-        else:
+        elif name in per_row:
             packed[name] = torch.cat([values, values.new_full((spare, *values.shape[1:]), IGNORED_LABEL)])
+        elif name != "attention_mask":
+            packed[name] = F.pad(values.flatten()[indices], (0, total - tokens), value=fills.get(name, 0))[None]
     return packed | dict(zip(PACKED_ARGUMENTS, (cu_seqlens.to(torch.int32), length), strict=True))
 
 

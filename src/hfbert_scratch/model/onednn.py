@@ -125,7 +125,7 @@ class _Linear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         return (
             product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None,
-            # This product MKL is the faster at.
+            # MKL is faster for this product.
             rows.t() @ values.reshape(-1, values.shape[-1]) if ctx.needs_input_grad[1] else None,
             rows.sum(0) if ctx.needs_input_grad[2] else None,
         )

@@ -130,13 +130,15 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         help="word counts, as 1M,2M,10M: keep the model after so many words as revisions/chck_1M and so on, which "
         "hfbert publish can push as revisions",
         group="log, checkpoints, end",
+        semantic=False,
     )
     eval_rows: int = argument(4096, help="held-out sequences per evaluation, always the same", at_least=1)
-    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1)
+    eval_batch_size: int = argument(64, help="sequences per forward pass in evaluation", at_least=1, semantic=False)
     also_evaluate: str | None = argument(
         None,
         help="another corpus of the same tokenizer, such as one of general text: its held-out loss is measured before "
         "step 1 and with every evaluation, with a warning when it rises",
+        semantic=False,
     )
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ def pretrain(arguments: PretrainingArguments, *, end_training: bool = True) -> b
         OutputError: if output_dir cannot be written.
     """
     inputs = _Inputs.open(arguments)
-    with Run(arguments, inputs.fingerprint, last=end_training) as run:
+    with Run(arguments, inputs.fingerprint, end_training=end_training) as run:
         return _Pretraining(run, arguments, inputs).train()
 
 
@@ -62,7 +62,7 @@ def estimate_pretraining(arguments: PretrainingArguments, *, end_training: bool 
         InputError: for an unusable corpus, tokenizer or checkpoint, or options that do not fit them.
     """
     inputs = _Inputs.open(arguments)
-    with Rehearsal(arguments, inputs.fingerprint, last=end_training) as run:
+    with Rehearsal(arguments, inputs.fingerprint, end_training=end_training) as run:
         return _Pretraining(run, arguments, inputs).estimate(run)
 
 

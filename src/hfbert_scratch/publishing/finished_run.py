@@ -25,7 +25,6 @@ PIPELINES = {
     "HFBertForQuestionAnswering": "question-answering",
     "HFBertForMultipleChoice": "multiple-choice",
 }
-_PLOTS = ("curves.png", "confusion.png", "threshold.png")
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,9 @@ class FinishedRun:
 
     @property
     def plots(self) -> list[str]:
-        """The names of the run's plots."""
-        return [name for name in _PLOTS if (self.directory / name).is_file()]
+        """The names of the run's plots: its curves, and what its task draws."""
+        names = ["curves.png", None if self.results is None else get_task(self.results["task"]).plot]
+        return [name for name in names if name is not None and (self.directory / name).is_file()]
 
     def held_out_results(self) -> list[Result]:
         """Return all held-out results, the main one first."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -56,6 +56,8 @@ class MultilabelTask(SequenceTask):
     The data hold the labels of a row as a list of names, or in columns of 0 and 1 named like the classes, which
     --class_names lists then. A row without labels has an empty list, or zeros.
     """
+
+    plot: ClassVar[str] = "precision_recall.png"
 
     def class_columns(self, names: Sequence[str]) -> Columns:
         """Return a column for every class."""
@@ -265,12 +267,12 @@ class MultilabelTask(SequenceTask):
         return replace(predictions, thresholds=np.array(thresholds, dtype=np.float64))
 
     def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Any) -> None:
-        """Draw precision_recall.png, for no more classes than can be told apart."""
+        """Draw `plot`, for no more classes than can be told apart."""
         if len(predictions.names) > _DRAWN:
             return
         from ..utils.plots import draw_precision_recall  # slow to import, and selects a backend of matplotlib
 
-        path = directory / "precision_recall.png"
+        path = directory / self.plot
         draw_precision_recall(self._gold(raw), predictions.probabilities, list(predictions.names), path)
 
     def write_predictions(self, directory: Path, raw: datasets.Dataset, predictions: Any, split: str) -> list[Path]:

@@ -64,6 +64,7 @@ class SequenceTask(Task):
 
     head: ClassVar[str] = "AutoModelForSequenceClassification"
     original_files: ClassVar[Mapping[str, Sequence[str]]] = {"test": ("diagnostic*.tsv",)}
+    plot: ClassVar[str] = "confusion.png"
 
     texts: tuple[str, ...]
     classes: tuple[str, ...] | None
@@ -296,14 +297,14 @@ class SequenceTask(Task):
         return {"classes": dict(zip(names, figures["classes"], strict=True))}
 
     def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: list[str] | list[float]) -> None:
-        """Draw confusion.png, for classes."""
+        """Draw `plot`, for classes."""
         if self.is_regression:
             return
         from ..utils.plots import draw_confusion_matrix  # slow to import, and selects a backend of matplotlib
 
         names = self.class_names(raw)
         gold = [names[label] for label in raw["label"][:]]
-        draw_confusion_matrix(gold, predictions, names, directory / "confusion.png")  # type: ignore[arg-type]
+        draw_confusion_matrix(gold, predictions, names, directory / self.plot)  # type: ignore[arg-type]
 
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: list[str] | list[float], split: str

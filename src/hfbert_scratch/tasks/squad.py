@@ -61,6 +61,7 @@ class SquadTask(Task):
     can_pack: ClassVar[bool] = False
     score_scale: ClassVar[int] = 1  # the official scripts give percentages
     answers_questions: ClassVar[bool] = True
+    plot: ClassVar[str] = "threshold.png"
     label_column: ClassVar[str] = "answers"
     optional_columns: ClassVar[frozenset[str]] = frozenset({"answers", "id"})
     original_files: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -344,13 +345,13 @@ class SquadTask(Task):
         return threshold, 100 * f1, thresholds, 100 * curve
 
     def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Answers) -> None:
-        """Draw threshold.png (SQuAD 2.0)."""
+        """Draw `plot` (SQuAD 2.0)."""
         if not predictions.unanswerable:
             return
         from ..utils.plots import draw_threshold_curve  # slow to import, and selects a backend of matplotlib
 
         threshold, _, thresholds, curve = self.threshold_curve(raw, predictions)
-        draw_threshold_curve(thresholds, curve, threshold, directory / "threshold.png")
+        draw_threshold_curve(thresholds, curve, threshold, directory / self.plot)
 
     def write_predictions(
         self, directory: Path, raw: datasets.Dataset, predictions: Answers, split: str

@@ -74,6 +74,7 @@ class Task(ABC):
     score_scale: ClassVar[int] = 100  # factor from `main_metric` to per cent, for tables
     tags_words: ClassVar[bool] = False  # features have `positions`, one for every word that gets a class
     answers_questions: ClassVar[bool] = False  # predicts a span of a context that answers a question
+    plot: ClassVar[str | None] = None  # file that `save_plots` draws; the model card shows it
 
     # Loading.
 
@@ -113,13 +114,11 @@ class Task(ABC):
             if not table.num_rows:
                 raise InputError(f"split {split} of {self.name} holds no rows")
         raw = self.validate(tables, model_classes, user_classes)
-        for split, limit in (
-            ("train", data.max_train_samples),
-            ("validation", data.max_eval_samples),
-            ("validation_mismatched", data.max_eval_samples),
-        ):
-            if split in raw and 0 < limit < len(raw[split]):
-                raw[split] = raw[split].select(np.linspace(0, len(raw[split]) - 1, limit).astype(int))
+        for split, rows in raw.items():
+            limit = data.max_eval_samples if split.startswith("validation") else 0
+            limit = data.max_train_samples if split == "train" else limit
+            if 0 < limit < len(rows):
+                raw[split] = rows.select(np.linspace(0, len(rows) - 1, limit).astype(int))
         return raw
 
     def class_columns(self, names: Sequence[str]) -> Columns:
@@ -373,7 +372,7 @@ class Task(ABC):
         return predictions
 
     def save_plots(self, directory: Path, raw: datasets.Dataset, predictions: Any) -> None:  # noqa: B027 - a task may draw nothing
-        """Draw the predictions of a labelled split, where matplotlib is installed; nothing by default.
+        """Draw `plot`, the predictions of a labelled split, where matplotlib is installed; nothing by default.
 
         Args:
             directory: where the pictures go; it must exist.

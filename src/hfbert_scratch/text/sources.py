@@ -19,6 +19,11 @@ from .streams import BLOCK, COMPRESSIONS, open_file
 
 
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+# Help of the options that name text.
+SOURCES_HELP = (
+    "files (.txt, .jsonl, .parquet; .gz and .zst of the first two), directories, glob patterns, or "
+    "hub:NAME[@REVISION][:CONFIGURATION[:SPLIT]]"
+)
 # Files of rows, which as plain text would be read with their syntax.
 _ROWS = (".json", ".csv", ".tsv")
 _HUB = "hub:"

@@ -9,12 +9,6 @@ from .distributed import TIMEOUT_SECONDS
 from .optimizers import OPTIMIZERS
 
 
-# A resumed run may change these: they do not change what is learned.
-NON_SEMANTIC_ARGUMENTS = {"output_dir", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
-NON_SEMANTIC_ARGUMENTS |= {"num_proc", "cache_dir", "eval_batch_size", "max_time", "process_timeout"}
-NON_SEMANTIC_ARGUMENTS |= {"also_evaluate", "checkpoint_words", "estimate", "price"}
-
-
 # Spellings of switches on the command line, and their values in records and code; None is chosen by the run.
 SWITCH: dict[str, bool | None] = {"auto": None, "true": True, "false": False}
 COMPILE: dict[str, bool | str | None] = {"auto": None, "layers": "layers", "true": True, "false": False}
@@ -38,7 +32,9 @@ number_or_auto.__name__ = "int"  # argparse names it in its message
 class TrainingArguments:
     """Options of every training run; recipes add their own."""
 
-    output_dir: str = argument(help="the run's directory; started again with the same command, a run continues")
+    output_dir: str = argument(
+        help="the run's directory; started again with the same command, a run continues", semantic=False
+    )
     max_steps: int = argument(help="optimizer steps", at_least=1)
     batch_size: int = argument(256, help="sequences per optimizer step, over all processes", at_least=1)
     micro_batch_size: int = argument(
@@ -104,14 +100,21 @@ class TrainingArguments:
         False, help="recompute activations in the backward pass to save memory", group="speed and memory"
     )
     seed: int = argument(0, help="of initialisation, data order, masks and dropout", at_least=0, below=2**63)
-    log_every: int = argument(50, help="steps between log lines", at_least=1, group="log, checkpoints, end")
-    eval_every: int = argument(1000, help="steps between evaluations", at_least=1, group="log, checkpoints, end")
-    save_every: int = argument(1000, help="steps between checkpoints", at_least=1, group="log, checkpoints, end")
+    log_every: int = argument(
+        50, help="steps between log lines", at_least=1, group="log, checkpoints, end", semantic=False
+    )
+    eval_every: int = argument(
+        1000, help="steps between evaluations", at_least=1, group="log, checkpoints, end", semantic=False
+    )
+    save_every: int = argument(
+        1000, help="steps between checkpoints", at_least=1, group="log, checkpoints, end", semantic=False
+    )
     keep_checkpoints: int = argument(
         2,
         help="how many of the newest to keep, and the best; 0: write none, a killed run starts anew",
         group="log, checkpoints, end",
         at_least=0,
+        semantic=False,
     )
     max_time: float = argument(
         0.0,
@@ -119,6 +122,7 @@ class TrainingArguments:
         group="log, checkpoints, end",
         at_least=0,
         below=math.inf,
+        semantic=False,
     )
     schedule: str = argument(
         "steps",
@@ -132,11 +136,13 @@ class TrainingArguments:
         help="seconds a process waits for the others before it gives up",
         group="log, checkpoints, end",
         at_least=1,
+        semantic=False,
     )
     trackers: list[str] = argument(
         ["tensorboard"],
         help="accelerate's trackers: tensorboard and trackio work offline; wandb…; none",
         group="log, checkpoints, end",
+        semantic=False,
     )
 
     def __post_init__(self) -> None:

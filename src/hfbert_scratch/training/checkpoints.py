@@ -2,7 +2,7 @@
 
 A checkpoint is a directory `step-N`: whatever the caller writes into it (a model directory that AutoModel opens,
 optimizer.safetensors, training_state.json), and a manifest.json with the size and SHA-256 of every file, itself
-checksummed. Whoever kills the process at whatever moment leaves the earlier checkpoints untouched.
+checksummed. A kill at any moment leaves earlier checkpoints intact.
 
 They are written while the run waits, on purpose: a copy in a thread would need the model's and the optimizer's memory
 once more on the host, and a run that ends on a signal would have to wait for it all the same.
@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 
 def write_checkpoint(
-    root: Path, step: int, write: Callable[[Path], None], keep: int, spare: int | None = None
+    root: Path, step: int, write: Callable[[Path], None], max_to_keep: int, protected_step: int | None = None
 ) -> Path:
     """Write a checkpoint, whole or not at all, and delete older ones.
 
@@ -39,8 +39,8 @@ def write_checkpoint(
         root: directory of the checkpoints; made if it is not there.
         step: optimizer step of the checkpoint, part of its name.
         write: writes its files into the directory that it gets.
-        keep: number of the newest checkpoints that stay, at least 1.
-        spare: step of a checkpoint that stays as well. None: no other stays.
+        max_to_keep: number of the newest checkpoints that stay, at least 1.
+        protected_step: step of a checkpoint that stays as well. None: no other stays.
 
     Returns:
         The checkpoint, root/step-N.
@@ -69,7 +69,7 @@ def write_checkpoint(
             raise
     steps = checkpoint_steps(root)
     # Later ones are of a run that fell back from them, because they are damaged.
-    kept = {spare, *[known for known in steps if known <= step][-keep:]}
+    kept = {protected_step, *[known for known in steps if known <= step][-max_to_keep:]}
     for old in steps:
         if old not in kept:
             _remove(root / f"step-{old}")

@@ -50,9 +50,14 @@ class EstimateArguments:
         help="time a few steps and an evaluation on this machine, print hours, tokens/s, memory and disk, and write "
         "nothing",
         group="estimate",
+        semantic=False,
     )
     price: float | None = argument(
-        None, help="with --estimate: price of all machines together, an hour", at_least=0, group="estimate"
+        None,
+        help="with --estimate: price of all machines together, an hour",
+        at_least=0,
+        group="estimate",
+        semantic=False,
     )
 
     def check_price(self) -> None:
@@ -145,15 +150,15 @@ class Rehearsal(Run):
     Args:
         planned: arguments of the run that is estimated; `self.planned`. Those of the rehearsal itself never evaluate,
             save or stop by time.
-        settings, last: as for `Run`.
+        fingerprint, end_training: as for `Run`.
     """
 
     records = False
     estimate: Estimate  # set by who times the steps, for a caller that made the run
 
-    def __init__(self, planned: Any, settings: dict[str, Any], *, last: bool = True):
+    def __init__(self, planned: Any, fingerprint: dict[str, Any], *, end_training: bool = True):
         changes = {"eval_every": NEVER, "save_every": NEVER, "trackers": [], "max_time": 0.0, "schedule": "steps"}
-        super().__init__(dataclasses.replace(planned, **changes), settings, last=last)
+        super().__init__(dataclasses.replace(planned, **changes), fingerprint, end_training=end_training)
         self.planned: TrainingArguments = planned
         self.arguments.log_every = STEPS_PER_READING["cpu" if self.device.type == "cpu" else "cuda"]
         self._is_timing = False

@@ -55,7 +55,7 @@ class TrainingMetrics:
     def add(self, outputs: Any) -> None:
         """Add the losses of one micro-batch."""
         self.parts_seen = [name for name in self.PARTS if getattr(outputs, name, None) is not None]
-        # The first of PARTS; one sum for all of them.
+        # `parts_seen` is a prefix of PARTS: add all losses in one operation.
         losses = [getattr(outputs, name).detach() for name in self.parts_seen]
         self.losses[: len(losses)] += torch.stack(losses)
 

@@ -18,14 +18,14 @@ from torch import nn
 from ..model.gpu import can_compile
 from ..model.layout_hfbert import has_varlen_kernel
 from ..model.onednn import has_onednn, onednn_is_faster, onednn_speed
-from ..utils.arguments import save_arguments
+from ..utils.arguments import non_semantic_arguments, save_arguments
 from ..utils.directories import atomic_directory, own_directory
 from ..utils.environment import disable_malloc_trim, hardware, hub_commits, versions
 from ..utils.errors import CheckpointError, DivergenceError, InputError
 from ..utils.files import differences, read_json, write_json, write_text, writing
 from ..utils.progress import TrainingBar, fold
 from .accelerator import compute_dtype, create_accelerator, precision_name
-from .arguments import AUTO, COMPILE, NON_SEMANTIC_ARGUMENTS, SWITCH, TrainingArguments
+from .arguments import AUTO, COMPILE, SWITCH, TrainingArguments
 from .checkpoints import checkpoint_steps, newest_checkpoint, optimizer_tensors, write_checkpoint
 from .distributed import StopController, first_process_says
 from .fsdp import full_state_dict, is_sharded, meta_copy
@@ -57,9 +57,9 @@ class Run:
 
     Args:
         arguments: the options.
-        settings: facts beyond the options that a resumed run must share with the checkpoints (hashes of data and
-            tokenizer).
-        last: no other run follows in these processes.
+        fingerprint: facts beyond the options that a resumed run must share with the checkpoints (hashes of data and
+            tokenizer); with the options and choices they are `self.settings`.
+        end_training: no other run follows in these processes.
 
     Raises:
         InputError: if the launch does not fit the options.
@@ -69,11 +69,11 @@ class Run:
     # Whether anything is written to the directory. A run that only times its steps leaves it as it is.
     records = True
 
-    def __init__(self, arguments: TrainingArguments, settings: dict[str, Any], *, last: bool = True):
+    def __init__(self, arguments: TrainingArguments, fingerprint: dict[str, Any], *, end_training: bool = True):
         if self.records and getattr(arguments, "estimate", False):
             raise InputError("this run cannot be estimated; leave --estimate out")
         self.arguments = arguments
-        self.last = last
+        self._end_training = end_training
         self.directory = Path(arguments.output_dir)
         disable_malloc_trim()
         recorded = self.recorded = self._recorded_settings()
@@ -97,7 +97,7 @@ class Run:
                 setattr(arguments, name, recorded[name])
         self._choose_ways(recorded)
         self._choose_onednn(recorded)
-        self.settings = json.loads(json.dumps(self._fixed_arguments() | settings))
+        self.settings = json.loads(json.dumps(self._fixed_arguments() | fingerprint))
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.best_by: tuple[str, Callable[..., Any]] | None = None
@@ -122,9 +122,9 @@ class Run:
             size = self.arguments.micro_batch_size
             raise out_of_memory(self.device, self.progress.step, size, error[1]) from error[1]
         if error[0] is None:  # after an error the other processes may not come to this point
-            if self.last:
+            if self._end_training:
                 self.accelerator.end_training()
-            for tracker in [] if self.last else self.accelerator.trackers:
+            for tracker in [] if self._end_training else self.accelerator.trackers:
                 tracker.finish()
 
     @cached_property
@@ -223,7 +223,7 @@ class Run:
                 self._log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
             return None
         state = read_json(checkpoint / "training_state.json", "checkpoint")
-        # An argument that came later than the run has the default that is what was done before.
+        # Options added after the checkpoint was written count as their defaults, which reproduce the old behaviour.
         defaults = {field.name: field.default for field in dataclasses.fields(self.arguments)}
         defaults |= {"packing": False, "compile": False, "onednn": self.settings["onednn"]}
         defaults["max_time"] = self.arguments.max_time  # was not compared in runs by time
@@ -255,15 +255,15 @@ class Run:
             DivergenceError: if a weight is not finite; nothing is written.
             OutputError: if the checkpoint cannot be written; earlier ones are intact.
         """
-        keep = self.arguments.keep_checkpoints
+        max_to_keep = self.arguments.keep_checkpoints
         self.progress.elapsed = self.stopping.seconds()
-        if keep:
+        if max_to_keep:
             plain, weights = self._to_save(model)
             unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
             sharded = is_sharded(unwrapped)
             if self.is_main or sharded:
                 moments = optimizer_tensors(getattr(optimizer, "optimizer", optimizer), unwrapped, self.is_main)
-        if self.writes and keep:
+        if self.writes and max_to_keep:
             self._require_finite(weights or plain.state_dict())
             state = {
                 "settings": self.settings,
@@ -279,7 +279,7 @@ class Run:
                 save_file(moments, directory / "optimizer.safetensors")
                 (directory / "training_state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
-            write_checkpoint(self.checkpoints, self.progress.step, write, keep, spare=self.best_step)
+            write_checkpoint(self.checkpoints, self.progress.step, write, max_to_keep, self.best_step)
         self.accelerator.wait_for_everyone()
 
     @property
@@ -455,10 +455,10 @@ class Run:
         self.print(f"{name} {size}: the largest that fits into memory")
 
     def _fixed_arguments(self) -> dict[str, Any]:
-        free = set(NON_SEMANTIC_ARGUMENTS)
+        free = set(non_semantic_arguments(type(self.arguments)))
         if self.arguments.schedule == "time":
-            free.remove("max_time")  # the learning rate falls with it
-        fixed = {k: v for k, v in dataclasses.asdict(self.arguments).items() if k not in free}
+            free.discard("max_time")  # the learning rate falls with it
+        fixed = {name: value for name, value in dataclasses.asdict(self.arguments).items() if name not in free}
         ways = {"packing": self.packing, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
         ways["onednn"] = self.onednn
         return fixed | {"precision": self.precision} | ways
@@ -471,10 +471,10 @@ def _compare_settings(checkpoint: Path, written: dict[str, Any], asked: dict[str
         for settings in (written, asked)
     )
     if differing := differences(*compared):
-        longer = "max_steps" in differing and "; to train on, start a new run with --model"
+        is_longer = written.get("max_steps") != asked.get("max_steps")
+        hint = "; to train on, start a new run with --model" if is_longer else ""
         raise CheckpointError(
-            f"{checkpoint} belongs to a run with other settings ({differing}); use those, or another output_dir"
-            f"{longer or ''}"
+            f"{checkpoint} belongs to a run with other settings ({differing}); use those, or another output_dir{hint}"
         )
 
 

@@ -119,6 +119,7 @@ def argument(
     below: float | None = None,
     choices: Sequence[Any] = (),
     parse: Callable[[str], Any] | None = None,
+    semantic: bool = True,
     **options: Any,
 ) -> Any:
     """Declare an option: a dataclass field with its help text; without a default it is required.
@@ -132,9 +133,11 @@ def argument(
         at_least, above, at_most, below: Bounds, checked by `check_arguments`; None always passes.
         choices: The values there are.
         parse: Turns the word of the command line into the value, in place of the type.
+        semantic: Whether it changes what a run learns; a resumed run may have another value of one that does not.
         options: Further options of `dataclasses.field`.
 
-    A subclass that declares the option again inherits bounds, group and parser, unless it gives others.
+    A subclass that declares the option again inherits bounds, group and parser, unless it gives others, and that it
+    is not semantic.
     """
     options["metadata"] = {
         "help": help,
@@ -142,6 +145,7 @@ def argument(
         "group": group,
         "limits": Limits(at_least, above, at_most, below, tuple(choices)),
         "parse": parse,
+        "is_free": not semantic,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), **options)
@@ -157,6 +161,11 @@ def check_arguments(arguments: Any) -> None:
             continue
         if not all(map(limits.hold, value if isinstance(value, list | tuple) else [value])):
             raise InputError(f"{field.name} is {value}; it must be {limits}")
+
+
+def non_semantic_arguments(cls: Any) -> set[str]:
+    """Return the names of the options of a dataclass that do not change what a run learns."""
+    return {field.name for field in dataclasses.fields(cls) if _declared(cls, field.name, "is_free")}
 
 
 def parse_arguments(
