@@ -1,5 +1,6 @@
 """The pictures a run leaves behind. Without matplotlib it leaves none, and says so."""
 
+import gc
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -50,6 +51,7 @@ class LiveCurves:
         start = time.monotonic()
         if start - self._drawn >= self.SHARE * self._cost:
             self.draw()
+            gc.collect()  # a figure's parts refer to each other, and training leaves the collector little to do
             self._drawn = time.monotonic()
             self._cost = self._drawn - start
 
