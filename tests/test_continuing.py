@@ -178,7 +178,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(pretrain, inputs, tmp_p
         state["settings"] |= earlier
         (directory / "training_state.json").write_text(json.dumps(state))
 
-    write_checkpoint(checkpoints, 1, as_before, keep=1)
+    write_checkpoint(checkpoints, 1, as_before, max_to_keep=1)
     assert pretrain(tmp_path / "run", **own, max_time=1e-9) == 75, "the same command, without these options"
     written = tmp_path / "saved.yaml"
     written.write_text(yaml.safe_dump(earlier))

@@ -268,4 +268,4 @@ def test_a_stale_run_ends_and_a_killed_one_ends_at_the_same_step(model, data, tm
 def test_a_sweep_refuses_options_that_choose_a_step(model, data, tmp_path, monkeypatch, capsys):
     line = options("cola", data, model, tmp_path / "sweep", early_stopping=2)
     assert call(monkeypatch, "sweep", line) == 2
-    assert "a sweep scores trials at their last step" in capsys.readouterr().err
+    assert "every trial is scored at its last step" in capsys.readouterr().err
