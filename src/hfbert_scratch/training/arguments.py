@@ -91,8 +91,8 @@ class TrainingArguments:
     )
     packing: str = argument(
         "auto",
-        help="true: a micro-batch's sequences one behind the other in one row, without padding, so that attention on "
-        "a GPU in bfloat16 is PyTorch's flash kernel for sequences of any length; false; or auto: where it is that",
+        help="true: concatenate a micro-batch's sequences into one row without padding, for variable-length attention "
+        "kernels; false; or auto: true on GPUs in bfloat16 (Ampere or later), else false",
         group="speed and memory",
         choices=tuple(SWITCH),
     )
