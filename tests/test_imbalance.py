@@ -60,10 +60,10 @@ def test_several_labels_are_learnt_tuned_reported_and_evaluated_again(finetune, 
     own = topics(tmp_path / "data")
     output = tmp_path / "run"
     by = "average_precision"  # the order of rows is learnt before they are on the right sides of a half
-    assert finetune(output, "custom-multilabel", own, max_steps=60, learning_rate=1e-2, metric_for_best=by) == 0
+    assert finetune(output, "custom-multilabel", own, max_steps=80, learning_rate=1e-2, metric_for_best=by) == 0
     results = read(output / "results.json")
     scores, tuned = results["scores"]["validation"], results["thresholds"]
-    assert scores["f1_micro"] > 0.75 > results["majority_baseline"]["validation"]["f1_micro"]
+    assert scores["f1_micro"] > 0.8 > results["majority_baseline"]["validation"]["f1_micro"]
     assert scores["average_precision"] > 0.95 and tuned["f1_macro"] > 0.95
     assert tuned["value"].keys() == {"bad", "good"} and tuned["f1_macro"] >= scores["f1_macro"]
     assert results["report"]["validation"]["classes"]["good"]["f1"] > 0.9

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..tasks import DataArguments, FeatureSettings, Task
-from ..training.arguments import TrainingArguments
+from ..training.arguments import TrainingArguments, largest_micro_batch
 from ..training.estimate import EstimateArguments
 from ..utils.arguments import argument
-from ..utils.environment import process_count
 from ..utils.errors import InputError
 
 
@@ -118,7 +117,9 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
         # Batches cross the ends of epochs, as in the original code; an incomplete last batch is dropped.
         max_steps = max(1, int(rows * epochs / batch_size)) if self.max_steps is None else self.max_steps
         learning_rate = defaults.learning_rates[0] if self.learning_rate is None else self.learning_rate
-        micro_batch_size = _default_micro_batch(batch_size) if self.micro_batch_size is None else self.micro_batch_size
+        micro_batch_size = self.micro_batch_size
+        if micro_batch_size is None:
+            micro_batch_size = largest_micro_batch(batch_size, at_most=32)
         eval_every = self.eval_every or -(-rows // batch_size)
         return dataclasses.replace(
             self,
@@ -149,10 +150,3 @@ class FinetuningArguments(TrainingArguments, DataArguments, EstimateArguments):
             cache_dir=self.cache_dir,
             in_memory=self.estimate,
         )
-
-
-def _default_micro_batch(batch_size: int) -> int:
-    """Return the largest size up to 32 that divides the share of every process; 1 for shares that are not equal."""
-    processes = process_count()
-    share = batch_size // processes
-    return next((size for size in range(min(share, 32), 0, -1) if batch_size % (size * processes) == 0), 1)

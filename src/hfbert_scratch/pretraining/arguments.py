@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..corpus.arguments import PretrainingDataArguments
-from ..training.arguments import AUTO, TrainingArguments, check_divides
+from ..training.arguments import AUTO, TrainingArguments, check_divides, largest_micro_batch
 from ..training.estimate import EstimateArguments
 from ..utils.arguments import argument
-from ..utils.environment import process_count
 from ..utils.errors import InputError
 
 
@@ -191,10 +190,8 @@ class PretrainingArguments(TrainingArguments, PretrainingDataArguments, Estimate
         if not long_micro and self.micro_batch_size == AUTO:
             long_micro = AUTO
         elif not long_micro:
-            most = self.micro_batch_size * self.max_seq_length // self.long_max_seq_length
-            processes = process_count()
-            fitting = (size for size in range(1, most + 1) if self.batch_size % (size * processes) == 0)
-            long_micro = max(fitting, default=1)
+            tokens = self.micro_batch_size * self.max_seq_length
+            long_micro = largest_micro_batch(self.batch_size, tokens // self.long_max_seq_length)
         return [
             Phase(self.max_seq_length, self.batch_size, self.micro_batch_size, border),
             Phase(self.long_max_seq_length, self.batch_size, long_micro, self.max_steps),

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ..utils.arguments import argument, check_arguments
+from ..utils.environment import process_count
 from ..utils.errors import InputError
 from .distributed import TIMEOUT_SECONDS
 from .optimizers import OPTIMIZERS
@@ -173,3 +174,14 @@ def check_divides(batch_size: int, micro_batch_size: int) -> None:
     """Raise InputError unless a global batch is a whole number of micro-batches."""
     if micro_batch_size != AUTO and batch_size % micro_batch_size:
         raise InputError(f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}")
+
+
+def largest_micro_batch(batch_size: int, at_most: int) -> int:
+    """Return the largest micro-batch that all processes can share, or 1 where there is none.
+
+    Args:
+        batch_size: examples of a step, over all processes.
+        at_most: examples of a micro-batch.
+    """
+    processes = process_count()
+    return next((size for size in range(at_most, 0, -1) if batch_size % (size * processes) == 0), 1)

@@ -99,8 +99,6 @@ class StopController:
     def __init__(self, accelerator: Accelerator, max_minutes: float = 0, is_budget: bool = False):
         self.accelerator = accelerator
         self.reason = "a signal or the time limit of another process"
-        # Only CUDA has the events to read a vote late; other devices are waited for.
-        self._votes_late = accelerator.device.type == "cuda"
         self.signalled = False
         self._ended = ""
         self._handlers: dict[int, Any] = {}
@@ -187,7 +185,7 @@ class StopController:
 
     def _agree(self, votes: torch.Tensor) -> list[float]:
         """On a GPU every process reads the votes one step late, so that none waits for its device."""
-        if not self._votes_late:
+        if votes.device.type != "cuda":  # other devices lack the events for that, and are waited for
             return votes.tolist()
         host = torch.empty(votes.shape, dtype=votes.dtype, pin_memory=True)
         host.copy_(votes, non_blocking=True)

@@ -291,14 +291,13 @@ def time_steps(
         cache_bytes=cache_bytes,
         **_memory_and_disk(run, model, optimizer, sum(stretch.steps for stretch in stretches)),
     )
-    if run.planned.schedule == "steps":
-        return estimate
+    return _within_max_time(run, estimate) if run.planned.schedule == "time" else estimate
+
+
+def _within_max_time(run: Rehearsal, estimate: Estimate) -> Estimate:
+    """Cut a run at the time it has, which begins when it opens its directory and not with the launch."""
     python_start = run.stopping.seconds_since_launch() - run.stopping.seconds()
-    return _within(60 * run.planned.max_time + python_start, estimate)
-
-
-def _within(budget: float, estimate: Estimate) -> Estimate:
-    """Cut a run at the time it has."""
+    budget = 60 * run.planned.max_time + python_start
     share = (budget - estimate.start_seconds) / (estimate.seconds - estimate.start_seconds)
     if share >= 1:
         return estimate
