@@ -6,9 +6,9 @@
 Figures stand by card; a case that was measured again replaces its older figures, each with its date and versions.
 """
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,10 @@ def fastest_way(cases: dict[tuple[str, ...], dict[str, Any]], size: str, shape: 
 @command_line
 def main() -> None:
     """Merge, then write the table into docs/benchmarks.md."""
-    for folder in sys.argv[1:]:
-        add(Path(folder))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, help="of make gpu, to be merged")
+    for folder in parser.parse_args().folders:
+        add(folder)
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     write_text(PAGE, before + BEGIN + table() + END + rest.split(END)[1])

@@ -1,10 +1,11 @@
 """All benchmarks one after another: fills results.json and draws results.png; `make bench`.
 
-    python benchmarks/run_all.py [--table]    # --table: only print the table of docs/benchmarks.md from results.json
+    python benchmarks/run_all.py [--table]
 
 Nothing else should run beside it: with two cores, anything that does is measured too.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -42,7 +43,9 @@ BENCHMARKS = (
 
 def main() -> None:
     """Run, draw, print."""
-    if "--table" not in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="only print docs/benchmarks.md's table from results.json")
+    if not parser.parse_args().table:
         for script, *options in BENCHMARKS:
             subprocess.run([sys.executable, str(Path(__file__).parent / script), *options], check=True)
         draw()

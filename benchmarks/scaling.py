@@ -8,9 +8,9 @@ ASSUMED are other people's published figures, prices and datasheets. benchmarks/
 GPU; whole pretrainings and several GPUs are on paper alone.
 """
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,7 +290,9 @@ def figures() -> str:
 
 def main() -> None:
     """Print, or write into the document."""
-    if "--write" in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the figures into docs/scaling.md, too")
+    if parser.parse_args().write:
         before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
         DOCUMENT.write_text(before + BEGIN + "\n" + figures() + "\n" + END + rest.split(END)[1], encoding="utf-8")
     print(figures())

@@ -83,10 +83,17 @@ class SweepArguments(FinetuningArguments):
     def trials(self, task: Task) -> list[dict[str, Any]]:
         """Build the grid, seeds innermost, so that settings are completed one after another."""
         defaults = task.defaults
+        epochs = [self.epochs] if self.epochs else self.epoch_counts or defaults.epochs
+        if self.max_steps and len(epochs) > 1:
+            counts = ", ".join(f"{count:g}" for count in epochs)
+            raise InputError(
+                f"max_steps {self.max_steps} makes trials of {counts} epochs the same; leave it out, or name one "
+                "number with --epochs"
+            )
         grid = itertools.product(
             [self.learning_rate] if self.learning_rate else self.learning_rates or defaults.learning_rates,
             [self.batch_size] if self.batch_size else self.batch_sizes or defaults.batch_sizes,
-            [self.epochs] if self.epochs else self.epoch_counts or defaults.epochs,
+            epochs,
             self.seeds,
         )
         names = ("learning_rate", "batch_size", "epochs", "seed")

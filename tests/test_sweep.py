@@ -109,6 +109,7 @@ def test_a_trial_that_diverges_or_learns_nothing_is_marked(inputs, tmp_path, mon
         ({"learning_rate": 1e-3}, 2, "learning_rate and learning_rates are both given"),
         ({"seed": 7}, 2, "--seed is not an option of this command: name the seeds of the trials with --seeds"),
         ({"early_stopping": 2}, 2, "--early_stopping is not an option of this command: every trial is scored"),
+        ({"max_steps": 4, "epoch_counts": [2, 3]}, 2, "max_steps 4 makes trials of 2, 3 epochs the same"),
         ({"eval_every": 5}, 2, "eval_every and save_every go with keep_checkpoints 1"),
         ({"max_seq_length": 32}, 6, "max_seq_length: 64 there, 32 now"),
     ],
