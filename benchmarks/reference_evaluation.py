@@ -5,9 +5,9 @@
 Fine-tunes the checkpoint, and the same architecture from random weights, with the same settings: tasks × seeds, one
 rate and length of training for all. The other yardsticks: the most frequent answer; and, with scikit-learn, logistic
 regression on counts of words and pairs of words (ridge regression for STS-B; on the word, its neighbours, its shape
-and its ending for NER). All are scored on validation; a model by its best evaluation there, as `recipes/finetune.py`
-keeps it. data_dir/<task> holds the data. Writes results.json, results.md and results.png. Killed at any moment, the
-same command goes on.
+and its ending for NER; nothing for questions about a text, whose most frequent answer is no answer). All are scored on
+validation; a model by its best evaluation there, as `recipes/finetune.py` keeps it. data_dir/<task> holds the data.
+Writes results.json, results.md and results.png. Killed at any moment, the same command goes on.
 """
 
 import dataclasses
@@ -110,14 +110,16 @@ def score_of(arguments: FinetuningArguments, data: TaskData) -> float:
 def yardsticks(data: TaskData) -> dict[str, Any]:
     """Score the most frequent answer and a linear model of words."""
     task, train, validation = data.task, data.raw["train"], data.raw["validation"]
-    predict = tag_words if task.tags_words else classify_texts
-    words = without_warnings(task.score, validation, predict(task, train, validation))
-    return {
+    scores = {
         "metric": task.main_metric,
         "scale": task.score_scale,
         "majority": majority_baseline(task, train, validation)[task.main_metric],
-        "words": words[task.main_metric],
     }
+    if not task.answers_questions:
+        predict = tag_words if task.tags_words else classify_texts
+        words = without_warnings(task.score, validation, predict(task, train, validation))
+        scores["words"] = words[task.main_metric]
+    return scores
 
 
 def classify_texts(task: Any, train: Any, validation: Any) -> list[Any]:
@@ -182,7 +184,7 @@ def write_results(directory: Path, arguments: EvaluationArguments, table: dict[s
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for task, row in table.items():
-        cells = [f"{row['scale'] * row[name]:.1f}" for name in ("majority", "words")]
+        cells = [f"{row['scale'] * row[name]:.1f}" if name in row else "–" for name in ("majority", "words")]
         cells += [mean_and_deviation([row["scale"] * score for score in row[kind]]) for kind in ("random", "model")]
         lines.append(f"| {task} | {row['metric']} | {' | '.join(cells)} |")
     write_text(directory / "results.md", "\n".join(lines) + "\n")
@@ -195,6 +197,8 @@ def draw(path: Path, table: dict[str, dict[str, Any]]) -> None:
     figure, axis = plt.subplots(figsize=(1.4 * len(table) + 2, 4.2), layout="constrained")
     for place, (name, label) in enumerate(COLUMNS.items()):
         for number, row in enumerate(table.values()):
+            if name not in row:
+                continue
             scores = [row["scale"] * score for score in (row[name] if isinstance(row[name], list) else [row[name]])]
             left = number + 0.2 * (place - 1.5)
             axis.bar(left, statistics.fmean(scores), 0.19, color=f"C{place}", label=label if number == 0 else None)

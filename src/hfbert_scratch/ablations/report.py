@@ -146,7 +146,8 @@ def _judged(result: PairedDifference) -> dict[str, Any]:
         verdict = "undecided: too few examples for so small a difference, whatever the seeds"
     else:
         # The interval may touch 0 although the formula, which knows no draws, would just exclude it.
-        verdict = f"undecided: about {max(result.more_seeds, 1)} more seeds"
+        seeds = max(result.more_seeds, 1)
+        verdict = f"undecided: about {seeds} more {'seed' if seeds == 1 else 'seeds'}"
     points = {"difference": result.difference, "low": result.low, "high": result.high}
     return {name: round(100 * value, 3) for name, value in points.items()} | {
         "verdict": verdict,
