@@ -103,7 +103,7 @@ def score_of(arguments: FinetuningArguments, data: TaskData) -> float:
         results = fine_tune(resolved, data, save_model=False)
         if results is None:
             sys.exit(STOPPED)
-        write_json(path, results)
+        write_json(path, {name: value for name, value in results.items() if name != "predictions"})
     return float(read_json(path, "scores")["scores"]["validation"][data.task.main_metric])
 
 
