@@ -52,7 +52,8 @@ def test_every_head_trains_and_opens_again(case, tmp_path):
     again = type(model).from_pretrained(tmp_path).eval()
     assert again.config.bilstm
     for name, tensor in tensors(again(**inputs)).items():
-        assert torch.equal(tensor, tensors(outputs)[name]), name
+        # Not bit for bit: the LSTM's product rounds otherwise where weights begin at another offset of a cache line.
+        torch.testing.assert_close(tensor, tensors(outputs)[name], msg=name)
 
 
 def test_what_it_cannot_be_is_refused(tmp_path):
