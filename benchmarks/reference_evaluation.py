@@ -12,13 +12,13 @@ Writes results.json, results.md and results.png. Killed at any moment, the same 
 
 import dataclasses
 import json
-import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from scipy.sparse import hstack
 from sklearn.feature_extraction import FeatureHasher
@@ -196,14 +196,12 @@ def draw(path: Path, table: dict[str, dict[str, Any]]) -> None:
     """Draw the four scores of every task, with a dot for every seed."""
     figure, axis = plt.subplots(figsize=(1.4 * len(table) + 2, 4.2), layout="constrained")
     for place, (name, label) in enumerate(COLUMNS.items()):
-        for number, row in enumerate(table.values()):
-            if name not in row:
-                continue
-            scores = [row["scale"] * score for score in (row[name] if isinstance(row[name], list) else [row[name]])]
-            left = number + 0.2 * (place - 1.5)
-            axis.bar(left, statistics.fmean(scores), 0.19, color=f"C{place}", label=label if number == 0 else None)
-            if len(scores) > 1:
-                axis.plot([left] * len(scores), scores, ".", color="black", markersize=4)
+        rows = {number + 0.2 * (place - 1.5): row for number, row in enumerate(table.values()) if name in row}
+        scores = {left: np.atleast_1d(row[name]) * row["scale"] for left, row in rows.items()}
+        axis.bar(list(scores), [seeds.mean() for seeds in scores.values()], 0.19, color=f"C{place}", label=label)
+        for left, seeds in scores.items():
+            if len(seeds) > 1:
+                axis.plot([left] * len(seeds), seeds, ".", color="black", markersize=4)
     axis.set_xticks(range(len(table)), [f"{task}\n{row['metric']}" for task, row in table.items()])
     axis.set(ylabel="score on validation", title="The same data, fine-tuned with and without pretraining")
     axis.legend(ncols=2, fontsize="small")

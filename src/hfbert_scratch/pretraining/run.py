@@ -68,7 +68,7 @@ def estimate_pretraining(arguments: PretrainingArguments, *, end_training: bool 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a run reads. `other`: a second corpus to evaluate, if there is one."""
+    """A run's tokenizer, the corpora it trains on, and, with also_evaluate, a second text to evaluate."""
 
     tokenizer: Any
     mixture: Mixture
